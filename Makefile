@@ -1,0 +1,39 @@
+# Everything a fresh clone needs: `make test`, `make demo`. Both install for themselves.
+PYTHON ?= python3
+VENV ?= .venv
+OLDEST ?= $(VENV)-oldest
+
+# A second thread that waits by spinning makes shared cores slower, and results depend on the number of threads.
+TEST_ENV = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: install install-oldest test lint demo clean
+
+install: $(VENV)/.installed
+install-oldest: $(OLDEST)/.installed
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt tools/torchvision_cpu_hook.py
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q -c constraints.txt torch -e ".[dev]"
+	$(VENV)/bin/python tools/torchvision_cpu_hook.py --install
+	touch $@
+
+$(OLDEST)/.installed: setup.cfg pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install -q -c constraints-oldest.txt torch -e ".[test]"
+	touch $@
+
+test: install install-oldest
+	$(TEST_ENV) $(VENV)/bin/python -m pytest
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(TEST_ENV) $(OLDEST)/bin/python -m pytest
+
+lint: install
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+demo: install
+	$(VENV)/bin/python examples/quickstart.py --output_dir demo
+
+clean:
+	rm -rf $(VENV) $(OLDEST) demo build *.egg-info

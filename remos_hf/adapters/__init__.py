@@ -1,0 +1,1 @@
+"""From someone's model to the questions we ask of it."""

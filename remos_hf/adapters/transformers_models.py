@@ -1,0 +1,125 @@
+"""Models of transformers: where the body ends, which positions are padding, how weights start."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from remos_hf.adapters.base import Adapter
+from remos_hf.errors import UnsupportedModelError
+from remos_hf.layers import Layer, sliceable_layers
+
+# The last name component (or two) of layers that write to the residual stream, in the architectures of transformers.
+_STREAM_WRITERS = (
+    "output.dense",  # BERT, RoBERTa, ELECTRA, ViT: attention.output.dense and output.dense
+    "o_proj",  # LLaMA, Mistral, Qwen, Gemma
+    "down_proj",
+    "out_proj",  # BART, CLIP, GPT-Neo, OPT
+    "fc2",
+    "c_proj",  # GPT-2
+    "Wo",  # ModernBERT
+    "out_lin",  # DistilBERT
+    "lin2",
+    "dense_4h_to_h",  # BLOOM, GPT-NeoX
+    "attention.dense",
+)
+# Key and value projections of cross-attention: they read the encoder's positions inside the decoder.
+_CROSS_ATTENTION_READERS = ("encoder_attn.k_proj", "encoder_attn.v_proj", "EncDecAttention.k", "EncDecAttention.v")
+
+
+class TransformersAdapter(Adapter):
+    """A `PreTrainedModel`. Its head is all that lies outside the base model, and the base model's pooler.
+
+    Source: the ReMoS artifact leaves the pooler and the classifier alone (NLP
+        nc_prune/coverage/pytorch_wrapper.py:137).
+    """
+
+    def _find_head(self) -> tuple[str, ...]:
+        body = self.model.base_model
+        prefix = next((name for name, module in self.model.named_modules() if module is body), "")
+        outside = [
+            name for name, _ in self.model.named_children() if prefix and not f"{prefix}.".startswith(f"{name}.")
+        ]
+        pooler = [f"{prefix}.{name}".lstrip(".") for name, _ in body.named_children() if name == "pooler"]
+        return (*outside, *pooler)
+
+    def layers(self, *, embeddings: bool = False) -> dict[str, Layer]:
+        """Find the weights outside the head that can be sliced, by module name in registration order."""
+        config = self.model.config.get_text_config()
+        heads = getattr(config, "num_attention_heads", 0) or 0
+        return sliceable_layers(
+            self.model,
+            exclude=self.head,
+            embeddings=self._embedding_names() if embeddings else (),
+            num_heads=heads,
+            qkv_sizes=_qkv_sizes(config, heads),
+        )
+
+    def _embedding_names(self) -> tuple[str, ...]:
+        tokens = self.model.get_input_embeddings()
+        return tuple(name for name, module in self.model.named_modules() if module is tokens)
+
+    def _is_label(self, key: str) -> bool:
+        # An encoder-decoder makes its decoder's inputs from the labels.
+        return super()._is_label(key) and not self.model.config.is_encoder_decoder
+
+    def position_masks(self, batch: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any batch
+        """Say which positions are real; in a decoder fed with labels, those whose label is not -100."""
+        masks = super().position_masks(batch)
+        if not self.model.config.is_encoder_decoder or not isinstance(batch, Mapping):
+            return masks
+        given, labels = batch.get("decoder_attention_mask"), batch.get("labels")
+        if isinstance(given, Tensor):
+            masks["decoder"] = given.bool()
+        elif isinstance(labels, Tensor) and labels.dim() == 2:
+            masks["decoder"] = labels != -100
+        return masks
+
+    def positions_of(self, layer_name: str) -> str:
+        """Name the sequence a layer runs on: "decoder" in the decoder of an encoder-decoder, else "input"."""
+        in_decoder = self.model.config.is_encoder_decoder and "decoder" in layer_name.split(".")
+        return "decoder" if in_decoder and not layer_name.endswith(_CROSS_ATTENTION_READERS) else "input"
+
+    def blocks(self) -> dict[str, nn.Module]:
+        """Give the blocks between which `output_hidden_states` looks: the first list as long as the layer count."""
+        config = self.model.config.get_text_config()
+        count = getattr(config, "num_hidden_layers", None)
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.ModuleList) and len(module) == count:
+                return {f"{name}.{index}": block for index, block in enumerate(module)}
+        raise UnsupportedModelError(
+            f"{type(self.model).__name__} has no list of {count} blocks, so its hidden states cannot be matched with "
+            "its layers. Use source='hooks'."
+        )
+
+    def writes_to_stream(self, layer: Layer) -> bool:
+        """Whether a layer's output is added to the hidden state, known by the names that transformers gives."""
+        return layer.name.endswith(_STREAM_WRITERS)
+
+    def fresh_weight(self, layer: Layer, generator: torch.Generator) -> Tensor:
+        """Draw from N(0, initializer_range), as transformers starts its layers. Shape of the weight, on the CPU."""
+        std = getattr(self.model.config.get_text_config(), "initializer_range", None)
+        if std is None:
+            return super().fresh_weight(layer, generator)
+        return torch.empty(layer.weight.shape).normal_(std=std, generator=generator)
+
+
+def _qkv_sizes(config: Any, heads: int) -> tuple[int, ...]:  # noqa: ANN401 - any model's config
+    if not heads:
+        return ()
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    key_value = (getattr(config, "num_key_value_heads", None) or heads) * head_dim
+    return (heads * head_dim, key_value, key_value)
+
+
+def adapter_for(model: nn.Module, head: tuple[str, ...] | None = None) -> Adapter:
+    """Pick the adapter for a model.
+
+    Args:
+        model: The module, before any wrapping.
+        head: Dotted names of the modules that are never sliced; None lets the adapter find them.
+    """
+    kind = TransformersAdapter if isinstance(model, PreTrainedModel) else Adapter
+    return kind(model, head)

@@ -1,0 +1,1 @@
+"""Which neurons the student's data uses."""

@@ -1,0 +1,79 @@
+"""One file beside a student: safetensors with JSON metadata and a checksum, written beside its place and renamed."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from remos_hf.errors import CorruptFileError
+
+
+def file_in(path: str | os.PathLike, name: str) -> Path:
+    """Give the path of a file that is named itself or by its folder."""
+    path = Path(path)
+    return path / name if path.is_dir() else path
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, metadata: Mapping[str, object]) -> Path:
+    """Write tensors and JSON metadata with a checksum over both; the old file stays until the new one is whole."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(metadata, sort_keys=True)
+    header = {"format": kind, "metadata": text, "checksum": _checksum(tensors, text)}
+    replace_file(path, save(tensors, metadata=header))
+    return path
+
+
+def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict]:
+    """Read what `write_tensors` wrote.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CorruptFileError: The file is truncated, of another kind, or does not match its checksum.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}. A student saved by RemosTrainer has it beside its weights.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CorruptFileError(
+            f"{path} cannot be read as safetensors ({error}). It is truncated or broken: fetch it again."
+        ) from error
+    if header.get("format") != kind:
+        raise CorruptFileError(
+            f"{path} should have the format {kind}, but says {header.get('format', 'nothing')!r}. "
+            "It is another file, or was written by another version of remos_hf."
+        )
+    if _checksum(tensors, header.get("metadata", "")) != header.get("checksum"):
+        raise CorruptFileError(f"{path} does not match its checksum: its contents were changed after it was written.")
+    return tensors, json.loads(header["metadata"])
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(memoryview(tensor.view(torch.uint8).flatten().numpy()))
+    return digest.hexdigest()
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file beside its place and rename it, so that whoever looks finds the old one or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,25 @@
+"""Errors that a caller may want to catch. Wrong arguments raise ValueError or TypeError instead."""
+
+
+class RemosError(Exception):
+    """Something about a model, a profile or a file does not allow the request; the message says what and what to do."""
+
+
+class LayerMismatchError(RemosError):
+    """A profile or a slice names other layers, or other shapes, than the model holds."""
+
+
+class TeacherMismatchError(RemosError):
+    """A profile or a slice was made from a teacher with other weights than the ones at hand."""
+
+
+class UnsupportedModelError(RemosError):
+    """A weight cannot be ranked: it is on the meta device, quantised, sharded, or computed by a parametrization."""
+
+
+class NonFiniteError(RemosError):
+    """A weight or an activation is NaN or infinite, so ranks mean nothing."""
+
+
+class CorruptFileError(RemosError):
+    """A sidecar file is truncated, tampered with, or not one of ours."""

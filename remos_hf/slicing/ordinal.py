@@ -1,0 +1,478 @@
+"""Exact ordinal ranks over all weights of a model, by counting instead of sorting.
+
+The score of a weight is its rank of coverage minus its rank of magnitude. No list of scores is made. Coverage ranks
+come from a histogram of integer sums, magnitude ranks from a histogram over the ordered bits of |w|. For one coverage
+sum the score falls as |w| grows, so keeping the best weights means: for every coverage sum, keep what lies below some
+magnitude. Those cuts are found in four steps, each a pass in chunks that are thrown away:
+
+1. histogram of magnitudes, fine enough that a bin holds about 1 weight in 10,000 (exact for 16-bit weights);
+2. a sample of scores brackets the wanted threshold;
+3. every weight outside the bracket is decided by one comparison; the few inside are written down;
+4. the handful whose bins straddle the threshold get their exact ranks.
+
+The sample only decides how many are written down: the result is exact for any bracket. Tables of shards add up to the
+table of the whole. Ranks are doubled, so that the mean rank of a tie group is an integer.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from remos_hf.coverage.profile import CoverageProfile
+from remos_hf.layers import Layer, largest_magnitude
+
+# Weights of a chunk: temporaries that stay in a CPU's cache; enough to fill a GPU.
+_CHUNK = {"cpu": 2**18, "cuda": 2**24}
+# Octaves below the largest magnitude that get bins of their own; what is smaller shares the lowest bin.
+_OCTAVES = 16
+_MANTISSA_BITS = 23
+# Trailing zero bits of a 16-bit weight when it is written as float32: one bin for each value.
+_ZERO_BITS = {torch.bfloat16: 16, torch.float16: 13}
+_SAMPLE = 2**17
+_WIDENINGS = (6.0, 60.0)  # half-widths of the bracket in standard deviations of the sample quantile, then everything
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A layer in the competition, with the coverage counts along its matrix view.
+
+    Attributes:
+        layer: The layer; its weight is read once a pass.
+        rows: Coverage counts of the matrix rows. Int32, shape (rows,); None if coverage plays no part.
+        columns: Coverage counts of the columns, for each group. Int32, shape (groups, columns); None likewise.
+    """
+
+    layer: Layer
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return self.layer.weight.numel()
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which weights were kept, and how well that meets the request.
+
+    Attributes:
+        bits: Kept weights of each entry, 1 bit each, lowest bit first, in memory order. Uint8, on the CPU.
+        num_kept: Number of kept weights.
+        tie_group: Number of weights that tied at the threshold and therefore went together; 1 if nothing tied.
+    """
+
+    bits: list[Tensor]
+    num_kept: int
+    tie_group: int
+
+
+def entries_of(layers: Sequence[Layer], profile: CoverageProfile | None) -> list[Entry]:
+    """Pair layers with the profile's counts, laid along their matrix views, on the weights' device."""
+    if profile is None:
+        return [Entry(layer) for layer in layers]
+    entries = []
+    for layer in layers:
+        counts = profile.input_counts[layer.name], profile.output_counts[layer.name]
+        rows, columns = layer.axis_counts(*(count.to(torch.int32) for count in counts))
+        device = layer.weight.device
+        entries.append(Entry(layer, rows.contiguous().to(device), columns.contiguous().to(device)))
+    return entries
+
+
+def select(entries: Sequence[Entry], num_reset: int, *, progress: bool = False) -> Selection:
+    """Keep all but the `num_reset` weights of the lowest ordinal score; ties share their mean rank and go together.
+
+    Args:
+        entries: The layers that compete, all with coverage counts or none. Without, score = -rank of magnitude.
+        num_reset: Number of weights to give up, in [0, weights]. Where the threshold falls into a tie group, the group
+            is kept or given up as a whole, whichever comes nearer.
+        progress: Show a bar on selections longer than two seconds.
+
+    Returns:
+        The kept weights.
+
+    Raises:
+        NonFiniteError: A weight is NaN or infinite.
+
+    Source:
+        ReMoS artifact, nc_weight_rank_pruner.py:53-156.
+        Differs: ties share their mean rank instead of going by traversal order, and ranks are exact beyond 2^24.
+    """
+    total = sum(entry.numel for entry in entries)
+    if num_reset <= 0:
+        largest_magnitude({entry.layer.name: entry.layer for entry in entries})
+        return Selection([pack(torch.ones(entry.numel, dtype=torch.bool)) for entry in entries], total, 1)
+    search = _Search(entries, progress)
+    for deviations in (*_WIDENINGS, None):
+        selection = search.run(num_reset, deviations)
+        if selection is not None:
+            return selection
+    raise AssertionError("an unbounded bracket holds every threshold")
+
+
+class _Search:
+    """One selection: its tables, and the passes over the weights."""
+
+    def __init__(self, entries: Sequence[Entry], progress: bool) -> None:
+        self.entries, self.progress = entries, progress
+        self.total = sum(entry.numel for entry in entries)
+        self.device = entries[0].layer.weight.device
+        self.coverage = _coverage_ranks(entries, self.device)
+        self.magnitudes = _MagnitudeTable.sized_for(entries, self.total)
+        for entry in self._each("Ranking magnitudes"):
+            for chunk in _chunks(entry, self.magnitudes.chunk(self.device)):
+                self.magnitudes.add(chunk.magnitudes())
+        self.magnitudes.close()
+
+    def run(self, num_reset: int, deviations: float | None) -> Selection | None:
+        low, high = self._bracket(num_reset, deviations)
+        decided = self._decide(low, high)
+        below = self.total - decided.num_kept - decided.num_open
+        place = num_reset - 1 - below  # of the threshold, among the open ones
+        if not 0 <= place < decided.num_open:
+            return None
+        return self._settle(decided, place)
+
+    def _each(self, what: str) -> Iterator[Entry]:
+        return tqdm(self.entries, desc=what, delay=2, disable=not self.progress, leave=False)
+
+    def _bracket(self, num_reset: int, deviations: float | None) -> tuple[int | None, int | None]:
+        """Guess from a sample two scores between which the num_reset-th lowest lies. None stands for infinity."""
+        if deviations is None or self.total <= 2 * _SAMPLE:
+            return None, None
+        scores = torch.cat([self._sampled_scores(entry) for entry in self.entries]).sort().values
+        share = num_reset / self.total
+        middle = share * len(scores)
+        reach = deviations * (len(scores) * share * (1 - share)) ** 0.5 + deviations
+        first, last = int(middle - reach), int(middle + reach) + 1
+        # A bin's scores spread by twice its weights; widening by the largest bin keeps the sample's rounding inside.
+        slack = 2 * int(self.magnitudes.counts.max())
+        low = int(scores[first]) - slack if first >= 0 else None
+        high = int(scores[last]) + slack if last < len(scores) else None
+        return low, high
+
+    def _sampled_scores(self, entry: Entry) -> Tensor:
+        step = max(1, self.total // _SAMPLE) | 1
+        matrix = entry.layer.as_matrix(entry.layer.weight)
+        places = torch.arange(0, matrix.numel(), step, device=self.device)
+        rows, columns = places // matrix.shape[1], places % matrix.shape[1]
+        bins = self.magnitudes.bin_of(_magnitudes(matrix[rows, columns]))
+        ranks = (self.magnitudes.lowest[bins] + self.magnitudes.highest[bins]) // 2
+        if entry.rows is None:
+            return -ranks
+        groups = rows // (matrix.shape[0] // entry.columns.shape[0])
+        return self.coverage[(entry.rows[rows] + entry.columns[groups, columns]).long()] - ranks
+
+    def _decide(self, low: int | None, high: int | None) -> "_Decided":
+        """Decide every weight whose score is certainly outside [low, high]; write down the others."""
+        keep_below, open_below = self.magnitudes.cuts(self.coverage, low, high)
+        decided = _Decided()
+        for number, entry in enumerate(self._each("Choosing weights")):
+            bits = torch.empty(entry.numel, dtype=torch.bool, device=self.device)
+            for chunk in _chunks(entry, _CHUNK.get(self.device.type, _CHUNK["cuda"])):
+                magnitudes, sums = chunk.magnitudes(), chunk.sums()
+                keep = magnitudes < (keep_below[0] if sums is None else keep_below.index_select(0, sums))
+                still_open = magnitudes < (open_below[0] if sums is None else open_below.index_select(0, sums))
+                bits[chunk.start : chunk.stop] = keep
+                places = torch.nonzero(still_open.logical_xor_(keep)).flatten()
+                if len(places):
+                    coverage = (
+                        self.coverage[sums[places].long()] if sums is not None else self.coverage.expand(len(places))
+                    )
+                    decided.note(number, places + chunk.start, coverage, magnitudes[places])
+            decided.bits.append(pack(bits))
+            decided.num_kept += int(bits.sum())
+        return decided
+
+    def _settle(self, decided: "_Decided", place: int) -> Selection:
+        """Find the exact threshold among the open weights and decide them."""
+        coverage, magnitudes = torch.cat(decided.coverage), torch.cat(decided.magnitudes)
+        bins = self.magnitudes.bin_of(magnitudes)
+        lowest, highest = coverage - self.magnitudes.highest[bins], coverage - self.magnitudes.lowest[bins]
+        at_least, at_most = (int(ends.kthvalue(place + 1).values) for ends in (lowest, highest))
+        straddles = (highest >= at_least) & (lowest <= at_most)
+        scores = highest[straddles]
+        if bool((lowest[straddles] != scores).any()):
+            scores = coverage[straddles] - self._exact_ranks(magnitudes[straddles])
+        surely_below = int((highest < at_least).sum())
+        threshold = int(scores.kthvalue(place - surely_below + 1).values)
+        less, equal = int((scores < threshold).sum()), int((scores == threshold).sum())
+        wanted = place - surely_below + 1 - less  # of the tie group, this many should go
+        ties_stay = wanted < equal - wanted
+        keep = lowest > at_most
+        keep[straddles] = scores >= threshold if ties_stay else scores > threshold
+        decided.keep(keep)
+        return Selection(decided.bits, decided.num_kept + int(keep.sum()), equal)
+
+    def _exact_ranks(self, wanted: Tensor) -> Tensor:
+        """Find the doubled mean rank of some magnitudes among all weights, by counting what shares their bins."""
+        table = self.magnitudes
+        values, inverse = torch.unique(wanted, return_inverse=True)
+        touched = torch.zeros(len(table.counts), dtype=torch.bool, device=self.device)
+        touched[table.bin_of(values)] = True
+        less = torch.zeros(len(values) + 1, dtype=torch.int64, device=self.device)
+        equal = torch.zeros_like(less)
+        for entry in self._each("Settling ties"):
+            for chunk in _chunks(entry, _CHUNK.get(self.device.type, _CHUNK["cuda"])):
+                magnitudes = chunk.magnitudes()
+                magnitudes = magnitudes[touched.index_select(0, table.bin_of(magnitudes))]
+                places = torch.searchsorted(values, magnitudes)
+                same = values[places.clamp(max=len(values) - 1)] == magnitudes
+                less += torch.bincount(places[~same], minlength=len(less))
+                equal += torch.bincount(places[same], minlength=len(less))
+        less, equal = less[:-1], equal[:-1]
+        counted = less.cumsum(0) + equal.cumsum(0) - equal  # weights in touched bins that are smaller
+        bins = table.bin_of(values)
+        in_lower_bins = (table.counts * touched).cumsum(0) - table.counts * touched
+        below = table.below[bins] + counted - in_lower_bins[bins]
+        return (2 * below + equal - 1)[inverse]
+
+
+@dataclass
+class _Chunk:
+    """Some whole rows of a layer's matrix view, flattened."""
+
+    matrix: Tensor
+    entry: Entry
+    first_row: int
+    last_row: int
+
+    @property
+    def start(self) -> int:
+        return self.first_row * self.matrix.shape[1]
+
+    @property
+    def stop(self) -> int:
+        return self.last_row * self.matrix.shape[1]
+
+    def magnitudes(self) -> Tensor:
+        """Absolute values as float32, in memory of their own. Shape (weights,)."""
+        return _magnitudes(self.matrix[self.first_row : self.last_row].reshape(-1))
+
+    def sums(self) -> Tensor | None:
+        """Coverage sum of each weight. Int32, shape (weights,)."""
+        if self.entry.rows is None:
+            return None
+        rows, columns = self.entry.rows[self.first_row : self.last_row, None], self.entry.columns
+        if len(columns) > 1:
+            per_group = self.matrix.shape[0] // len(columns)
+            columns = columns[torch.arange(self.first_row, self.last_row, device=rows.device) // per_group]
+        return (rows + columns).reshape(-1)
+
+
+def _chunks(entry: Entry, size: int) -> Iterator[_Chunk]:
+    matrix = entry.layer.as_matrix(entry.layer.weight)
+    step = max(1, size // matrix.shape[1])
+    for first in range(0, matrix.shape[0], step):
+        yield _Chunk(matrix, entry, first, min(first + step, matrix.shape[0]))
+
+
+def _magnitudes(weights: Tensor) -> Tensor:
+    return weights.abs() if weights.dtype == torch.float32 else weights.float().abs_()
+
+
+class _MagnitudeTable:
+    """Histogram over the ordered bits of |w|: for positive floats, order of bits is order of values.
+
+    A table that is filled from one shard adds to another's: `counts += other.counts` before `close`.
+    """
+
+    def __init__(self, base: int, shift: int, largest: float, device: torch.device) -> None:
+        self.base, self.shift = base, shift
+        top = int(torch.tensor(largest, dtype=torch.float32).view(torch.int32))
+        self.counts = torch.zeros((top - base >> shift) + 1, dtype=torch.int64, device=device)
+
+    @classmethod
+    def sized_for(cls, entries: Sequence[Entry], total: int) -> "_MagnitudeTable":
+        largest = largest_magnitude({entry.layer.name: entry.layer for entry in entries})
+        device = entries[0].layer.weight.device
+        zero_bits = [_ZERO_BITS.get(entry.layer.weight.dtype, 0) for entry in entries]
+        if min(zero_bits):
+            return cls(0, min(zero_bits), largest, device)
+        # Bins of weights straddling the threshold fall as 1 / bins, and so do the weights in them: this many bits an
+        # octave leaves about one weight in a hundred to look at twice.
+        bits = min(max(int(np.log2(33 * total) / 2), 8), 18)
+        shift = _MANTISSA_BITS - bits
+        top = int(torch.tensor(largest, dtype=torch.float32).view(torch.int32))
+        base = max(0, top - (_OCTAVES << _MANTISSA_BITS)) >> shift << shift
+        return cls(base, shift, largest, device)
+
+    def chunk(self, device: torch.device) -> int:
+        """Weights to count at once, so that clearing a table for them is a small part of the work."""
+        return max(_CHUNK.get(device.type, _CHUNK["cuda"]), 4 * len(self.counts))
+
+    def bin_of(self, magnitudes: Tensor) -> Tensor:
+        """Bin of each magnitude. Int32."""
+        return (magnitudes.view(torch.int32) - self.base).clamp_(min=0).bitwise_right_shift_(self.shift)
+
+    def add(self, magnitudes: Tensor) -> None:
+        """Count magnitudes, using up their memory."""
+        bins = magnitudes.view(torch.int32).sub_(self.base).clamp_(min=0).bitwise_right_shift_(self.shift)
+        self.counts += torch.bincount(bins, minlength=len(self.counts))
+
+    def close(self) -> None:
+        """Turn counts into the doubled ranks that a weight of each bin may have, lowest and highest."""
+        self.below = self.counts.cumsum(0) - self.counts
+        if self.shift in _ZERO_BITS.values() and self.base == 0:  # one value a bin: all of it ties
+            self.lowest = self.highest = 2 * self.below + self.counts - 1
+            return
+        self.lowest = 2 * self.below
+        self.highest = 2 * (self.below + self.counts - 1)
+
+    def cuts(self, coverage: Tensor, low: int | None, high: int | None) -> tuple[Tensor, Tensor]:
+        """For each coverage rank, the magnitudes below which a score is surely above `high`, and maybe not below `low`.
+
+        A weight scores surely above `high` if coverage - highest[bin] > high, and surely below `low` if
+        coverage - lowest[bin] < low; both ends rise with the bin, so each is a cut. Float32, shape of `coverage`.
+        """
+        none, every = torch.zeros_like(coverage), torch.full_like(coverage, len(self.counts))
+        keep = none if high is None else torch.searchsorted(self.highest, coverage - high)
+        still_open = every if low is None else torch.searchsorted(self.lowest, coverage - low, right=True)
+        return self._edge(keep), self._edge(still_open)
+
+    def _edge(self, bins: Tensor) -> Tensor:
+        keys = (bins << self.shift) + self.base
+        keys = torch.where(bins <= 0, 0, keys)  # the lowest bin reaches down to zero
+        infinity = 0xFF << _MANTISSA_BITS
+        keys = torch.where(bins >= len(self.counts), infinity, keys.clamp(max=infinity))
+        return keys.to(torch.int32).view(torch.float32)
+
+
+class _Decided:
+    """Bits that are decided, and the weights that are not yet."""
+
+    def __init__(self) -> None:
+        self.bits: list[Tensor] = []
+        self.num_kept = 0
+        self.entries: list[int] = []
+        self.places: list[Tensor] = []
+        self.coverage: list[Tensor] = []
+        self.magnitudes: list[Tensor] = []
+
+    @property
+    def num_open(self) -> int:
+        return sum(len(places) for places in self.places)
+
+    def note(self, entry: int, places: Tensor, coverage: Tensor, magnitudes: Tensor) -> None:
+        self.entries.append(entry)
+        self.places.append(places)
+        self.coverage.append(coverage)
+        self.magnitudes.append(magnitudes)
+
+    def keep(self, kept: Tensor) -> None:
+        """Set the bits of the open weights that are kept. Bool, shape (open,)."""
+        chunks = kept.split([len(places) for places in self.places])
+        for entry, places, keep in zip(self.entries, self.places, chunks, strict=True):
+            where = places[keep].cpu().numpy()
+            np.bitwise_or.at(self.bits[entry].numpy(), where >> 3, (1 << (where & 7)).astype(np.uint8))
+
+
+def pack(bits: Tensor) -> Tensor:
+    """Pack bools, lowest bit first, the last byte filled up with 0. Any shape to uint8 on the CPU, memory order."""
+    return torch.from_numpy(np.packbits(bits.cpu().numpy(), axis=None, bitorder="little"))
+
+
+def unpack(bits: Tensor, shape: torch.Size) -> Tensor:
+    """Undo `pack`. Uint8 to bool of the shape given."""
+    count = torch.Size(shape).numel()
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count, bitorder="little").view(np.bool_)).view(shape)
+
+
+def _coverage_ranks(entries: Sequence[Entry], device: torch.device) -> Tensor:
+    """Doubled mean rank of every coverage sum among all weights. Int64, shape (largest sum + 1,)."""
+    if entries[0].rows is None:
+        return torch.zeros(1, dtype=torch.int64, device=device)
+    largest = max(int(entry.rows.max()) + int(entry.columns.max()) for entry in entries)
+    counts = np.zeros(largest + 1, dtype=np.int64)
+    for entry in entries:
+        histogram = _sum_histogram(entry)
+        counts[: len(histogram)] += histogram
+    counts = torch.from_numpy(counts).to(device)
+    return 2 * (counts.cumsum(0) - counts) + counts - 1
+
+
+def _sum_histogram(entry: Entry) -> np.ndarray:
+    """Histogram of rows[r] + columns[c] over all weights of a layer, without building the matrix of sums."""
+    rows = entry.rows.cpu().numpy().reshape(len(entry.columns), -1)
+    columns = entry.columns.cpu().numpy()
+    if len(columns) > 1:  # grouped convolutions are small: add them up as they are
+        sums = rows[:, :, None] + columns[:, None, :]
+        return np.bincount(sums.reshape(-1))
+    row_values, row_counts = np.unique(rows[0], return_counts=True)
+    column_values, column_counts = np.unique(columns[0], return_counts=True)
+    if len(row_values) > len(column_values):
+        row_values, row_counts, column_values, column_counts = column_values, column_counts, row_values, row_counts
+    histogram = np.zeros(int(row_values[-1] + column_values[-1]) + 1, dtype=np.int64)
+    for value, count in zip(
+        row_values, row_counts, strict=True
+    ):  # the shorter side's distinct values: at most its width
+        histogram[column_values + value] += count * column_counts
+    return histogram
+
+
+def select_like_artifact(entries: Sequence[Entry], slice_ratio: float) -> Selection:
+    """Keep weights by the artifact's own tie rule: traversal order, (layer, input, output) for coverage.
+
+    For reproduction. It sorts all weights and needs about 40 bytes for each of them.
+
+    Args:
+        entries: The layers that compete, with coverage counts.
+        slice_ratio: Share to keep; kept are scores strictly above sorted_scores[int(weights * (1 - slice_ratio))].
+
+    Returns:
+        The kept weights. The tie group is the number of equal scores at the threshold.
+
+    Source:
+        ReMoS artifact, nc_weight_rank_pruner.py:79-151. Differs: ranks are int64 (there float32, exact up to 2^24).
+    """
+    largest_magnitude({entry.layer.name: entry.layer for entry in entries})
+    magnitudes = torch.cat([_magnitudes(entry.layer.weight.reshape(-1)) for entry in entries])
+    ranks = torch.empty(len(magnitudes), dtype=torch.int64, device=magnitudes.device)
+    ranks[magnitudes.sort(stable=True).indices] = torch.arange(len(magnitudes), device=magnitudes.device)
+    scores = _traversal_coverage_ranks(entries).sub_(ranks)
+    place = min(int(len(scores) * (1 - slice_ratio)), len(scores) - 1)
+    threshold = scores.kthvalue(place + 1).values
+    keep = scores > threshold
+    bits = [pack(part) for part in keep.split([entry.numel for entry in entries])]
+    return Selection(bits, int(keep.sum()), int((scores == threshold).sum()))
+
+
+def _traversal_coverage_ranks(entries: Sequence[Entry]) -> Tensor:
+    """Weights in all earlier (input, output) pairs, for each weight in memory order. Int64."""
+    sums, kernels = [], []
+    for entry in entries:
+        pairs = _pair_sums(entry)
+        sums.append(pairs.reshape(-1))
+        kernels.append(torch.full((pairs.numel(),), _kernel(entry), device=pairs.device))
+    sums, kernels = torch.cat(sums), torch.cat(kernels)
+    order = sums.sort(stable=True).indices
+    ranks = torch.empty_like(kernels)
+    ranks[order] = kernels[order].cumsum(0) - kernels[order]
+    pieces = ranks.split([entry.numel // _kernel(entry) for entry in entries])
+    return torch.cat([_to_memory_order(entry, piece) for entry, piece in zip(entries, pieces, strict=True)])
+
+
+def _kernel(entry: Entry) -> int:
+    return 1 if entry.layer.inputs_first else entry.layer.weight.shape[2:].numel()
+
+
+def _pair_sums(entry: Entry) -> Tensor:
+    """Coverage sums in the artifact's order. Shape (groups, inputs of a group, outputs of a group)."""
+    if entry.layer.inputs_first:
+        return (entry.rows[:, None] + entry.columns[0])[None]
+    inputs = entry.columns[:, :: _kernel(entry)]
+    outputs = entry.rows.view(len(inputs), -1)
+    return inputs[:, :, None] + outputs[:, None, :]
+
+
+def _to_memory_order(entry: Entry, ranks: Tensor) -> Tensor:
+    if entry.layer.inputs_first:
+        return ranks
+    groups = len(entry.columns)
+    by_input = ranks.view(groups, entry.columns.shape[1] // _kernel(entry), -1)
+    return by_input.transpose(1, 2).reshape(-1).repeat_interleave(_kernel(entry))

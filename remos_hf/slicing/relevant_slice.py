@@ -1,0 +1,327 @@
+"""RelevantSlice: the weights that the student keeps, one bit each, and how they were chosen."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub import hf_hub_download
+from torch import Tensor, nn
+
+from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.coverage.profile import CoverageProfile
+from remos_hf.coverage.sidecar_file import file_in, read_tensors, write_tensors
+from remos_hf.errors import CorruptFileError, LayerMismatchError, TeacherMismatchError
+from remos_hf.layers import Layer, check_rankable, weights_hash
+from remos_hf.slicing.ordinal import Selection, entries_of, pack, select_like_artifact, unpack
+from remos_hf.slicing.scores import RULES
+
+SLICE_FILE = "remos_slice.safetensors"
+_FORMAT = "remos_slice/1"
+
+
+class KeptWeights(Mapping[str, Tensor]):
+    """Bool tensors by parameter name, True = kept, held as one bit a weight and unpacked when asked for."""
+
+    def __init__(self, bits: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
+        self.bits, self.shapes = dict(bits), {name: torch.Size(shape) for name, shape in shapes.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Unpack the kept weights of a parameter. Bool, shape of the weight, on the CPU."""
+        return unpack(self.bits[name], self.shapes[name])
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over parameter names, in the teacher's order."""
+        return iter(self.bits)
+
+    def __len__(self) -> int:
+        """Count parameters."""
+        return len(self.bits)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare names, shapes and bits."""
+        if not isinstance(other, KeptWeights):
+            return NotImplemented
+        same_names = self.shapes == other.shapes
+        return same_names and all(torch.equal(bits, other.bits[name]) for name, bits in self.bits.items())
+
+    __hash__ = None
+
+    def num_kept(self, name: str) -> int:
+        """Count the kept weights of one parameter."""
+        return int(self[name].sum())
+
+
+@dataclass(frozen=True)
+class RelevantSlice:
+    """The weights a student keeps from its teacher.
+
+    Attributes:
+        kept: Bool tensor of the weight's shape by parameter name, True = kept.
+        slice_ratio: Share that was asked for.
+        rule: "remos", "top_magnitude", "mag_prune" or "random".
+        scope: "model" if all weights competed, "layer" if each layer was cut by itself.
+        ties: "mean", or "artifact" for the artifact's traversal order.
+        seed: Seed of the random rule.
+        num_kept: Weights kept.
+        tie_group: Weights that tied at the threshold and went together (of the largest such group).
+        teacher_hash: `weights_hash` of the teacher, over the sliced weights.
+    """
+
+    kept: Mapping[str, Tensor]
+    slice_ratio: float
+    rule: str = "remos"
+    scope: str = "model"
+    ties: str = "mean"
+    seed: int = 0
+    num_kept: int = field(default=-1)
+    tie_group: int = 1
+    teacher_hash: str = ""
+
+    def __post_init__(self) -> None:
+        """Pack plain bool tensors."""
+        if not isinstance(self.kept, KeptWeights):
+            object.__setattr__(self, "kept", _packed(self.kept))
+        if self.num_kept < 0:
+            object.__setattr__(self, "num_kept", sum(self.kept.num_kept(name) for name in self.kept))
+
+    @property
+    def num_weights(self) -> int:
+        """Weights that competed."""
+        return sum(shape.numel() for shape in self.kept.shapes.values())
+
+    @property
+    def share_kept(self) -> float:
+        """Share of the weights that is kept; differs from `slice_ratio` by less than a weight, or by a tie group."""
+        return self.num_kept / self.num_weights
+
+    def share_by_parameter(self) -> dict[str, float]:
+        """Share kept of each parameter."""
+        return {name: self.kept.num_kept(name) / shape.numel() for name, shape in self.kept.shapes.items()}
+
+    def check_matches(self, layers: Mapping[str, Layer], *, verify_teacher: bool = True) -> dict[str, Layer]:
+        """Find the slice's layers in a model.
+
+        Args:
+            layers: The model's sliceable layers.
+            verify_teacher: Whether the weights must be the teacher's, bit for bit.
+
+        Returns:
+            The layers by parameter name, in the slice's order.
+
+        Raises:
+            LayerMismatchError: A parameter is missing or has another shape.
+            TeacherMismatchError: The weights are not the teacher's.
+        """
+        by_parameter = {layer.parameter_name: layer for layer in layers.values()}
+        for name, shape in self.kept.shapes.items():
+            if name not in by_parameter:
+                raise LayerMismatchError(
+                    f"The slice holds '{name}', but the model has no such weight outside its head. "
+                    "It was made from another model: choose a slice of this teacher."
+                )
+            present = by_parameter[name].weight.shape
+            if present != shape:
+                raise LayerMismatchError(
+                    f"The slice holds '{name}' of shape {tuple(shape)}, but the model's has {tuple(present)}. "
+                    "It was made from another model: choose a slice of this teacher."
+                )
+        chosen = {name: by_parameter[name] for name in self.kept}
+        if verify_teacher and self.teacher_hash:
+            found = weights_hash({layer.name: layer for layer in chosen.values()})
+            if found != self.teacher_hash:
+                raise TeacherMismatchError(
+                    f"The slice was made from a teacher with hash {self.teacher_hash[:12]}..., but these weights have "
+                    f"{found[:12]}... They come from another teacher, another dtype, or were trained or reset since: "
+                    "load the teacher that the slice names, or pass verify_teacher=False if you know better."
+                )
+        return chosen
+
+    def save_pretrained(self, folder: str | os.PathLike) -> Path:
+        """Write `remos_slice.safetensors` into a folder, beside and renamed; one bit a weight.
+
+        Returns:
+            The file written.
+        """
+        metadata = {
+            "shapes": {name: list(shape) for name, shape in self.kept.shapes.items()},
+            **{name: getattr(self, name) for name in _PLAIN_FIELDS},
+        }
+        return write_tensors(Path(folder) / SLICE_FILE, self.kept.bits, _FORMAT, metadata)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_repo_id: str | os.PathLike,
+        *,
+        teacher: nn.Module | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> "RelevantSlice":
+        """Read the slice beside a student.
+
+        Args:
+            folder_or_repo_id: A folder that holds `remos_slice.safetensors`, or a repository on the Hub.
+            teacher: If given, the model that the slice must have been made from.
+            revision: Branch, tag or commit on the Hub.
+            token: Token for the Hub; the stored one if None.
+
+        Raises:
+            FileNotFoundError: The folder holds no slice.
+            CorruptFileError: The file is truncated or tampered with.
+            TeacherMismatchError: The slice was made from another teacher.
+            LayerMismatchError: It was made from another architecture.
+        """
+        path = file_in(folder_or_repo_id, SLICE_FILE)
+        if not Path(folder_or_repo_id).exists() and _is_repo_id(str(folder_or_repo_id)):
+            path = Path(hf_hub_download(str(folder_or_repo_id), SLICE_FILE, revision=revision, token=token))
+        bits, metadata = read_tensors(path, _FORMAT)
+        shapes = metadata.pop("shapes")
+        _check_sizes(path, bits, shapes)
+        found = cls(KeptWeights({name: bits[name] for name in shapes}, shapes), **metadata)
+        if teacher is not None:
+            found.check_matches(adapter_for(teacher, ()).layers(embeddings=True))
+        return found
+
+
+_PLAIN_FIELDS = ("slice_ratio", "rule", "scope", "ties", "seed", "num_kept", "tie_group", "teacher_hash")
+
+
+def choose_slice(
+    teacher: nn.Module,
+    profile: CoverageProfile | None = None,
+    *,
+    slice_ratio: float,
+    rule: Literal["remos", "top_magnitude", "mag_prune", "random"] = "remos",
+    scope: Literal["model", "layer"] = "model",
+    ties: Literal["mean", "artifact"] = "mean",
+    seed: int = 0,
+    head: tuple[str, ...] | None = None,
+    embeddings: bool = False,
+    progress: bool = True,
+) -> RelevantSlice:
+    """Choose the weights that the student keeps.
+
+    Args:
+        teacher: The model whose weights are ranked, before any wrapping; it is only read.
+        profile: Its coverage on the student's data. Needed by "remos"; the layers in it compete. Without one, all
+            sliceable layers compete.
+        slice_ratio: Share of the weights to keep, in (0, 1]. The artifact's prune_ratio is 1 - slice_ratio.
+        rule: "remos" keeps what the task uses and the teacher put little into. "top_magnitude", "mag_prune" and
+            "random" reset the largest, the smallest, and random weights: the comparisons.
+        scope: "model" ranks all weights together. "layer" ranks and cuts each layer by itself.
+        ties: "mean": equal coverage or magnitude share their mean rank. "artifact": the artifact's traversal order, by
+            a full sort (40 bytes a weight), for reproduction of the remos rule.
+        seed: Seed of the random rule.
+        head: Without a profile, the modules that are never sliced; found if None.
+        embeddings: Without a profile, whether the rows of the input embeddings compete too.
+        progress: Show bars on work longer than two seconds.
+
+    Returns:
+        The slice. It depends on the arguments alone: same weights, profile and config, same bits.
+
+    Raises:
+        ValueError: An argument is out of range.
+        LayerMismatchError: The profile was taken of another architecture.
+        TeacherMismatchError: The profile was taken of other weights.
+        NonFiniteError: A weight is NaN or infinite.
+        UnsupportedModelError: A weight is on the meta device, quantised or sharded.
+
+    Source:
+        ReMoS, ICSE 2022, section 4.2; artifact nc_weight_rank_pruner.py:53-156.
+    """
+    _check_choice(slice_ratio, rule, scope, ties, profile)
+    if profile is None:
+        layers = adapter_for(teacher, head).layers(embeddings=embeddings)
+    else:
+        layers = adapter_for(teacher, ()).layers(embeddings=True)
+        profile.check_matches(layers)
+        layers = {name: layer for name, layer in layers.items() if name in profile.input_counts}
+    check_rankable(layers)
+    teacher_hash = weights_hash(layers)
+    if profile is not None and profile.teacher_hash not in ("", teacher_hash):
+        raise TeacherMismatchError(
+            f"The profile was taken of a teacher with hash {profile.teacher_hash[:12]}..., but these weights have "
+            f"{teacher_hash[:12]}... Profile this teacher, before it is trained or reset."
+        )
+    ordered = list(layers.values())
+    competitions = [ordered] if scope == "model" else [[layer] for layer in ordered]
+    selections = [
+        _choose_among(layers, profile, slice_ratio, rule, ties, seed + number, progress)
+        for number, layers in enumerate(competitions)
+    ]
+    bits = [bits for selection in selections for bits in selection.bits]
+    return RelevantSlice(
+        KeptWeights(
+            {layer.parameter_name: kept for layer, kept in zip(ordered, bits, strict=True)},
+            {layer.parameter_name: layer.weight.shape for layer in ordered},
+        ),
+        slice_ratio,
+        rule,
+        scope,
+        ties,
+        seed,
+        sum(selection.num_kept for selection in selections),
+        max(selection.tie_group for selection in selections),
+        teacher_hash,
+    )
+
+
+def _choose_among(
+    layers: list[Layer],
+    profile: CoverageProfile | None,
+    slice_ratio: float,
+    rule: str,
+    ties: str,
+    seed: int,
+    progress: bool,
+) -> Selection:
+    if ties == "artifact":
+        return select_like_artifact(entries_of(layers, profile), slice_ratio)
+    total = sum(layer.weight.numel() for layer in layers)
+    return RULES[rule](layers, profile, total - round(total * slice_ratio), seed=seed, progress=progress)
+
+
+def check_slice_ratio(slice_ratio: float) -> None:
+    """Refuse a share that is not in (0, 1]."""
+    if not 0 < slice_ratio <= 1:
+        raise ValueError(
+            f"slice_ratio is the share of weights kept, between 0 and 1, but got {slice_ratio}. "
+            "The artifact's prune_ratio is 1 - slice_ratio."
+        )
+
+
+def _check_choice(slice_ratio: float, rule: str, scope: str, ties: str, profile: CoverageProfile | None) -> None:
+    check_slice_ratio(slice_ratio)
+    if rule not in RULES:
+        raise ValueError(f"rule is one of {', '.join(RULES)}, but got {rule!r}.")
+    if scope not in ("model", "layer"):
+        raise ValueError(f"scope is 'model' or 'layer', but got {scope!r}.")
+    if ties not in ("mean", "artifact"):
+        raise ValueError(f"ties is 'mean' or 'artifact', but got {ties!r}.")
+    if ties == "artifact" and rule != "remos":
+        raise ValueError(f"ties='artifact' reproduces the artifact's remos rule; rule {rule!r} has ties='mean' only.")
+    if rule == "remos" and profile is None:
+        raise ValueError("rule 'remos' ranks coverage, so it needs a profile: profile_coverage(teacher, dataloader).")
+
+
+def _packed(kept: Mapping[str, Tensor]) -> KeptWeights:
+    wrong = [name for name, bits in kept.items() if bits.dtype != torch.bool]
+    if wrong:
+        raise TypeError(f"kept holds bool tensors, True = kept, but '{wrong[0]}' is {kept[wrong[0]].dtype}.")
+    bits = {name: pack(tensor) for name, tensor in kept.items()}
+    return KeptWeights(bits, {name: tensor.shape for name, tensor in kept.items()})
+
+
+def _check_sizes(path: Path, bits: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> None:
+    for name, shape in shapes.items():
+        expected = (torch.Size(shape).numel() + 7) // 8
+        found = bits[name].numel() if name in bits else None
+        if found != expected or bits[name].dtype != torch.uint8:
+            raise CorruptFileError(f"{path} should hold {expected} bytes of bits for '{name}', but holds {found}.")
+
+
+def _is_repo_id(text: str) -> bool:
+    return text.count("/") <= 1 and not text.startswith((".", "/", "~"))

@@ -1,0 +1,13 @@
+"""How the student starts and what holds it; one paper a file."""
+
+from remos_hf.strategies.plain import Finetune, Retrain
+from remos_hf.strategies.slice_and_reset import MagPrune, Random, Remos, TopMagnitude
+
+STRATEGIES = {
+    "finetune": Finetune,
+    "retrain": Retrain,
+    "remos": Remos,
+    "mag_prune": MagPrune,
+    "top_magnitude": TopMagnitude,
+    "random": Random,
+}

@@ -1,0 +1,108 @@
+"""Strategy: how a student starts and what holds it while it trains. Five moments, all optional."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from remos_hf.coverage.profile import CoverageProfile
+from remos_hf.slicing.relevant_slice import RelevantSlice
+
+Batches = Callable[[int | None], Iterable]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What `prepare` did to a student, for the log and for the files beside it.
+
+    Attributes:
+        profile: The coverage it was decided by; None if no coverage was needed.
+        relevant_slice: The weights that were kept; None if nothing was sliced.
+        seconds: Wall-clock time by step.
+    """
+
+    profile: CoverageProfile | None = None
+    relevant_slice: RelevantSlice | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """Say in one paragraph what was kept, where, and how long it took; empty if nothing was sliced."""
+        relevant = self.relevant_slice
+        if relevant is None:
+            return ""
+        took = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in self.seconds.items())
+        groups = ", ".join(f"{group} {share:.1%}" for group, share in share_by_group(relevant).items())
+        tied = f" {relevant.tie_group:,} weights tied at the threshold." if relevant.tie_group > 1 else ""
+        seen = ""
+        if self.profile is not None:
+            seen = (
+                f" Coverage of {self.profile.num_samples:,} samples;"
+                f" {self.profile.share_never_covered:.0%} of the neurons never covered."
+            )
+        return (
+            f"Kept {relevant.num_kept:,} of {relevant.num_weights:,} weights ({relevant.share_kept:.2%}, asked for "
+            f"{relevant.slice_ratio:.2%}) by rule {relevant.rule}, scope {relevant.scope}.{seen}{tied} "
+            f"Share kept by layer group: {groups}. Took {took}."
+        )
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way to turn a teacher into a student. Fields are hyper-parameters, JSON values only."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the name and the hyper-parameters as JSON values, for `remos_config.json`."""
+        return {"name": type(self).__name__, **asdict(self)}
+
+    def prepare(self, student: nn.Module, batches: Batches) -> Preparation:
+        """Start the student, in place, before it is wrapped and before its optimizer is built.
+
+        Args:
+            student: A copy of the teacher, with its new head.
+            batches: Called with a number of samples (None for all), gives this process's share of the student's
+                training data, unshuffled.
+
+        Returns:
+            What was done.
+        """
+        return Preparation()
+
+    def before_forward(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Give the inputs that a training step really runs on."""
+        return inputs
+
+    def penalty(self, model: nn.Module, inputs: dict[str, Any], outputs: Any) -> Tensor | None:  # noqa: ANN401
+        """Give what is added to the loss of a training step; a scalar, or None for nothing."""
+        return None
+
+    def after_step(self, model: nn.Module) -> None:
+        """Act after each optimizer step."""
+        return
+
+    def finish(self, model: nn.Module, batches: Batches) -> None:
+        """Act once, after training."""
+        return
+
+    @property
+    def acts_in_loss(self) -> bool:
+        """Whether `before_forward` or `penalty` does anything, so that the loss must be computed by us."""
+        kind = type(self)
+        return kind.before_forward is not Strategy.before_forward or kind.penalty is not Strategy.penalty
+
+
+def share_by_group(relevant: RelevantSlice) -> dict[str, float]:
+    """Share kept of each group of layers: a block (names up to the first number), or a module of its own."""
+    kept: dict[str, int] = {}
+    total: dict[str, int] = {}
+    for name, shape in relevant.kept.shapes.items():
+        group = _group_of(name)
+        kept[group] = kept.get(group, 0) + relevant.kept.num_kept(name)
+        total[group] = total.get(group, 0) + shape.numel()
+    return {group: kept[group] / total[group] for group in total}
+
+
+def _group_of(parameter_name: str) -> str:
+    parts = parameter_name.split(".")[:-1]
+    number = next((place for place, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
+    return ".".join(parts[: number + 1])

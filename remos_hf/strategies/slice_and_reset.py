@@ -1,0 +1,158 @@
+"""Slice, reset what lies outside, fine-tune: ReMoS and the resets that it must be compared with."""
+
+import time
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.coverage.criteria import Criterion, strong_coverage, threshold_coverage, top_k_coverage
+from remos_hf.coverage.profile import CoverageProfile
+from remos_hf.coverage.profiler import profile_coverage
+from remos_hf.layers import check_rankable
+from remos_hf.slicing.relevant_slice import check_slice_ratio, choose_slice
+from remos_hf.slicing.reset import reset_outside
+from remos_hf.strategies.base import Batches, Preparation, Strategy
+
+CRITERIA = {"nc": threshold_coverage, "tknc": top_k_coverage, "snac": strong_coverage}
+
+
+@dataclass(frozen=True)
+class SliceAndReset(Strategy):
+    """Keep a share of the teacher's weights, reset the others, train all of them.
+
+    Attributes:
+        slice_ratio: Share of the weights kept, in (0, 1]. The artifact's prune_ratio is 1 - slice_ratio.
+        scope: "model": all weights compete. "layer": each layer is cut by itself.
+        reset_to: "zero", or "init" for fresh values.
+        embeddings: Whether rows of the input embeddings compete too.
+        head: Modules never sliced; None finds them.
+        seed: Seed of random rules and fresh values.
+    """
+
+    rule: ClassVar[str]
+
+    slice_ratio: float
+    scope: Literal["model", "layer"] = "model"
+    reset_to: Literal["zero", "init"] = "zero"
+    embeddings: bool = False
+    head: tuple[str, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run could use, before anything is loaded."""
+        check_slice_ratio(self.slice_ratio)
+        if self.scope not in ("model", "layer"):
+            raise ValueError(f"scope is 'model' or 'layer', but got {self.scope!r}.")
+        if self.reset_to not in ("zero", "init"):
+            raise ValueError(f"reset_to is 'zero' or 'init', but got {self.reset_to!r}.")
+        if self.head is not None:
+            object.__setattr__(self, "head", tuple(self.head))
+
+    def prepare(self, student: nn.Module, batches: Batches) -> Preparation:
+        """Profile if the rule needs it, choose the slice, reset the rest in place."""
+        check_rankable(adapter_for(student, self.head).layers(embeddings=self.embeddings))
+        start = time.perf_counter()
+        profile = self._profile(student, batches)
+        profiled = time.perf_counter()
+        relevant = choose_slice(
+            student,
+            profile,
+            slice_ratio=self.slice_ratio,
+            rule=self.rule,
+            scope=self.scope,
+            ties=self._ties,
+            seed=self.seed,
+            head=self.head,
+            embeddings=self.embeddings,
+        )
+        chosen = time.perf_counter()
+        reset_outside(student, relevant, to=self.reset_to, seed=self.seed, verify_teacher=False)
+        seconds = {"profile": profiled - start, "choose": chosen - profiled, "reset": time.perf_counter() - chosen}
+        return Preparation(profile, relevant, seconds)
+
+    def _profile(self, student: nn.Module, batches: Batches) -> CoverageProfile | None:
+        return None
+
+    @property
+    def _ties(self) -> str:
+        return "mean"
+
+
+@dataclass(frozen=True)
+class Remos(SliceAndReset):
+    """Reset the weights that the task covers least and the teacher made largest.
+
+    Attributes:
+        criterion: "nc", "tknc" or "snac".
+        criterion_value: NC's threshold, TKNC's or SNAC's k; None for the published one (0.5, 10, 2).
+        ties: "mean", or "artifact" for the artifact's traversal order.
+        source: "hooks", or "hidden_states" where hooks cannot be used.
+        max_samples: Samples to profile, drawn by `seed`; None for all.
+
+    Source:
+        ReMoS, ICSE 2022. The paper states no slice ratio; the artifact keeps .9 (CV_adv/examples/remos.sh:16, NLP) or
+        .97 (CV_backdoor/examples/remos/remos.sh:16).
+    """
+
+    rule: ClassVar[str] = "remos"
+
+    criterion: Literal["nc", "tknc", "snac"] = "nc"
+    criterion_value: float | None = None
+    ties: Literal["mean", "artifact"] = "mean"
+    source: Literal["hooks", "hidden_states"] = "hooks"
+    max_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run could use, before anything is loaded."""
+        super().__post_init__()
+        if self.criterion not in CRITERIA:
+            raise ValueError(f"criterion is one of {', '.join(CRITERIA)}, but got {self.criterion!r}.")
+        if self.ties not in ("mean", "artifact"):
+            raise ValueError(f"ties is 'mean' or 'artifact', but got {self.ties!r}.")
+        self._criterion()
+
+    def _criterion(self) -> Criterion:
+        make = CRITERIA[self.criterion]
+        return make() if self.criterion_value is None else make(self.criterion_value)
+
+    def _profile(self, student: nn.Module, batches: Batches) -> CoverageProfile:
+        return profile_coverage(
+            student,
+            batches(self.max_samples),
+            criterion=self._criterion(),
+            source=self.source,
+            head=self.head,
+            embeddings=self.embeddings,
+            across_processes=True,
+        )
+
+    @property
+    def _ties(self) -> str:
+        return self.ties
+
+
+@dataclass(frozen=True)
+class TopMagnitude(SliceAndReset):
+    """Reset the largest weights, whatever the data: what is left of ReMoS without coverage."""
+
+    rule: ClassVar[str] = "top_magnitude"
+
+
+@dataclass(frozen=True)
+class MagPrune(SliceAndReset):
+    """Reset the smallest weights.
+
+    Source:
+        ReMoS, ICSE 2022, section 5.2 (Mag-prune).
+    """
+
+    rule: ClassVar[str] = "mag_prune"
+
+
+@dataclass(frozen=True)
+class Random(SliceAndReset):
+    """Reset random weights, the same share of every layer."""
+
+    rule: ClassVar[str] = "random"

@@ -1,0 +1,188 @@
+"""Slicing for anyone's Trainer: `attach_remos` before `train()`, and the pieces that RemosTrainer shares with it."""
+
+import logging
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from remos_hf.errors import RemosError
+from remos_hf.strategies.base import Preparation, Strategy
+from remos_hf.strategies.slice_and_reset import Remos
+from remos_hf.training.sidecars import Sidecars
+
+logger = logging.getLogger(__name__)
+
+
+def attach_remos(
+    trainer: Trainer,
+    *,
+    slice_ratio: float | None = None,
+    strategy: Strategy | None = None,
+    resume_from_checkpoint: str | Path | None = None,
+) -> Sidecars:
+    """Start the student of any Trainer (SFTTrainer, Seq2SeqTrainer): slice its model now, once, before `train()`.
+
+    Args:
+        trainer: The trainer, with its model and training data.
+        slice_ratio: Share of the weights to keep, by ReMoS.
+        strategy: Any other strategy that does not act in the loss.
+        resume_from_checkpoint: The checkpoint that `train()` will resume from: its slice is taken, nothing is chosen.
+
+    Returns:
+        What was done. The same is written beside every checkpoint, and into `output_dir` when training ends.
+
+    Raises:
+        ValueError: Neither or both of `slice_ratio` and `strategy`, or a strategy that acts in the loss.
+    """
+    strategy = chosen_strategy(slice_ratio, strategy)
+    if strategy.acts_in_loss:
+        raise ValueError(
+            f"{type(strategy).__name__} acts in the loss, which only RemosTrainer lets it do. Use RemosTrainer."
+        )
+    if resume_from_checkpoint is None:
+        sidecars = start_student(trainer, strategy)
+    else:
+        sidecars = resumed_sidecars(resume_from_checkpoint, strategy)
+    trainer.add_callback(RemosCallback(strategy, sidecars))
+    return sidecars
+
+
+class RemosCallback(TrainerCallback):
+    """Acts after each step as the strategy wants, and writes the sidecars beside every checkpoint."""
+
+    def __init__(self, strategy: Strategy, sidecars: Sidecars) -> None:
+        self.strategy, self.sidecars = strategy, sidecars
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401 - Trainer's own
+    ) -> None:
+        """Let the strategy act after an optimizer step."""
+        self.strategy.after_step(kwargs["model"])
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:  # noqa: ANN401
+        """Write the sidecars beside a checkpoint."""
+        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if args.should_save and folder.is_dir():
+            self.sidecars.save(folder)
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Write the sidecars where the trained student will be saved."""
+        if args.should_save:
+            self.sidecars.save(args.output_dir)
+
+
+def chosen_strategy(slice_ratio: float | None, strategy: Strategy | None) -> Strategy:
+    """Settle what the caller asked for."""
+    if (slice_ratio is None) == (strategy is None):
+        raise ValueError(
+            "Pass either slice_ratio= (the share of the teacher's weights that ReMoS keeps) or strategy= (such as "
+            f"Finetune()), but got slice_ratio={slice_ratio} and strategy={strategy}."
+        )
+    return Remos(slice_ratio) if strategy is None else strategy
+
+
+def start_student(trainer: Trainer, strategy: Strategy) -> Sidecars:
+    """Let a strategy prepare the trainer's model, and say what it did. The global random state stays as it was."""
+    with _own_randomness(trainer.args.seed):
+        preparation = strategy.prepare(trainer.model, lambda samples: student_batches(trainer, samples))
+    _check_same_everywhere(preparation)
+    if preparation.summary():
+        logger.info(preparation.summary())
+    return Sidecars.of(strategy, preparation, trainer.model)
+
+
+def student_batches(trainer: Trainer, max_samples: int | None = None) -> Iterable:
+    """Give this process's share of the training data as the trainer collates it, unshuffled and nothing twice.
+
+    Args:
+        trainer: The trainer. Batches have its evaluation size.
+        max_samples: Samples to take over all processes; drawn by the trainer's seed, or the first ones of a stream.
+
+    Returns:
+        An iterable of batches on the CPU. The shares of N processes are the batches of one process, each once.
+
+    Raises:
+        ValueError: The trainer has no training data.
+    """
+    if trainer.train_dataset is None:
+        raise ValueError("The student's data decides what is kept, but the trainer has no train_dataset.")
+    # The public way to the dataset and the collator without the columns that the model does not take.
+    prepared = trainer.get_test_dataloader(trainer.train_dataset)
+    args, rank, world = trainer.args, trainer.args.process_index, trainer.args.world_size
+    options = {
+        "collate_fn": prepared.collate_fn,
+        "num_workers": args.dataloader_num_workers,
+        "generator": torch.Generator().manual_seed(args.seed),
+    }
+    size = args.per_device_eval_batch_size
+    dataset = prepared.dataset
+    if isinstance(dataset, IterableDataset):
+        stream = trainer.train_dataset if world > 1 else dataset
+        batches = DataLoader(stream, batch_size=size, **options)
+        return _stream_share(batches, size, max_samples, rank, world)
+    indices = _drawn(len(dataset), max_samples, args.seed)
+    shares = [indices[start : start + size] for start in range(0, len(indices), size)]
+    return DataLoader(dataset, batch_sampler=shares[rank::world], **options)
+
+
+def _drawn(count: int, max_samples: int | None, seed: int) -> list[int]:
+    if max_samples is None or max_samples >= count:
+        return list(range(count))
+    return sorted(torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:max_samples].tolist())
+
+
+def _stream_share(batches: Iterable, size: int, max_samples: int | None, rank: int, world: int) -> Iterator:
+    count = None if max_samples is None else -(-max_samples // size)
+    yield from islice(islice(batches, count), rank, None, world)
+
+
+def _check_same_everywhere(preparation: Preparation) -> None:
+    group = torch.distributed
+    relevant = preparation.relevant_slice
+    if relevant is None or not (group.is_available() and group.is_initialized()) or group.get_world_size() == 1:
+        return
+    found: list[Any] = [None] * group.get_world_size()
+    group.all_gather_object(found, (relevant.teacher_hash, relevant.num_kept))
+    if len(set(found)) > 1:
+        raise RemosError(f"The processes chose different slices ({found}): they did not load the same teacher.")
+
+
+def resumed_sidecars(checkpoint: str | Path, strategy: Strategy) -> Sidecars:
+    """Read how a checkpoint's student was made, and refuse to go on another way."""
+    sidecars = Sidecars.load(checkpoint)
+    sidecars.check_strategy(strategy)
+    return sidecars
+
+
+@contextmanager
+def _own_randomness(seed: int) -> Iterator[None]:
+    """Give a block its own seeded randomness, so that strategies are compared from the same random state."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state others use
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
