@@ -26,7 +26,7 @@ from remos_hf.coverage.profile import CoverageProfile
 from remos_hf.layers import Layer, largest_magnitude
 
 # Weights of a chunk: temporaries that stay in a CPU's cache; enough to fill a GPU.
-_CHUNK = {"cpu": 2**18, "cuda": 2**24}
+_CPU_CHUNK, _GPU_CHUNK = 2**18, 2**24
 # Octaves below the largest magnitude that get bins of their own; what is smaller shares the lowest bin.
 _OCTAVES = 16
 _MANTISSA_BITS = 23
@@ -174,7 +174,7 @@ class _Search:
         decided = _Decided()
         for number, entry in enumerate(self._each("Choosing weights")):
             bits = torch.empty(entry.numel, dtype=torch.bool, device=self.device)
-            for chunk in _chunks(entry, _CHUNK.get(self.device.type, _CHUNK["cuda"])):
+            for chunk in _chunks(entry, _chunk_size(self.device)):
                 magnitudes, sums = chunk.magnitudes(), chunk.sums()
                 keep = magnitudes < (keep_below[0] if sums is None else keep_below.index_select(0, sums))
                 still_open = magnitudes < (open_below[0] if sums is None else open_below.index_select(0, sums))
@@ -218,7 +218,7 @@ class _Search:
         less = torch.zeros(len(values) + 1, dtype=torch.int64, device=self.device)
         equal = torch.zeros_like(less)
         for entry in self._each("Settling ties"):
-            for chunk in _chunks(entry, _CHUNK.get(self.device.type, _CHUNK["cuda"])):
+            for chunk in _chunks(entry, _chunk_size(self.device)):
                 magnitudes = chunk.magnitudes()
                 magnitudes = magnitudes[touched.index_select(0, table.bin_of(magnitudes))]
                 places = torch.searchsorted(values, magnitudes)
@@ -265,6 +265,10 @@ class _Chunk:
         return (rows + columns).reshape(-1)
 
 
+def _chunk_size(device: torch.device) -> int:
+    return _CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK
+
+
 def _chunks(entry: Entry, size: int) -> Iterator[_Chunk]:
     matrix = entry.layer.as_matrix(entry.layer.weight)
     step = max(1, size // matrix.shape[1])
@@ -304,7 +308,7 @@ class _MagnitudeTable:
 
     def chunk(self, device: torch.device) -> int:
         """Weights to count at once, so that clearing a table for them is a small part of the work."""
-        return max(_CHUNK.get(device.type, _CHUNK["cuda"]), 4 * len(self.counts))
+        return max(_chunk_size(device), 4 * len(self.counts))
 
     def bin_of(self, magnitudes: Tensor) -> Tensor:
         """Bin of each magnitude. Int32."""

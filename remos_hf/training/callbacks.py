@@ -128,20 +128,17 @@ def student_batches(trainer: Trainer, max_samples: int | None = None) -> Iterabl
     # The public way to the dataset and the collator without the columns that the model does not take.
     prepared = trainer.get_test_dataloader(trainer.train_dataset)
     args, rank, world = trainer.args, trainer.args.process_index, trainer.args.world_size
-    options = {
-        "collate_fn": prepared.collate_fn,
-        "num_workers": args.dataloader_num_workers,
-        "generator": torch.Generator().manual_seed(args.seed),
-    }
+    # A loader with a generator of its own takes nothing from the global random state.
+    options = {"collate_fn": prepared.collate_fn, "generator": torch.Generator().manual_seed(args.seed)}
     size = args.per_device_eval_batch_size
     dataset = prepared.dataset
     if isinstance(dataset, IterableDataset):
-        stream = trainer.train_dataset if world > 1 else dataset
-        batches = DataLoader(stream, batch_size=size, **options)
-        return _stream_share(batches, size, max_samples, rank, world)
+        stream = _Start(trainer.train_dataset if world > 1 else dataset, max_samples)
+        return islice(DataLoader(stream, batch_size=size, **options), rank, None, world)
     indices = _drawn(len(dataset), max_samples, args.seed)
     shares = [indices[start : start + size] for start in range(0, len(indices), size)]
-    return DataLoader(dataset, batch_sampler=shares[rank::world], **options)
+    workers = args.dataloader_num_workers
+    return DataLoader(dataset, batch_sampler=shares[rank::world], num_workers=workers, **options)
 
 
 def _drawn(count: int, max_samples: int | None, seed: int) -> list[int]:
@@ -150,9 +147,14 @@ def _drawn(count: int, max_samples: int | None, seed: int) -> list[int]:
     return sorted(torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:max_samples].tolist())
 
 
-def _stream_share(batches: Iterable, size: int, max_samples: int | None, rank: int, world: int) -> Iterator:
-    count = None if max_samples is None else -(-max_samples // size)
-    yield from islice(islice(batches, count), rank, None, world)
+class _Start(IterableDataset):
+    """The first samples of a stream; all of them if `count` is None."""
+
+    def __init__(self, stream: Iterable, count: int | None) -> None:
+        self.stream, self.count = stream, count
+
+    def __iter__(self) -> Iterator:
+        return islice(iter(self.stream), self.count)
 
 
 def _check_same_everywhere(preparation: Preparation) -> None:

@@ -1,0 +1,90 @@
+import pytest
+import torch
+from transformers import BertModel
+
+from remos_hf.adapters.transformers_models import adapter_for
+from tests import tiny
+
+
+@pytest.mark.parametrize(
+    ("model", "head"),
+    [
+        (tiny.bert(), {"classifier", "dropout", "bert.pooler"}),
+        (tiny.gpt2(), {"score"}),
+        (tiny.llama(), {"lm_head"}),
+        (tiny.bart(), {"classification_head"}),
+        (tiny.vit(), {"classifier"}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_head_is_what_lies_outside_the_body_and_the_pooler(model, head):
+    adapter = adapter_for(model)
+    assert set(adapter.head) == head
+    assert not any(name.startswith(tuple(head)) for name in adapter.layers())
+
+
+def test_a_bare_body_has_only_its_pooler_as_head():
+    assert adapter_for(BertModel(tiny.bert().config)).head == ("pooler",)
+
+
+def test_the_layers_of_bert_are_its_encoder_matrices():
+    layers = adapter_for(tiny.bert()).layers()
+    # q, k, v, attention output, intermediate, output in 2 blocks of width 16 and 32
+    assert len(layers) == 12
+    assert sum(layer.weight.numel() for layer in layers.values()) == 2 * (4 * 16 * 16 + 2 * 16 * 32)
+
+
+def test_only_the_word_embeddings_join_when_asked():
+    added = set(adapter_for(tiny.bert()).layers(embeddings=True)) - set(adapter_for(tiny.bert()).layers())
+    assert added == {"bert.embeddings.word_embeddings"}
+
+
+def test_the_decoder_of_an_encoder_decoder_takes_its_padding_from_the_labels():
+    adapter = adapter_for(tiny.bart())
+    labels = torch.tensor([[4, 5, -100], [4, -100, -100]])
+    batch = {"attention_mask": torch.tensor([[1, 1], [1, 0]]), "labels": labels}
+    masks = adapter.position_masks(batch)
+    assert masks["input"].tolist() == [[True, True], [True, False]]
+    assert masks["decoder"].tolist() == [[True, True, False], [True, False, False]]
+    layers = adapter.layers()
+    decoder = {name for name in layers if adapter.positions_of(name) == "decoder"}
+    assert "model.decoder.layers.0.self_attn.k_proj" in decoder
+    assert "model.decoder.layers.0.encoder_attn.q_proj" in decoder
+    assert "model.decoder.layers.0.encoder_attn.k_proj" not in decoder
+    assert not any(".encoder." in name for name in decoder)
+
+
+def test_a_grouped_query_model_that_fuses_its_projections_is_cut_by_their_sizes():
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    config = Phi3Config(
+        vocab_size=tiny.VOCABULARY,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+    )
+    layers = adapter_for(Phi3ForCausalLM(config)).layers()
+    assert layers["model.layers.0.self_attn.qkv_proj"].part_sizes == (16, 8, 8)
+
+
+@pytest.mark.parametrize("model", [tiny.bert(), tiny.gpt2(), tiny.llama(), tiny.vit()], ids=lambda m: type(m).__name__)
+def test_every_block_reads_and_writes_the_residual_stream(model):
+    adapter = adapter_for(model)
+    width = model.config.hidden_size
+    for block in adapter.blocks():
+        inside = [layer for name, layer in adapter.layers().items() if name.startswith(f"{block}.")]
+        writers = [layer for layer in inside if adapter.writes_to_stream(layer)]
+        readers = [layer for layer in inside if not adapter.writes_to_stream(layer)]
+        assert len(writers) == 2  # attention output, MLP output
+        assert all(layer.out_neurons == width for layer in writers)
+        assert all(layer.in_neurons == width for layer in readers)
+
+
+def test_fresh_weights_are_spread_like_transformers_starts_them():
+    adapter = adapter_for(tiny.bert(hidden=64))
+    layer = adapter.layers()["bert.encoder.layer.0.intermediate.dense"]
+    fresh = adapter.fresh_weight(layer, torch.Generator().manual_seed(0))
+    assert fresh.std().item() == pytest.approx(0.02, rel=0.05)

@@ -1,0 +1,32 @@
+"""Set-up for all tests: no network, one thread, a home of their own, a fixed seed."""
+
+import os
+import tempfile
+
+# Before torch and huggingface_hub are imported: they read these once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="remos_hf_home_")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "Agg"
+
+import pytest
+import torch
+import transformers
+
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_hooks_left():
+    """Check after the test that the modules it names hold no forward hook."""
+    modules = []
+    yield modules.append
+    for model in modules:
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

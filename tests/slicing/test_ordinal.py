@@ -1,0 +1,210 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from remos_hf.coverage.profile import CoverageProfile
+from remos_hf.errors import NonFiniteError
+from remos_hf.layers import sliceable_layers
+from remos_hf.slicing import ordinal
+from tests import reference, tiny
+
+LAYER_KINDS = [
+    lambda: nn.Linear(5, 3),
+    lambda: nn.Conv2d(4, 6, 3, groups=2),
+    lambda: nn.Conv2d(6, 6, 3, groups=6),
+    lambda: nn.Conv1d(3, 4, 2),
+    lambda: tiny.gpt2().transformer.h[0].mlp.c_fc,
+    lambda: nn.Linear(1, 1),
+]
+
+
+def random_profile(layers, most, generator):
+    def counts(size):
+        return torch.randint(0, most + 1, (size,), generator=generator)
+
+    return CoverageProfile(
+        {name: counts(layer.in_neurons) for name, layer in layers.items()},
+        {name: counts(layer.out_neurons) for name, layer in layers.items()},
+        most,
+    )
+
+
+def model_of(kinds, seed, distinct, dtype):
+    """A model whose weights take few distinct values, so that most of them tie, or all values they like."""
+    generator = torch.Generator().manual_seed(seed)
+    model = nn.ModuleList([LAYER_KINDS[kind]() for kind in kinds])
+    for layer in sliceable_layers(model).values():
+        values = torch.randn(layer.weight.shape, generator=generator)
+        if distinct:
+            values = (values * distinct).round() / 4
+        layer.weight.copy_(values)
+    return model.to(dtype)
+
+
+def bits_of(selection, layers):
+    flat = [
+        ordinal.unpack(bits, layer.weight.shape).flatten() for bits, layer in zip(selection.bits, layers, strict=True)
+    ]
+    return torch.cat(flat).tolist()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    kinds=st.lists(st.integers(0, len(LAYER_KINDS) - 1), min_size=1, max_size=4),
+    seed=st.integers(0, 10**6),
+    distinct=st.sampled_from([0, 0, 1, 3]),
+    most=st.sampled_from([0, 1, 4, 1000]),
+    share=st.floats(0, 1),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_the_kept_weights_are_those_of_the_slow_reference(kinds, seed, distinct, most, share, dtype):
+    layers = sliceable_layers(model_of(kinds, seed, distinct, dtype))
+    profile = random_profile(layers, most, torch.Generator().manual_seed(seed))
+    ordered = list(layers.values())
+    total = sum(layer.weight.numel() for layer in ordered)
+    wanted = round(total * share)
+    selection = ordinal.select(ordinal.entries_of(ordered, profile), total - wanted)
+    kept = bits_of(selection, ordered)
+    assert selection.num_kept == sum(kept)
+    assert kept in reference.best_threshold_sets(reference.ordinal_scores(ordered, profile), wanted)
+
+
+def midranks(values):
+    """Doubled mean ranks by a full sort."""
+    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    return (2 * (counts.cumsum(0) - counts) + counts - 1)[inverse]
+
+
+def large(dtype, scale=1.0, seed=5):
+    """Enough weights that the bracket comes from a sample and bins hold several values."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(700, 500), nn.Conv2d(40, 60, 5), nn.Linear(300, 400))
+    with torch.no_grad():
+        for number, layer in enumerate(model):
+            layer.weight.mul_(scale * 3.0**number)
+    return sliceable_layers(model.to(dtype))
+
+
+def sorted_reference(layers, profile, num_reset):
+    magnitudes = torch.cat([layer.weight.float().abs().flatten() for layer in layers])
+    scores = -midranks(magnitudes)
+    if profile is not None:
+        coverage = []
+        for entry in ordinal.entries_of(layers, profile):
+            coverage.append((entry.rows.view(len(entry.columns), -1, 1) + entry.columns[:, None]).flatten())
+        scores = scores + midranks(torch.cat(coverage))
+    threshold = scores.kthvalue(num_reset).values
+    without, with_ties = scores > threshold, scores >= threshold
+    kept_wanted = len(scores) - num_reset
+    nearer = kept_wanted - without.sum() > with_ties.sum() - kept_wanted
+    return with_ties if nearer else without
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("most", [0, 3, 20000])
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.97])
+def test_large_models_are_cut_exactly_where_a_full_sort_cuts(dtype, most, share):
+    layers = large(dtype)
+    profile = random_profile(layers, most, torch.Generator().manual_seed(1))
+    ordered = list(layers.values())
+    total = sum(layer.weight.numel() for layer in ordered)
+    selection = ordinal.select(ordinal.entries_of(ordered, profile), round(total * share))
+    expected = sorted_reference(ordered, profile, round(total * share))
+    assert bits_of(selection, ordered) == expected.tolist()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-42, 1e30])
+def test_tiny_subnormal_and_huge_weights_are_ranked_exactly(scale):
+    layers = list(large(torch.float32, scale).values())
+    num_reset = 100_000
+    selection = ordinal.select([ordinal.Entry(layer) for layer in layers], num_reset)
+    assert bits_of(selection, layers) == sorted_reference(layers, None, num_reset).tolist()
+
+
+def test_many_zero_weights_tie_and_go_together():
+    layers = large(torch.float32)
+    ordered = list(layers.values())
+    for layer in ordered:
+        layer.weight.masked_fill_(torch.rand(layer.weight.shape) < 0.5, 0)
+    profile = random_profile(layers, 3, torch.Generator().manual_seed(1))
+    for num_reset in (1000, 200_000, 400_000):
+        selection = ordinal.select(ordinal.entries_of(ordered, profile), num_reset)
+        assert bits_of(selection, ordered) == sorted_reference(ordered, profile, num_reset).tolist()
+
+
+def test_a_misleading_sample_costs_time_but_no_exactness(monkeypatch):
+    layers = list(large(torch.float32).values())
+    entries = [ordinal.Entry(layer) for layer in layers]
+    sampled = ordinal._Search._sampled_scores
+    monkeypatch.setattr(ordinal._Search, "_sampled_scores", lambda self, entry: sampled(self, entry) + 10**6)
+    assert bits_of(ordinal.select(entries, 50_000), layers) == sorted_reference(layers, None, 50_000).tolist()
+
+
+def test_small_chunks_give_the_same_bits(monkeypatch):
+    layers = large(torch.float32)
+    profile = random_profile(layers, 50, torch.Generator().manual_seed(1))
+    ordered = list(layers.values())
+    whole = ordinal.select(ordinal.entries_of(ordered, profile), 60_000)
+    monkeypatch.setattr(ordinal, "_CPU_CHUNK", 1000)
+    parts = ordinal.select(ordinal.entries_of(ordered, profile), 60_000)
+    assert all(torch.equal(a, b) for a, b in zip(whole.bits, parts.bits, strict=True))
+
+
+def test_tables_of_shards_add_up_to_the_table_of_the_whole():
+    layers = list(large(torch.float32).values())
+    entries = [ordinal.Entry(layer) for layer in layers]
+    total = sum(entry.numel for entry in entries)
+    tables = []
+    for shard in (entries, entries[:1], entries[1:]):
+        table = ordinal._MagnitudeTable.sized_for(entries, total)
+        for entry in shard:
+            for chunk in ordinal._chunks(entry, 10_000):
+                table.add(chunk.magnitudes())
+        tables.append(table.counts)
+    assert torch.equal(tables[0], tables[1] + tables[2])
+
+
+def test_the_histogram_of_coverage_sums_counts_every_weight():
+    for kind in LAYER_KINDS:
+        layers = sliceable_layers(nn.Sequential(kind()))
+        profile = random_profile(layers, 6, torch.Generator().manual_seed(2))
+        (entry,) = ordinal.entries_of(list(layers.values()), profile)
+        name, layer = next(iter(layers.items()))
+        sums = reference.weight_coverage(layer, profile.input_counts[name], profile.output_counts[name])
+        histogram = ordinal._sum_histogram(entry)
+        assert histogram.tolist() == np.bincount(sums, minlength=len(histogram)).tolist()
+
+
+@pytest.mark.parametrize("distinct", [0, 1, 3])
+@pytest.mark.parametrize("most", [0, 2, 1000])
+@pytest.mark.parametrize("ratio", [0.97, 0.9, 0.5, 0.05])
+def test_artifact_ties_follow_the_artifacts_rule(distinct, most, ratio):
+    kinds = [0, 3, 4]
+    layers = sliceable_layers(model_of(kinds, 7, distinct, torch.float32))
+    layers |= {
+        f"conv{n}": layer for n, layer in enumerate(sliceable_layers(nn.Sequential(nn.Conv2d(3, 4, 3))).values())
+    }
+    ordered = [layer if name == layer.name else type(layer)(name, layer.module) for name, layer in layers.items()]
+    profile = random_profile({layer.name: layer for layer in ordered}, most, torch.Generator().manual_seed(3))
+    selection = ordinal.select_like_artifact(ordinal.entries_of(ordered, profile), ratio)
+    assert bits_of(selection, ordered) == reference.artifact_kept(ordered, profile, ratio)
+
+
+def test_packing_is_undone_by_unpacking_for_every_length():
+    for length in (1, 7, 8, 9, 64, 65):
+        bits = torch.rand(length) < 0.5
+        assert torch.equal(ordinal.unpack(ordinal.pack(bits), (length,)), bits)
+        assert ordinal.pack(bits).numel() == -(-length // 8)
+
+
+def test_weights_that_are_not_finite_are_refused_even_if_all_are_kept():
+    model = tiny.mlp()
+    with torch.no_grad():
+        model[2].weight[0, 0] = float("nan")
+    entries = [ordinal.Entry(layer) for layer in sliceable_layers(model).values()]
+    for num_reset in (0, 5):
+        with pytest.raises(NonFiniteError, match=r"2\.weight"):
+            ordinal.select(entries, num_reset)

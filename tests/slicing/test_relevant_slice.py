@@ -1,0 +1,196 @@
+import copy
+import json
+import struct
+
+import pytest
+import torch
+from torch import nn
+
+from remos_hf.coverage.profiler import profile_coverage
+from remos_hf.errors import (
+    CorruptFileError,
+    LayerMismatchError,
+    NonFiniteError,
+    TeacherMismatchError,
+    UnsupportedModelError,
+)
+from remos_hf.slicing.relevant_slice import RelevantSlice, choose_slice
+from remos_hf.slicing.scores import RULES
+from tests import reference, tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return tiny.bert()
+
+
+@pytest.fixture(scope="module")
+def profile(teacher):
+    return profile_coverage(teacher, tiny.text_batches())
+
+
+def flat(relevant):
+    return [bool(bit) for name in relevant.kept for bit in relevant.kept[name].flatten()]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("ratio", [1.0, 0.97, 0.9, 0.5, 0.01])
+def test_the_share_kept_is_exact_to_one_weight_or_one_tie_group(teacher, profile, rule, ratio):
+    relevant = choose_slice(teacher, profile, slice_ratio=ratio, rule=rule)
+    assert abs(relevant.num_kept - ratio * relevant.num_weights) <= max(1, relevant.tie_group / 2)
+    assert relevant.num_kept == sum(flat(relevant))
+    assert relevant.share_kept == relevant.num_kept / relevant.num_weights
+
+
+def test_kept_has_the_shape_of_the_weights_and_true_means_kept(teacher, profile):
+    relevant = choose_slice(teacher, profile, slice_ratio=0.5, rule="mag_prune")
+    weights = dict(teacher.named_parameters())
+    for name, kept in relevant.kept.items():
+        assert kept.dtype == torch.bool
+        assert kept.shape == weights[name].shape
+        assert weights[name][kept].abs().mean() > weights[name][~kept].abs().mean()
+
+
+def test_the_layers_of_the_profile_compete(teacher, profile):
+    assert list(choose_slice(teacher, profile, slice_ratio=0.9).kept) == [
+        f"{name}.weight" for name in profile.input_counts
+    ]
+
+
+def test_scope_layer_cuts_each_layer_by_itself(teacher, profile):
+    relevant = choose_slice(teacher, profile, slice_ratio=0.8, scope="layer")
+    for name, share in relevant.share_by_parameter().items():
+        size = relevant.kept[name].numel()
+        assert share == pytest.approx(0.8, abs=relevant.tie_group / size)
+    alone = copy.copy(profile)
+    name = next(iter(profile.input_counts))
+    object.__setattr__(alone, "input_counts", {name: profile.input_counts[name]})
+    object.__setattr__(alone, "teacher_hash", "")
+    first = choose_slice(teacher, alone, slice_ratio=0.8)
+    assert torch.equal(first.kept[f"{name}.weight"], relevant.kept[f"{name}.weight"])
+
+
+def test_artifact_ties_reach_the_slice(teacher, profile):
+    from remos_hf.adapters.transformers_models import adapter_for
+
+    layers = list(adapter_for(teacher).layers().values())
+    relevant = choose_slice(teacher, profile, slice_ratio=0.9, ties="artifact")
+    assert flat(relevant) == reference.artifact_kept(layers, profile, 0.9)
+
+
+def test_a_slice_is_a_function_of_teacher_profile_and_config(teacher, profile):
+    again = profile_coverage(copy.deepcopy(teacher), tiny.text_batches())
+    for rule in RULES:
+        one = choose_slice(teacher, profile, slice_ratio=0.9, rule=rule, seed=3)
+        two = choose_slice(copy.deepcopy(teacher), again, slice_ratio=0.9, rule=rule, seed=3)
+        assert one.kept == two.kept
+
+
+def test_choosing_leaves_the_teacher_alone(teacher, profile):
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    for rule in RULES:
+        choose_slice(teacher, profile, slice_ratio=0.5, rule=rule)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+
+
+def test_save_and_load_give_the_same_slice_in_one_bit_a_weight(teacher, profile, tmp_path):
+    relevant = choose_slice(teacher, profile, slice_ratio=0.9)
+    path = relevant.save_pretrained(tmp_path)
+    loaded = RelevantSlice.from_pretrained(tmp_path, teacher=teacher)
+    assert loaded == relevant
+    header = struct.unpack("<Q", path.read_bytes()[:8])[0]
+    assert path.stat().st_size - header - 8 <= relevant.num_weights / 8 + len(relevant.kept)
+
+
+def test_plain_bool_tensors_are_packed():
+    kept = {"a.weight": torch.tensor([[True, False], [True, True]])}
+    relevant = RelevantSlice(kept, 0.75)
+    assert relevant.num_kept == 3
+    assert torch.equal(relevant.kept["a.weight"], kept["a.weight"])
+    with pytest.raises(TypeError, match="'a.weight' is torch.float32"):
+        RelevantSlice({"a.weight": torch.ones(2)}, 0.5)
+
+
+def test_a_slice_for_another_teacher_is_refused(teacher, profile, tmp_path):
+    choose_slice(teacher, profile, slice_ratio=0.9).save_pretrained(tmp_path)
+    with pytest.raises(TeacherMismatchError, match="another teacher, another dtype"):
+        RelevantSlice.from_pretrained(tmp_path, teacher=tiny.bert(seed=1))
+    with pytest.raises(LayerMismatchError, match="the model's has"):
+        RelevantSlice.from_pretrained(tmp_path, teacher=tiny.bert(hidden=32))
+    with pytest.raises(LayerMismatchError, match="no such weight"):
+        RelevantSlice.from_pretrained(tmp_path, teacher=tiny.mlp())
+
+
+def test_a_profile_of_another_teacher_is_refused(profile):
+    with pytest.raises(TeacherMismatchError, match="Profile this teacher"):
+        choose_slice(tiny.bert(seed=1), profile, slice_ratio=0.9)
+    with pytest.raises(LayerMismatchError, match="only the profile has"):
+        choose_slice(tiny.gpt2(), profile, slice_ratio=0.9)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "shape"])
+def test_a_damaged_slice_file_is_refused(teacher, profile, tmp_path, damage):
+    path = choose_slice(teacher, profile, slice_ratio=0.9).save_pretrained(tmp_path)
+    content = bytearray(path.read_bytes())
+    if damage == "truncate":
+        content = content[: len(content) // 2]
+    elif damage == "flip":
+        content[-5] ^= 4
+    else:
+        content = bytes(content).replace(b"[16, 16]", b"[16, 61]")
+    path.write_bytes(content)
+    with pytest.raises(CorruptFileError, match="remos_slice.safetensors"):
+        RelevantSlice.from_pretrained(tmp_path)
+
+
+def test_a_folder_without_a_slice_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="RemosTrainer"):
+        RelevantSlice.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("ratio", [0, -0.1, 1.2, float("nan")])
+def test_a_ratio_outside_its_range_is_refused_with_the_artifacts_meaning(teacher, profile, ratio):
+    with pytest.raises(ValueError, match=f"got {ratio}.*prune_ratio is 1 - slice_ratio"):
+        choose_slice(teacher, profile, slice_ratio=ratio)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rule": "best"}, "rule is one of"),
+        ({"scope": "block"}, "scope is"),
+        ({"ties": "first"}, "ties is"),
+        ({"ties": "artifact", "rule": "random"}, "reproduces the artifact's remos rule"),
+    ],
+)
+def test_wrong_choices_are_refused(teacher, profile, options, words):
+    with pytest.raises(ValueError, match=words):
+        choose_slice(teacher, profile, slice_ratio=0.9, **options)
+
+
+def test_remos_needs_a_profile_and_the_others_do_not(teacher):
+    with pytest.raises(ValueError, match="needs a profile"):
+        choose_slice(teacher, slice_ratio=0.9)
+    assert len(choose_slice(teacher, slice_ratio=0.9, rule="random").kept) == 12
+
+
+def test_weights_that_cannot_be_ranked_are_refused_by_name():
+    model = tiny.mlp()
+    model[2].weight = nn.Parameter(torch.zeros(6, 7, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(UnsupportedModelError, match=r"'2\.weight'.*int8"):
+        choose_slice(model, slice_ratio=0.9, rule="random")
+    with torch.no_grad():
+        broken = tiny.mlp()
+        broken[0].weight[0, 0] = float("inf")
+    with pytest.raises(NonFiniteError, match=r"'0\.weight'"):
+        choose_slice(broken, slice_ratio=0.9, rule="top_magnitude")
+
+
+def test_metadata_is_plain_json(teacher, profile, tmp_path):
+    path = choose_slice(teacher, profile, slice_ratio=0.9).save_pretrained(tmp_path)
+    size = struct.unpack("<Q", path.read_bytes()[:8])[0]
+    metadata = json.loads(json.loads(path.read_bytes()[8 : 8 + size])["__metadata__"]["metadata"])
+    assert metadata["slice_ratio"] == 0.9
+    assert metadata["teacher_hash"] == profile.teacher_hash

@@ -1,0 +1,82 @@
+import json
+
+import pytest
+import torch
+
+from remos_hf.slicing.relevant_slice import RelevantSlice, choose_slice
+from remos_hf.strategies import STRATEGIES
+from remos_hf.strategies.base import Preparation, Strategy, share_by_group
+from tests import tiny
+
+SLICING = {"remos", "mag_prune", "top_magnitude", "random"}
+
+
+def make(name):
+    return STRATEGIES[name](slice_ratio=0.9) if name in SLICING else STRATEGIES[name]()
+
+
+@pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")
+@pytest.mark.parametrize("name", STRATEGIES)
+class TestContractOfEveryStrategy:
+    def test_its_description_is_json_that_makes_it_again(self, name):
+        described = json.loads(json.dumps(make(name).to_dict()))
+        kind = described.pop("name")
+        assert {cls.__name__: cls for cls in STRATEGIES.values()}[kind](**described) == make(name)
+
+    def test_the_same_seed_starts_the_same_student(self, name):
+        def start():
+            student = tiny.bert()
+            make(name).prepare(student, lambda samples: tiny.text_batches())
+            return student.state_dict()
+
+        one, two = start(), start()
+        assert all(torch.equal(one[key], two[key]) for key in one)
+
+    def test_hooks_are_gone_and_the_mode_is_kept(self, name, no_hooks_left):
+        student = tiny.bert().train()
+        no_hooks_left(student)
+        make(name).prepare(student, lambda samples: tiny.text_batches())
+        assert student.training
+
+    def test_the_moments_it_does_not_use_do_nothing(self, name):
+        strategy, inputs = make(name), {"input_ids": 1}
+        assert not strategy.acts_in_loss
+        assert strategy.before_forward(None, inputs) is inputs
+        assert strategy.penalty(None, inputs, None) is None
+
+
+def test_a_strategy_with_a_penalty_or_its_own_inputs_acts_in_the_loss():
+    class Penal(Strategy):
+        def penalty(self, model, inputs, outputs):
+            return None
+
+    class Adversarial(Strategy):
+        def before_forward(self, model, inputs):
+            return inputs
+
+    assert Penal().acts_in_loss
+    assert Adversarial().acts_in_loss
+    assert not Strategy().acts_in_loss
+
+
+def test_shares_are_grouped_by_block():
+    kept = {
+        "bert.encoder.layer.0.a.weight": torch.tensor([[True, True]]),
+        "bert.encoder.layer.0.b.weight": torch.tensor([[False, False]]),
+        "bert.encoder.layer.1.a.weight": torch.tensor([[True]]),
+        "stem.weight": torch.tensor([[False]]),
+    }
+    assert share_by_group(RelevantSlice(kept, 0.5)) == {
+        "bert.encoder.layer.0": 0.5,
+        "bert.encoder.layer.1": 1,
+        "stem": 0,
+    }
+
+
+def test_the_summary_says_what_was_kept_and_where():
+    relevant = choose_slice(tiny.bert(), slice_ratio=0.9, rule="top_magnitude")
+    summary = Preparation(None, relevant, {"choose": 0.25}).summary()
+    assert f"Kept {relevant.num_kept:,} of {relevant.num_weights:,} weights" in summary
+    assert "bert.encoder.layer.1" in summary
+    assert "choose 0.2 s" in summary
+    assert Preparation().summary() == ""

@@ -1,0 +1,62 @@
+import pytest
+import torch
+from torch import nn
+
+from remos_hf.activations import capture, watch
+from tests import tiny
+
+
+def test_watch_sees_inputs_and_outputs_while_it_lasts(no_hooks_left):
+    model = tiny.mlp()
+    no_hooks_left(model)
+    seen = {}
+    with watch({"first": model[0]}, lambda name, given, made: seen.update({name: (given, made)})):
+        inputs = torch.randn(2, 5)
+        model(inputs)
+    given, made = seen["first"]
+    assert given is inputs
+    assert torch.equal(made, model[0](inputs))
+    seen.clear()
+    model(inputs)
+    assert not seen
+
+
+def test_no_hook_outlives_a_forward_that_raises(no_hooks_left):
+    model = tiny.mlp()
+    no_hooks_left(model)
+    with pytest.raises(RuntimeError), watch(dict(model.named_modules()), lambda *_: None):
+        model(torch.randn(2, 4))
+
+
+def test_no_hook_stays_when_a_module_cannot_be_hooked(no_hooks_left):
+    model = tiny.mlp()
+    no_hooks_left(model)
+    with pytest.raises(AttributeError), watch({"0": model[0], "none": None}, lambda *_: None):
+        pytest.fail("the block must not run")
+
+
+def test_capture_keeps_outputs_with_their_graph(no_hooks_left):
+    model = tiny.mlp()
+    no_hooks_left(model)
+    with capture({"first": model[0]}) as outputs:
+        model(torch.randn(2, 5))
+    outputs["first"].sum().backward()
+    assert model[0].weight.grad is not None
+
+
+def test_tensors_given_by_keyword_are_seen():
+    seen = []
+    layer = nn.Linear(3, 2)
+    with watch({"layer": layer}, lambda name, given, made: seen.append(given.shape)):
+        layer(input=torch.randn(4, 3))
+    assert seen == [(4, 3)]
+
+
+def test_a_call_without_tensors_is_an_error_that_names_the_module():
+    class Silent(nn.Module):
+        def forward(self, x):
+            return ()
+
+    module = Silent()
+    with pytest.raises(TypeError, match="'silent' was called"), watch({"silent": module}, lambda *_: None):
+        module(torch.ones(1))
