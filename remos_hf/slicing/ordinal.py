@@ -25,15 +25,18 @@ from tqdm.auto import tqdm
 from remos_hf.coverage.profile import CoverageProfile
 from remos_hf.layers import Layer, largest_magnitude
 
-# Weights of a chunk: temporaries that stay in a CPU's cache; enough to fill a GPU.
-_CPU_CHUNK, _GPU_CHUNK = 2**18, 2**24
+# Weights of a chunk. On a CPU: temporaries that stay in its cache, and no more than torch does on one thread, because its
+# threads wait by spinning and a shared core then costs ten times what the second thread gains. On a GPU: enough to fill it.
+_CPU_CHUNK, _GPU_CHUNK = 2**15, 2**24
 # Octaves below the largest magnitude that get bins of their own; what is smaller shares the lowest bin.
 _OCTAVES = 16
 _MANTISSA_BITS = 23
 # Trailing zero bits of a 16-bit weight when it is written as float32: one bin for each value.
 _ZERO_BITS = {torch.bfloat16: 16, torch.float16: 13}
-_SAMPLE = 2**17
-_WIDENINGS = (6.0, 60.0)  # half-widths of the bracket in standard deviations of the sample quantile, then everything
+_SAMPLE = 2**18
+# Up to so many distinct counts, adding shifted histograms is faster than a Fourier transform.
+_FEW_VALUES = 32
+_WIDENINGS = (5.0, 50.0)  # half-widths of the bracket in standard deviations of the sample quantile, then everything
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ class _Search:
         self.coverage = _coverage_ranks(entries, self.device)
         self.magnitudes = _MagnitudeTable.sized_for(entries, self.total)
         for entry in self._each("Ranking magnitudes"):
-            for chunk in _chunks(entry, self.magnitudes.chunk(self.device)):
+            for chunk in _chunks(entry, _chunk_size(self.device)):
                 self.magnitudes.add(chunk.magnitudes())
         self.magnitudes.close()
 
@@ -171,9 +174,10 @@ class _Search:
     def _decide(self, low: int | None, high: int | None) -> "_Decided":
         """Decide every weight whose score is certainly outside [low, high]; write down the others."""
         keep_below, open_below = self.magnitudes.cuts(self.coverage, low, high)
-        decided = _Decided()
+        decided = _Decided(self.entries, 2**16 + self.total // 100, self.device)
+        buffer = torch.empty(max(entry.numel for entry in self.entries), dtype=torch.bool, device=self.device)
         for number, entry in enumerate(self._each("Choosing weights")):
-            bits = torch.empty(entry.numel, dtype=torch.bool, device=self.device)
+            bits = buffer[: entry.numel]
             for chunk in _chunks(entry, _chunk_size(self.device)):
                 magnitudes, sums = chunk.magnitudes(), chunk.sums()
                 keep = magnitudes < (keep_below[0] if sums is None else keep_below.index_select(0, sums))
@@ -185,13 +189,13 @@ class _Search:
                         self.coverage[sums[places].long()] if sums is not None else self.coverage.expand(len(places))
                     )
                     decided.note(number, places + chunk.start, coverage, magnitudes[places])
-            decided.bits.append(pack(bits))
+            decided.bits[number].copy_(pack(bits))
             decided.num_kept += int(bits.sum())
         return decided
 
     def _settle(self, decided: "_Decided", place: int) -> Selection:
         """Find the exact threshold among the open weights and decide them."""
-        coverage, magnitudes = torch.cat(decided.coverage), torch.cat(decided.magnitudes)
+        coverage, magnitudes = decided.coverage, decided.magnitudes
         bins = self.magnitudes.bin_of(magnitudes)
         lowest, highest = coverage - self.magnitudes.highest[bins], coverage - self.magnitudes.lowest[bins]
         at_least, at_most = (int(ends.kthvalue(place + 1).values) for ends in (lowest, highest))
@@ -290,6 +294,9 @@ class _MagnitudeTable:
         self.base, self.shift = base, shift
         top = int(torch.tensor(largest, dtype=torch.float32).view(torch.int32))
         self.counts = torch.zeros((top - base >> shift) + 1, dtype=torch.int64, device=device)
+        # Counting clears a table first, so that enough must be counted at once to make that a small part of the work.
+        self._waiting = torch.empty(max(2**18, 4 * len(self.counts)), dtype=torch.int32, device=device)
+        self._num_waiting = 0
 
     @classmethod
     def sized_for(cls, entries: Sequence[Entry], total: int) -> "_MagnitudeTable":
@@ -306,21 +313,26 @@ class _MagnitudeTable:
         base = max(0, top - (_OCTAVES << _MANTISSA_BITS)) >> shift << shift
         return cls(base, shift, largest, device)
 
-    def chunk(self, device: torch.device) -> int:
-        """Weights to count at once, so that clearing a table for them is a small part of the work."""
-        return max(_chunk_size(device), 4 * len(self.counts))
-
     def bin_of(self, magnitudes: Tensor) -> Tensor:
         """Bin of each magnitude. Int32."""
         return (magnitudes.view(torch.int32) - self.base).clamp_(min=0).bitwise_right_shift_(self.shift)
 
     def add(self, magnitudes: Tensor) -> None:
-        """Count magnitudes, using up their memory."""
-        bins = magnitudes.view(torch.int32).sub_(self.base).clamp_(min=0).bitwise_right_shift_(self.shift)
-        self.counts += torch.bincount(bins, minlength=len(self.counts))
+        """Count magnitudes."""
+        for bins in self.bin_of(magnitudes).split(len(self._waiting)):
+            if self._num_waiting + len(bins) > len(self._waiting):
+                self._count_waiting()
+            self._waiting[self._num_waiting : self._num_waiting + len(bins)] = bins
+            self._num_waiting += len(bins)
+
+    def _count_waiting(self) -> None:
+        self.counts += torch.bincount(self._waiting[: self._num_waiting], minlength=len(self.counts))
+        self._num_waiting = 0
 
     def close(self) -> None:
         """Turn counts into the doubled ranks that a weight of each bin may have, lowest and highest."""
+        self._count_waiting()
+        del self._waiting
         self.below = self.counts.cumsum(0) - self.counts
         if self.shift in _ZERO_BITS.values() and self.base == 0:  # one value a bin: all of it ties
             self.lowest = self.highest = 2 * self.below + self.counts - 1
@@ -348,32 +360,48 @@ class _MagnitudeTable:
 
 
 class _Decided:
-    """Bits that are decided, and the weights that are not yet."""
+    """Bits that are decided, and the weights that are not yet.
 
-    def __init__(self) -> None:
-        self.bits: list[Tensor] = []
-        self.num_kept = 0
-        self.entries: list[int] = []
-        self.places: list[Tensor] = []
-        self.coverage: list[Tensor] = []
-        self.magnitudes: list[Tensor] = []
+    Both go into arrays made beforehand: small pieces kept between large ones that come and go would leave the allocator
+    with holes many times their size.
+    """
+
+    def __init__(self, entries: Sequence[Entry], expected: int, device: torch.device) -> None:
+        sizes = [-(-entry.numel // 8) for entry in entries]
+        self.bits = list(torch.empty(sum(sizes), dtype=torch.uint8).split(sizes))
+        self.num_kept = self.num_open = 0
+        self._of_entry: dict[int, int] = {}
+        self._arrays = [
+            torch.empty(expected, dtype=kind, device=device) for kind in (torch.int64, torch.int64, torch.float32)
+        ]
 
     @property
-    def num_open(self) -> int:
-        return sum(len(places) for places in self.places)
+    def coverage(self) -> Tensor:
+        """Doubled coverage rank of the open weights."""
+        return self._arrays[1][: self.num_open]
+
+    @property
+    def magnitudes(self) -> Tensor:
+        """Magnitude of the open weights."""
+        return self._arrays[2][: self.num_open]
 
     def note(self, entry: int, places: Tensor, coverage: Tensor, magnitudes: Tensor) -> None:
-        self.entries.append(entry)
-        self.places.append(places)
-        self.coverage.append(coverage)
-        self.magnitudes.append(magnitudes)
+        """Write down open weights of an entry by their places in memory order."""
+        start, stop = self.num_open, self.num_open + len(places)
+        if stop > len(self._arrays[0]):
+            self._arrays = [torch.cat([array, array.new_empty(stop)]) for array in self._arrays]
+        for array, values in zip(self._arrays, (places, coverage, magnitudes), strict=True):
+            array[start:stop] = values
+        self._of_entry[entry] = self._of_entry.get(entry, 0) + len(places)
+        self.num_open = stop
 
     def keep(self, kept: Tensor) -> None:
         """Set the bits of the open weights that are kept. Bool, shape (open,)."""
-        chunks = kept.split([len(places) for places in self.places])
-        for entry, places, keep in zip(self.entries, self.places, chunks, strict=True):
-            where = places[keep].cpu().numpy()
-            np.bitwise_or.at(self.bits[entry].numpy(), where >> 3, (1 << (where & 7)).astype(np.uint8))
+        sizes = list(self._of_entry.values())
+        places = self._arrays[0][: self.num_open].split(sizes)
+        for entry, where, keep in zip(self._of_entry, places, kept.split(sizes), strict=True):
+            chosen = where[keep].cpu().numpy()
+            np.bitwise_or.at(self.bits[entry].numpy(), chosen >> 3, (1 << (chosen & 7)).astype(np.uint8))
 
 
 def pack(bits: Tensor) -> Tensor:
@@ -407,15 +435,21 @@ def _sum_histogram(entry: Entry) -> np.ndarray:
     if len(columns) > 1:  # grouped convolutions are small: add them up as they are
         sums = rows[:, :, None] + columns[:, None, :]
         return np.bincount(sums.reshape(-1))
-    row_values, row_counts = np.unique(rows[0], return_counts=True)
-    column_values, column_counts = np.unique(columns[0], return_counts=True)
-    if len(row_values) > len(column_values):
-        row_values, row_counts, column_values, column_counts = column_values, column_counts, row_values, row_counts
-    histogram = np.zeros(int(row_values[-1] + column_values[-1]) + 1, dtype=np.int64)
-    for value, count in zip(
-        row_values, row_counts, strict=True
-    ):  # the shorter side's distinct values: at most its width
-        histogram[column_values + value] += count * column_counts
+    rows, columns = np.bincount(rows[0]), np.bincount(columns[0])
+    values = np.flatnonzero(rows if np.count_nonzero(rows) < np.count_nonzero(columns) else columns)
+    if len(values) <= _FEW_VALUES:
+        return _shifted_sums(*(rows, columns) if len(values) == np.count_nonzero(rows) else (columns, rows))
+    # Exact: the largest entry is at most rows * columns, and the error of the transform about 1e-15 of that.
+    length = 1 << (len(rows) + len(columns) - 2).bit_length()
+    product = np.fft.irfft(np.fft.rfft(rows, length) * np.fft.rfft(columns, length), length)
+    return np.rint(product[: len(rows) + len(columns) - 1]).astype(np.int64)
+
+
+def _shifted_sums(few: np.ndarray, many: np.ndarray) -> np.ndarray:
+    """Histogram of sums from two histograms, the first of which has few occupied bins."""
+    histogram = np.zeros(len(few) + len(many) - 1, dtype=np.int64)
+    for value in np.flatnonzero(few):
+        histogram[value : value + len(many)] += few[value] * many
     return histogram
 
 

@@ -163,6 +163,7 @@ def test_tables_of_shards_add_up_to_the_table_of_the_whole():
         for entry in shard:
             for chunk in ordinal._chunks(entry, 10_000):
                 table.add(chunk.magnitudes())
+        table.close()
         tables.append(table.counts)
     assert torch.equal(tables[0], tables[1] + tables[2])
 
