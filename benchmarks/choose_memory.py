@@ -1,7 +1,7 @@
 """How much memory choosing a slice takes beyond the model: the peak resident set, over 100M fp32 weights.
 
-Layers have BERT-base's shapes, 14 blocks of them; counts are random. The peak before choosing is the model's own, because
-weights are drawn in place; `choose_slice` is the public call, hashing included.
+Layers have BERT-base's shapes, 14 blocks of them; counts are random. The peak before choosing is the model's own,
+because weights are drawn in place; `choose_slice` is the public call, hashing included.
 
     python benchmarks/choose_memory.py --output benchmarks/results/choose_memory.json     # 20 seconds, 0.6 GB
 """

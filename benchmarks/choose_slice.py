@@ -1,8 +1,8 @@
 """How fast a slice is chosen: against a per-weight Python list sort, and against two stable argsorts.
 
-The weights have ResNet-18's shapes (11.2M in 20 convolutions, random as at initialisation) and the counts are random over
-5,000 samples, so that nearly every coverage sum occurs. What is timed is ranking and choosing, not hashing the teacher, in
-all of them; all give the same kept weights, which is checked.
+The weights have ResNet-18's shapes (11.2M in 20 convolutions, random as at initialisation) and the counts are random
+over 5,000 samples, so that nearly every coverage sum occurs. What is timed is ranking and choosing, not hashing the
+teacher, in all of them; all give the same kept weights, which is checked.
 
     python benchmarks/choose_slice.py --output benchmarks/results/choose_slice.json     # 2 minutes, 3 GB
 """

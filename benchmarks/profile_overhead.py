@@ -1,7 +1,8 @@
 """What profiling costs beyond a plain forward pass over the same batches of real text, and where it goes.
 
 Both are run in turn, so that a machine that slows down slows both. `--teacher` is any folder or Hub id of an encoder;
-`--config-only` takes its shape from a named BERT-base configuration with random weights (time does not depend on values).
+`--config-only` takes its shape from a named BERT-base configuration with random weights (time does not depend on
+values).
 
     python benchmarks/profile_overhead.py --data train.tsv --teacher sentence-transformers/all-MiniLM-L6-v2 \
         --output benchmarks/results/profile_overhead_minilm.json

@@ -94,15 +94,26 @@ def profile_coverage(
     if across_processes:
         counter.add_other_processes()
     profile = counter.profile(source)
-    share = profile.share_never_covered
-    if share > _DEGENERATE_SHARE:
-        warnings.warn(
-            f"{share:.0%} of the neurons were never covered by {profile.num_samples} samples under "
-            f"{profile.criterion}, so most weights tie in coverage and magnitude alone decides among them. Try "
-            "top_k_coverage() or strong_coverage(), and compare with a top-magnitude reset.",
-            stacklevel=2,
-        )
+    if not (across_processes and _rank()):
+        _warn_if_degenerate(profile)
     return profile
+
+
+def _warn_if_degenerate(profile: CoverageProfile) -> None:
+    share = profile.share_never_covered
+    if share <= _DEGENERATE_SHARE:
+        return
+    other = "" if profile.criterion["name"] != "ThresholdCoverage" else " Try top_k_coverage() or strong_coverage()."
+    warnings.warn(
+        f"{share:.0%} of the neurons were never covered by {profile.num_samples} samples under {profile.criterion}, so "
+        f"most weights tie in coverage and magnitude alone decides among them.{other} Compare with a top-magnitude reset.",
+        stacklevel=3,
+    )
+
+
+def _rank() -> int:
+    group = torch.distributed
+    return group.get_rank() if group.is_available() and group.is_initialized() else 0
 
 
 @dataclass
