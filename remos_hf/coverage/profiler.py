@@ -87,14 +87,15 @@ def profile_coverage(
     layers = adapter.layers(embeddings=embeddings)
     check_rankable(layers)
     counter = _Counter(adapter, layers, threshold_coverage() if criterion is None else criterion)
-    batches = tqdm(_limited(dataloader, max_samples), desc="Profiling coverage", delay=2, disable=not progress)
+    quiet = not (progress and on_main_process())
+    batches = tqdm(_limited(dataloader, max_samples), desc="Profiling coverage", delay=2, disable=quiet)
     with _evaluating(teacher), torch.no_grad():
         for batch in batches:
             counter.count(batch, source)
     if across_processes:
         counter.add_other_processes()
     profile = counter.profile(source)
-    if not (across_processes and _rank()):
+    if not across_processes or on_main_process():
         _warn_if_degenerate(profile)
     return profile
 
@@ -106,14 +107,15 @@ def _warn_if_degenerate(profile: CoverageProfile) -> None:
     other = "" if profile.criterion["name"] != "ThresholdCoverage" else " Try top_k_coverage() or strong_coverage()."
     warnings.warn(
         f"{share:.0%} of the neurons were never covered by {profile.num_samples} samples under {profile.criterion}, so "
-        f"most weights tie in coverage and magnitude alone decides among them.{other} Compare with a top-magnitude reset.",
+        f"most weights tie in coverage and magnitude alone decides among them.{other} Compare with TopMagnitude.",
         stacklevel=3,
     )
 
 
-def _rank() -> int:
+def on_main_process() -> bool:
+    """Whether this process speaks for all of torch.distributed's default group; true if there is none."""
     group = torch.distributed
-    return group.get_rank() if group.is_available() and group.is_initialized() else 0
+    return not (group.is_available() and group.is_initialized()) or group.get_rank() == 0
 
 
 @dataclass
@@ -134,6 +136,15 @@ class _Padding:
         self.real = real  # (samples, positions)
         self.weights = real.float()[:, None]
         self.lengths = self.weights.sum(-1).clamp(min=1)  # (samples, 1)
+        self._elsewhere: dict[torch.device, _Padding] = {}
+
+    def on(self, device: torch.device) -> "_Padding":
+        """Give the same padding on another device, for models whose layers lie on several."""
+        if device == self.real.device:
+            return self
+        if device not in self._elsewhere:
+            self._elsewhere[device] = _Padding(self.real.to(device))
+        return self._elsewhere[device]
 
 
 class _Counter:
@@ -292,7 +303,8 @@ class _Counter:
     def _close_batch(self) -> None:
         groups: dict[tuple, list[_Reduced]] = defaultdict(list)
         for reduced in self._reduced:
-            groups[reduced.mean.shape[1], reduced.low.shape[1], id(reduced.padding)].append(reduced)
+            key = reduced.mean.shape[1], reduced.low.shape[1], reduced.mean.device, id(reduced.padding)
+            groups[key].append(reduced)
         covered: dict[tuple[str, str], dict[int, Tensor]] = defaultdict(dict)
         for group in groups.values():
             statistics = _stack(group)
@@ -316,7 +328,7 @@ class _Counter:
         self.counts[name, end] = counts if known is None else known.add_(counts)
 
     def _check_finite(self) -> None:
-        if not self.finite or all(torch.stack([*self.finite.values()]).tolist()):
+        if not self.finite or all(torch.stack([sound.cpu() for sound in self.finite.values()]).tolist()):
             return
         name, end = next(key for key, sound in self.finite.items() if not sound)
         raise NonFiniteError(
@@ -342,6 +354,7 @@ def _reduce(name: str, activation: Tensor, samples: int, axis: int, padding: _Pa
     low, high = values.amin(-1), values.amax(-1)
     if padding is None or values.shape[1] == 1:  # one vector a sample: pooled, or a single token
         return _Reduced(low, high, values.mean(1), None)
+    padding = padding.on(values.device)
     if padding.real.shape[1] != values.shape[1]:
         raise UnsupportedModelError(_unclear(name, values, samples))
     return _Reduced(low, high, torch.bmm(padding.weights, values)[:, 0], padding)

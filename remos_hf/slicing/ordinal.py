@@ -76,14 +76,13 @@ class Selection:
 
 
 def entries_of(layers: Sequence[Layer], profile: CoverageProfile | None) -> list[Entry]:
-    """Pair layers with the profile's counts, laid along their matrix views, on the weights' device."""
+    """Pair layers with the profile's counts, laid along their matrix views, on the first weight's device."""
     if profile is None:
         return [Entry(layer) for layer in layers]
-    entries = []
+    entries, device = [], layers[0].weight.device  # where tables are kept, also if layers lie on several devices
     for layer in layers:
         counts = profile.input_counts[layer.name], profile.output_counts[layer.name]
         rows, columns = layer.axis_counts(*(count.to(torch.int32) for count in counts))
-        device = layer.weight.device
         entries.append(Entry(layer, rows.contiguous().to(device), columns.contiguous().to(device)))
     return entries
 
@@ -129,7 +128,7 @@ class _Search:
         self.coverage = _coverage_ranks(entries, self.device)
         self.magnitudes = _MagnitudeTable.sized_for(entries, self.total)
         for entry in self._each("Ranking magnitudes"):
-            for chunk in _chunks(entry, _chunk_size(self.device)):
+            for chunk in _chunks(entry, self.device):
                 self.magnitudes.add(chunk.magnitudes())
         self.magnitudes.close()
 
@@ -165,7 +164,8 @@ class _Search:
         matrix = entry.layer.as_matrix(entry.layer.weight)
         places = torch.arange(0, matrix.numel(), step, device=self.device)
         rows, columns = places // matrix.shape[1], places % matrix.shape[1]
-        bins = self.magnitudes.bin_of(_magnitudes(matrix[rows, columns]))
+        sample = matrix[rows.to(matrix.device), columns.to(matrix.device)].to(self.device)
+        bins = self.magnitudes.bin_of(_magnitudes(sample))
         ranks = (self.magnitudes.lowest[bins] + self.magnitudes.highest[bins]) // 2
         if entry.rows is None:
             return -ranks
@@ -179,7 +179,7 @@ class _Search:
         buffer = torch.empty(max(entry.numel for entry in self.entries), dtype=torch.bool, device=self.device)
         for number, entry in enumerate(self._each("Choosing weights")):
             bits = buffer[: entry.numel]
-            for chunk in _chunks(entry, _chunk_size(self.device)):
+            for chunk in _chunks(entry, self.device):
                 magnitudes, sums = chunk.magnitudes(), chunk.sums()
                 keep = magnitudes < (keep_below[0] if sums is None else keep_below.index_select(0, sums))
                 still_open = magnitudes < (open_below[0] if sums is None else open_below.index_select(0, sums))
@@ -223,7 +223,7 @@ class _Search:
         less = torch.zeros(len(values) + 1, dtype=torch.int64, device=self.device)
         equal = torch.zeros_like(less)
         for entry in self._each("Settling ties"):
-            for chunk in _chunks(entry, _chunk_size(self.device)):
+            for chunk in _chunks(entry, self.device):
                 magnitudes = chunk.magnitudes()
                 magnitudes = magnitudes[touched.index_select(0, table.bin_of(magnitudes))]
                 places = torch.searchsorted(values, magnitudes)
@@ -246,6 +246,7 @@ class _Chunk:
     entry: Entry
     first_row: int
     last_row: int
+    device: torch.device
 
     @property
     def start(self) -> int:
@@ -257,7 +258,7 @@ class _Chunk:
 
     def magnitudes(self) -> Tensor:
         """Absolute values as float32, in memory of their own. Shape (weights,)."""
-        return _magnitudes(self.matrix[self.first_row : self.last_row].reshape(-1))
+        return _magnitudes(self.matrix[self.first_row : self.last_row].reshape(-1).to(self.device))
 
     def sums(self) -> Tensor | None:
         """Coverage sum of each weight. Int32, shape (weights,)."""
@@ -270,15 +271,12 @@ class _Chunk:
         return (rows + columns).reshape(-1)
 
 
-def _chunk_size(device: torch.device) -> int:
-    return _CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK
-
-
-def _chunks(entry: Entry, size: int) -> Iterator[_Chunk]:
+def _chunks(entry: Entry, device: torch.device) -> Iterator[_Chunk]:
     matrix = entry.layer.as_matrix(entry.layer.weight)
+    size = _CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK
     step = max(1, size // matrix.shape[1])
     for first in range(0, matrix.shape[0], step):
-        yield _Chunk(matrix, entry, first, min(first + step, matrix.shape[0]))
+        yield _Chunk(matrix, entry, first, min(first + step, matrix.shape[0]), device)
 
 
 def _magnitudes(weights: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.coverage.criteria import Criterion, strong_coverage, threshold_coverage, top_k_coverage
 from remos_hf.coverage.profile import CoverageProfile
-from remos_hf.coverage.profiler import profile_coverage
+from remos_hf.coverage.profiler import on_main_process, profile_coverage
 from remos_hf.layers import check_rankable
 from remos_hf.slicing.relevant_slice import check_slice_ratio, choose_slice
 from remos_hf.slicing.reset import reset_outside
@@ -66,6 +66,7 @@ class SliceAndReset(Strategy):
             seed=self.seed,
             head=self.head,
             embeddings=self.embeddings,
+            progress=on_main_process(),
         )
         chosen = time.perf_counter()
         reset_outside(student, relevant, to=self.reset_to, seed=self.seed, verify_teacher=False)

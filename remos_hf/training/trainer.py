@@ -115,15 +115,20 @@ class RemosTrainer(Trainer):
         self.add_callback(RemosCallback(self.strategy, self.sidecars))
         if self.peft_config is None:
             return
-        if checkpoint is not None and self.relevant_slice is not None:
-            self._reset_again()  # a checkpoint of adapters holds no base weights
+        if checkpoint is not None:
+            self._start_base_again()
         from peft import get_peft_model
 
         self.model = self.model_wrapped = get_peft_model(self.model, self.peft_config)
 
-    def _reset_again(self) -> None:
-        made_by = self.sidecars.config["strategy"]
-        reset_outside(self.model, self.relevant_slice, to=made_by["reset_to"], seed=made_by["seed"])
+    def _start_base_again(self) -> None:
+        # A checkpoint of adapters holds no base weights. A slice is read back; what slices nothing depends on its seed
+        # alone.
+        if self.relevant_slice is None:
+            self.strategy.prepare(self.model, lambda samples: student_batches(self, samples))
+        else:
+            made_by = self.sidecars.config["strategy"]
+            reset_outside(self.model, self.relevant_slice, to=made_by["reset_to"], seed=made_by["seed"])
 
     def compute_loss(
         self,

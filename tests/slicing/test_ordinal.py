@@ -161,7 +161,7 @@ def test_tables_of_shards_add_up_to_the_table_of_the_whole():
     for shard in (entries, entries[:1], entries[1:]):
         table = ordinal._MagnitudeTable.sized_for(entries, total)
         for entry in shard:
-            for chunk in ordinal._chunks(entry, 10_000):
+            for chunk in ordinal._chunks(entry, torch.device("cpu")):
                 table.add(chunk.magnitudes())
         table.close()
         tables.append(table.counts)

@@ -274,11 +274,14 @@ def test_lora_is_added_to_the_sliced_base_and_saved_merged(tmp_path):
     assert hasattr(ours.model, "peft_config")  # saving did not merge the model that trains
 
 
-def test_lora_resumes_on_the_base_that_was_sliced(tmp_path, monkeypatch):
-    whole = trainer(tmp_path, slice_ratio=0.6, peft_config=lora())
+@pytest.mark.parametrize(
+    "strategy", [Remos(0.6), Random(0.6, reset_to="init", seed=3), Retrain(seed=3)], ids=lambda s: type(s).__name__
+)
+def test_lora_resumes_on_the_base_that_was_sliced(tmp_path, monkeypatch, strategy):
+    whole = trainer(tmp_path, strategy=strategy, peft_config=lora())
     whole.train()
     monkeypatch.setattr("remos_hf.training.trainer.start_student", lambda *_: pytest.fail("sliced again"))
-    resumed = trainer(tmp_path, slice_ratio=0.6, peft_config=lora())
+    resumed = trainer(tmp_path, strategy=strategy, peft_config=lora())
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert same(weights(resumed.model), weights(whole.model))
 
