@@ -34,10 +34,10 @@ _OCTAVES = 16
 _MANTISSA_BITS = 23
 # Trailing zero bits of a 16-bit weight when it is written as float32: one bin for each value.
 _ZERO_BITS = {torch.bfloat16: 16, torch.float16: 13}
-_SAMPLE = 2**18
+_SAMPLE = 2**17
 # Up to so many distinct counts, adding shifted histograms is faster than a Fourier transform.
 _FEW_VALUES = 32
-_WIDENINGS = (5.0, 50.0)  # half-widths of the bracket in standard deviations of the sample quantile, then everything
+_WIDENINGS = (4.0, 40.0)  # half-widths of the bracket in standard deviations of the sample quantile, then everything
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,20 @@ class Entry:
     def numel(self) -> int:
         """Number of weights."""
         return self.layer.weight.numel()
+
+    def magnitudes_at(self, places: Tensor) -> Tensor:
+        """Absolute values of some weights, by their places in memory order, where the places lie. Float32."""
+        weight = self.layer.weight.reshape(-1)
+        return _magnitudes(weight[places.to(weight.device)].to(places.device))
+
+    def sums_at(self, places: Tensor) -> Tensor:
+        """Coverage sums of some weights, by their places in memory order; 0 if coverage plays no part. Int64."""
+        if self.rows is None:
+            return torch.zeros_like(places)
+        width = self.columns.shape[1]
+        rows, columns = places // width, places % width
+        groups = rows // (len(self.rows) // len(self.columns))
+        return (self.rows[rows] + self.columns[groups, columns]).long()
 
 
 @dataclass(frozen=True)
@@ -153,7 +167,7 @@ class _Search:
         middle = share * len(scores)
         reach = deviations * (len(scores) * share * (1 - share)) ** 0.5 + deviations
         first, last = int(middle - reach), int(middle + reach) + 1
-        # A bin's scores spread by twice its weights; widening by the largest bin keeps the sample's rounding inside.
+        # The sample's scores take each weight for the first of its bin; widening by the largest bin covers the others.
         slack = 2 * int(self.magnitudes.counts.max())
         low = int(scores[first]) - slack if first >= 0 else None
         high = int(scores[last]) + slack if last < len(scores) else None
@@ -161,37 +175,26 @@ class _Search:
 
     def _sampled_scores(self, entry: Entry) -> Tensor:
         step = max(1, self.total // _SAMPLE) | 1
-        matrix = entry.layer.as_matrix(entry.layer.weight)
-        places = torch.arange(0, matrix.numel(), step, device=self.device)
-        rows, columns = places // matrix.shape[1], places % matrix.shape[1]
-        sample = matrix[rows.to(matrix.device), columns.to(matrix.device)].to(self.device)
-        bins = self.magnitudes.bin_of(_magnitudes(sample))
-        ranks = (self.magnitudes.lowest[bins] + self.magnitudes.highest[bins]) // 2
-        if entry.rows is None:
-            return -ranks
-        groups = rows // (matrix.shape[0] // entry.columns.shape[0])
-        return self.coverage[(entry.rows[rows] + entry.columns[groups, columns]).long()] - ranks
+        places = torch.arange(0, entry.numel, step, device=self.device)
+        bins = self.magnitudes.bin_of(entry.magnitudes_at(places))
+        return self.coverage[entry.sums_at(places)] - self.magnitudes.lowest.index_select(0, bins)
 
     def _decide(self, low: int | None, high: int | None) -> "_Decided":
         """Decide every weight whose score is certainly outside [low, high]; write down the others."""
         keep_below, open_below = self.magnitudes.cuts(self.coverage, low, high)
         decided = _Decided(self.entries, 2**16 + self.total // 100, self.device)
-        buffer = torch.empty(max(entry.numel for entry in self.entries), dtype=torch.bool, device=self.device)
+        buffers = torch.empty(2, max(entry.numel for entry in self.entries), dtype=torch.bool, device=self.device)
         for number, entry in enumerate(self._each("Choosing weights")):
-            bits = buffer[: entry.numel]
+            keep, still_open = buffers[:, : entry.numel]
             for chunk in _chunks(entry, self.device):
                 magnitudes, sums = chunk.magnitudes(), chunk.sums()
-                keep = magnitudes < (keep_below[0] if sums is None else keep_below.index_select(0, sums))
-                still_open = magnitudes < (open_below[0] if sums is None else open_below.index_select(0, sums))
-                bits[chunk.start : chunk.stop] = keep
-                places = torch.nonzero(still_open.logical_xor_(keep)).flatten()
-                if len(places):
-                    coverage = (
-                        self.coverage[sums[places].long()] if sums is not None else self.coverage.expand(len(places))
-                    )
-                    decided.note(number, places + chunk.start, coverage, magnitudes[places])
-            decided.bits[number].copy_(pack(bits))
-            decided.num_kept += int(bits.sum())
+                for below, bits in ((keep_below, keep), (open_below, still_open)):
+                    cut = below[0] if sums is None else below.index_select(0, sums)
+                    torch.lt(magnitudes, cut, out=bits[chunk.start : chunk.stop])
+            places = _places(still_open.logical_xor_(keep))
+            decided.note(number, places, self.coverage[entry.sums_at(places)], entry.magnitudes_at(places))
+            decided.bits[number].copy_(pack(keep))
+            decided.num_kept += int(torch.count_nonzero(keep))
         return decided
 
     def _settle(self, decided: "_Decided", place: int) -> Selection:
@@ -222,18 +225,22 @@ class _Search:
         touched[table.bin_of(values)] = True
         less = torch.zeros(len(values) + 1, dtype=torch.int64, device=self.device)
         equal = torch.zeros_like(less)
+        buffer = torch.empty(max(entry.numel for entry in self.entries), dtype=torch.bool, device=self.device)
         for entry in self._each("Settling ties"):
+            shares = buffer[: entry.numel]
             for chunk in _chunks(entry, self.device):
-                magnitudes = chunk.magnitudes()
-                magnitudes = magnitudes[touched.index_select(0, table.bin_of(magnitudes))]
-                places = torch.searchsorted(values, magnitudes)
-                same = values[places.clamp(max=len(values) - 1)] == magnitudes
-                less += torch.bincount(places[~same], minlength=len(less))
-                equal += torch.bincount(places[same], minlength=len(less))
+                bins = table.bin_of(chunk.magnitudes())
+                torch.index_select(touched, 0, bins, out=shares[chunk.start : chunk.stop])
+            magnitudes = entry.magnitudes_at(_places(shares))
+            places = torch.searchsorted(values, magnitudes)
+            same = values[places.clamp(max=len(values) - 1)] == magnitudes
+            less += torch.bincount(places[~same], minlength=len(less))
+            equal += torch.bincount(places[same], minlength=len(less))
         less, equal = less[:-1], equal[:-1]
         counted = less.cumsum(0) + equal.cumsum(0) - equal  # weights in touched bins that are smaller
         bins = table.bin_of(values)
-        in_lower_bins = (table.counts * touched).cumsum(0) - table.counts * touched
+        counts = table.counts * touched
+        in_lower_bins = counts.cumsum(0) - counts
         below = table.below[bins] + counted - in_lower_bins[bins]
         return (2 * below + equal - 1)[inverse]
 
@@ -269,6 +276,18 @@ class _Chunk:
             per_group = self.matrix.shape[0] // len(columns)
             columns = columns[torch.arange(self.first_row, self.last_row, device=rows.device) // per_group]
         return (rows + columns).reshape(-1)
+
+
+def _places(bits: Tensor) -> Tensor:
+    """Places of the few true entries among many, ascending. Int64."""
+    if bits.device.type != "cpu":
+        return torch.nonzero(bits).flatten()
+    # Eight at a time: most bytes of packed bits are empty.
+    packed = np.packbits(bits.numpy(), bitorder="little")
+    occupied = np.flatnonzero(packed)
+    bit = np.unpackbits(packed[occupied, None], axis=1, bitorder="little")
+    byte, offset = np.nonzero(bit)
+    return torch.from_numpy(occupied[byte] * 8 + offset)
 
 
 def _chunks(entry: Entry, device: torch.device) -> Iterator[_Chunk]:
