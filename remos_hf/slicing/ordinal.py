@@ -12,10 +12,15 @@ magnitude. Those cuts are found in four steps, each a pass in chunks that are th
 
 The sample only decides how many are written down: the result is exact for any bracket. Tables of shards add up to the
 table of the whole. Ranks are doubled, so that the mean rank of a tie group is an integer.
+
+With ties="artifact" equal values are ranked by traversal order instead. Then the coverage rank is not one of the sum
+but of the (input, output) pair: it is made layer by layer, from the table and from what earlier layers held, and thrown
+away.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -73,6 +78,32 @@ class Entry:
         groups = rows // (len(self.rows) // len(self.columns))
         return (self.rows[rows] + self.columns[groups, columns]).long()
 
+    @property
+    def kernel(self) -> int:
+        """Weights of one (input, output) pair."""
+        return 1 if self.layer.inputs_first else self.layer.weight.shape[2:].numel()
+
+    def traversal_ranks(self, earlier: Tensor) -> Tensor:
+        """Weights in all earlier pairs, for each pair; equal sums go by (layer, input, output).
+
+        Args:
+            earlier: Weights of smaller sums, and of the same sum in earlier layers. Int64, shape (largest sum + 1,).
+
+        Returns:
+            Int64, shape (pairs,), pairs in the weight's memory order.
+        """
+        if self.layer.inputs_first:
+            sums = (self.rows[:, None] + self.columns[0])[None]
+        else:
+            groups = len(self.columns)
+            sums = self.columns[:, :: self.kernel, None] + self.rows.view(groups, 1, -1)
+        ordered, order = sums.reshape(-1).long().sort(stable=True)
+        places = torch.arange(len(ordered), device=ordered.device)
+        ranks = torch.empty_like(ordered)
+        ranks[order] = earlier[ordered] + self.kernel * (places - torch.searchsorted(ordered, ordered))
+        by_input = ranks.view(sums.shape)
+        return (by_input if self.layer.inputs_first else by_input.transpose(1, 2)).reshape(-1)
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -101,13 +132,21 @@ def entries_of(layers: Sequence[Layer], profile: CoverageProfile | None) -> list
     return entries
 
 
-def select(entries: Sequence[Entry], num_reset: int, *, progress: bool = False) -> Selection:
-    """Keep all but the `num_reset` weights of the lowest ordinal score; ties share their mean rank and go together.
+def select(
+    entries: Sequence[Entry],
+    num_reset: int,
+    *,
+    ties: Literal["mean", "artifact"] = "mean",
+    progress: bool = False,
+) -> Selection:
+    """Keep all but the `num_reset` weights of the lowest ordinal score.
 
     Args:
         entries: The layers that compete, all with coverage counts or none. Without, score = -rank of magnitude.
-        num_reset: Number of weights to give up, in [0, weights]. Where the threshold falls into a tie group, the group
-            is kept or given up as a whole, whichever comes nearer.
+        num_reset: Number of weights to give up, in [0, weights].
+        ties: "mean": equal coverage or magnitude share their mean rank; where the threshold falls into a group of equal
+            scores, the group is kept or given up as a whole, whichever comes nearer. "artifact": equal values are
+            ranked in traversal order, and a group of equal scores is given up.
         progress: Show a bar on selections longer than two seconds.
 
     Returns:
@@ -118,13 +157,13 @@ def select(entries: Sequence[Entry], num_reset: int, *, progress: bool = False) 
 
     Source:
         ReMoS artifact, nc_weight_rank_pruner.py:53-156.
-        Differs: ties share their mean rank instead of going by traversal order, and ranks are exact beyond 2^24.
+        Differs: mean ranks for ties by default; ranks are exact beyond 2^24 (there float32).
     """
     total = sum(entry.numel for entry in entries)
     if num_reset <= 0:
         largest_magnitude({entry.layer.name: entry.layer for entry in entries})
         return Selection([pack(torch.ones(entry.numel, dtype=torch.bool)) for entry in entries], total, 1)
-    search = _Search(entries, progress)
+    search = _Search(entries, ties, progress)
     for deviations in (*_WIDENINGS, None):
         selection = search.run(num_reset, deviations)
         if selection is not None:
@@ -135,16 +174,28 @@ def select(entries: Sequence[Entry], num_reset: int, *, progress: bool = False) 
 class _Search:
     """One selection: its tables, and the passes over the weights."""
 
-    def __init__(self, entries: Sequence[Entry], progress: bool) -> None:
-        self.entries, self.progress = entries, progress
+    def __init__(self, entries: Sequence[Entry], ties: str, progress: bool) -> None:
+        self.entries, self.ties, self.progress = entries, ties, progress
         self.total = sum(entry.numel for entry in entries)
         self.device = entries[0].layer.weight.device
-        self.coverage = _coverage_ranks(entries, self.device)
+        self.sums = _sum_counts(entries, self.device)
         self.magnitudes = _MagnitudeTable.sized_for(entries, self.total)
         for entry in self._each("Ranking magnitudes"):
             for chunk in _chunks(entry, self.device):
                 self.magnitudes.add(chunk.magnitudes())
-        self.magnitudes.close()
+        self.magnitudes.close(ties_share=ties == "mean")
+
+    def _ranked(self, what: str) -> Iterator["_Ranked"]:
+        """Go through the layers with the doubled coverage ranks of their weights."""
+        below = self.sums.cumsum(0) - self.sums
+        shared = 2 * below + self.sums - 1
+        for number, entry in enumerate(self._each(what)):
+            if self.ties == "mean":
+                yield _Ranked(number, entry, shared, by_pair=False)
+                continue
+            yield _Ranked(number, entry, 2 * entry.traversal_ranks(below), by_pair=True)
+            here = torch.from_numpy(_sum_histogram(entry)).to(self.device)
+            below[: len(here)] += here
 
     def run(self, num_reset: int, deviations: float | None) -> Selection | None:
         low, high = self._bracket(num_reset, deviations)
@@ -153,7 +204,11 @@ class _Search:
         place = num_reset - 1 - below  # of the threshold, among the open ones
         if not 0 <= place < decided.num_open:
             return None
-        return self._settle(decided, place)
+        selection, threshold = self._settle(decided, place)
+        # Open are also weights outside the bracket whose bins reach into it. A threshold there is none: among the
+        # decided weights may be some between it and the bracket.
+        inside = (low is None or low <= threshold) and (high is None or threshold <= high)
+        return selection if inside else None
 
     def _each(self, what: str) -> Iterator[Entry]:
         return tqdm(self.entries, desc=what, delay=2, disable=not self.progress, leave=False)
@@ -162,7 +217,7 @@ class _Search:
         """Guess from a sample two scores between which the num_reset-th lowest lies. None stands for infinity."""
         if deviations is None or self.total <= 2 * _SAMPLE:
             return None, None
-        scores = torch.cat([self._sampled_scores(entry) for entry in self.entries]).sort().values
+        scores = torch.cat([self._sampled_scores(ranked) for ranked in self._ranked("Sampling")]).sort().values
         share = num_reset / self.total
         middle = share * len(scores)
         reach = deviations * (len(scores) * share * (1 - share)) ** 0.5 + deviations
@@ -173,32 +228,35 @@ class _Search:
         high = int(scores[last]) + slack if last < len(scores) else None
         return low, high
 
-    def _sampled_scores(self, entry: Entry) -> Tensor:
+    def _sampled_scores(self, ranked: "_Ranked") -> Tensor:
         step = max(1, self.total // _SAMPLE) | 1
-        places = torch.arange(0, entry.numel, step, device=self.device)
-        bins = self.magnitudes.bin_of(entry.magnitudes_at(places))
-        return self.coverage[entry.sums_at(places)] - self.magnitudes.lowest.index_select(0, bins)
+        places = torch.arange(0, ranked.entry.numel, step, device=self.device)
+        bins = self.magnitudes.bin_of(ranked.entry.magnitudes_at(places))
+        return ranked.coverage_at(places) - self.magnitudes.lowest.index_select(0, bins)
 
     def _decide(self, low: int | None, high: int | None) -> "_Decided":
         """Decide every weight whose score is certainly outside [low, high]; write down the others."""
-        keep_below, open_below = self.magnitudes.cuts(self.coverage, low, high)
         decided = _Decided(self.entries, 2**16 + self.total // 100, self.device)
         buffers = torch.empty(2, max(entry.numel for entry in self.entries), dtype=torch.bool, device=self.device)
-        for number, entry in enumerate(self._each("Choosing weights")):
+        cuts = None
+        for ranked in self._ranked("Choosing weights"):
+            entry = ranked.entry
             keep, still_open = buffers[:, : entry.numel]
+            if cuts is None or ranked.by_pair:
+                cuts = self.magnitudes.cuts(ranked.coverage, low, high)
             for chunk in _chunks(entry, self.device):
-                magnitudes, sums = chunk.magnitudes(), chunk.sums()
-                for below, bits in ((keep_below, keep), (open_below, still_open)):
-                    cut = below[0] if sums is None else below.index_select(0, sums)
+                magnitudes, index = chunk.magnitudes(), ranked.index_of(chunk)
+                for below, bits in zip(cuts, (keep, still_open), strict=True):
+                    cut = below[0] if index is None else below.index_select(0, index)
                     torch.lt(magnitudes, cut, out=bits[chunk.start : chunk.stop])
             places = _places(still_open.logical_xor_(keep))
-            decided.note(number, places, self.coverage[entry.sums_at(places)], entry.magnitudes_at(places))
-            decided.bits[number].copy_(pack(keep))
+            decided.note(ranked.number, places, ranked.coverage_at(places), entry.magnitudes_at(places))
+            decided.bits[ranked.number].copy_(pack(keep))
             decided.num_kept += int(torch.count_nonzero(keep))
         return decided
 
-    def _settle(self, decided: "_Decided", place: int) -> Selection:
-        """Find the exact threshold among the open weights and decide them."""
+    def _settle(self, decided: "_Decided", place: int) -> tuple[Selection, int]:
+        """Find the exact threshold among the open weights, and decide them by it."""
         coverage, magnitudes = decided.coverage, decided.magnitudes
         bins = self.magnitudes.bin_of(magnitudes)
         lowest, highest = coverage - self.magnitudes.highest[bins], coverage - self.magnitudes.lowest[bins]
@@ -206,43 +264,71 @@ class _Search:
         straddles = (highest >= at_least) & (lowest <= at_most)
         scores = highest[straddles]
         if bool((lowest[straddles] != scores).any()):
-            scores = coverage[straddles] - self._exact_ranks(magnitudes[straddles])
+            scores = coverage[straddles] - self._exact_ranks(decided, straddles)
         surely_below = int((highest < at_least).sum())
         threshold = int(scores.kthvalue(place - surely_below + 1).values)
         less, equal = int((scores < threshold).sum()), int((scores == threshold).sum())
         wanted = place - surely_below + 1 - less  # of the tie group, this many should go
-        ties_stay = wanted < equal - wanted
+        ties_stay = self.ties == "mean" and wanted < equal - wanted
         keep = lowest > at_most
         keep[straddles] = scores >= threshold if ties_stay else scores > threshold
         decided.keep(keep)
-        return Selection(decided.bits, decided.num_kept + int(keep.sum()), equal)
+        return Selection(decided.bits, decided.num_kept + int(keep.sum()), equal), threshold
 
-    def _exact_ranks(self, wanted: Tensor) -> Tensor:
-        """Find the doubled mean rank of some magnitudes among all weights, by counting what shares their bins."""
+    def _exact_ranks(self, decided: "_Decided", straddles: Tensor) -> Tensor:
+        """Find the doubled magnitude ranks of some open weights, by counting all weights that share their bins."""
         table = self.magnitudes
-        values, inverse = torch.unique(wanted, return_inverse=True)
+        values, inverse = torch.unique(decided.magnitudes[straddles], return_inverse=True)
+        owners, own_places = decided.owners[straddles], decided.places[straddles]
         touched = torch.zeros(len(table.counts), dtype=torch.bool, device=self.device)
         touched[table.bin_of(values)] = True
         less = torch.zeros(len(values) + 1, dtype=torch.int64, device=self.device)
-        equal = torch.zeros_like(less)
+        equal, before = torch.zeros_like(less), torch.zeros_like(inverse)
         buffer = torch.empty(max(entry.numel for entry in self.entries), dtype=torch.bool, device=self.device)
-        for entry in self._each("Settling ties"):
+        for number, entry in enumerate(self._each("Settling ties")):
             shares = buffer[: entry.numel]
             for chunk in _chunks(entry, self.device):
                 bins = table.bin_of(chunk.magnitudes())
                 torch.index_select(touched, 0, bins, out=shares[chunk.start : chunk.stop])
-            magnitudes = entry.magnitudes_at(_places(shares))
-            places = torch.searchsorted(values, magnitudes)
-            same = values[places.clamp(max=len(values) - 1)] == magnitudes
-            less += torch.bincount(places[~same], minlength=len(less))
-            equal += torch.bincount(places[same], minlength=len(less))
+            places = _places(shares)
+            magnitudes = entry.magnitudes_at(places)
+            found = torch.searchsorted(values, magnitudes)
+            same = values[found.clamp(max=len(values) - 1)] == magnitudes
+            if self.ties == "artifact":  # equal magnitudes of earlier layers, and of this one at earlier places
+                own = owners == number
+                in_order = (found[same] * entry.numel + places[same]).sort().values
+                first = inverse[own] * entry.numel
+                here = [torch.searchsorted(in_order, key) for key in (first + own_places[own], first)]
+                before[own] = equal[inverse[own]] + here[0] - here[1]
+            less += torch.bincount(found[~same], minlength=len(less))
+            equal += torch.bincount(found[same], minlength=len(less))
         less, equal = less[:-1], equal[:-1]
         counted = less.cumsum(0) + equal.cumsum(0) - equal  # weights in touched bins that are smaller
         bins = table.bin_of(values)
         counts = table.counts * touched
         in_lower_bins = counts.cumsum(0) - counts
         below = table.below[bins] + counted - in_lower_bins[bins]
-        return (2 * below + equal - 1)[inverse]
+        return (2 * below + equal - 1)[inverse] if self.ties == "mean" else 2 * (below[inverse] + before)
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """A layer with its weights' doubled coverage ranks, by coverage sum or by (input, output) pair."""
+
+    number: int
+    entry: Entry
+    coverage: Tensor
+    by_pair: bool
+
+    def coverage_at(self, places: Tensor) -> Tensor:
+        """Doubled coverage rank of some weights, by their places in memory order. Int64."""
+        return self.coverage[places // self.entry.kernel if self.by_pair else self.entry.sums_at(places)]
+
+    def index_of(self, chunk: "_Chunk") -> Tensor | None:
+        """Where the coverage rank of each weight of a chunk stands; None if all stand at 0."""
+        if self.by_pair:
+            return torch.arange(chunk.start, chunk.stop, device=chunk.device) // self.entry.kernel
+        return chunk.sums()
 
 
 @dataclass
@@ -347,12 +433,12 @@ class _MagnitudeTable:
         self.counts += torch.bincount(self._waiting[: self._num_waiting], minlength=len(self.counts))
         self._num_waiting = 0
 
-    def close(self) -> None:
+    def close(self, *, ties_share: bool = True) -> None:
         """Turn counts into the doubled ranks that a weight of each bin may have, lowest and highest."""
         self._count_waiting()
         del self._waiting
         self.below = self.counts.cumsum(0) - self.counts
-        if self.shift in _ZERO_BITS.values() and self.base == 0:  # one value a bin: all of it ties
+        if ties_share and self.shift in _ZERO_BITS.values() and self.base == 0:  # one value a bin: all of it ties
             self.lowest = self.highest = 2 * self.below + self.counts - 1
             return
         self.lowest = 2 * self.below
@@ -394,6 +480,17 @@ class _Decided:
         ]
 
     @property
+    def places(self) -> Tensor:
+        """Place of the open weights in their entry's memory order."""
+        return self._arrays[0][: self.num_open]
+
+    @property
+    def owners(self) -> Tensor:
+        """Number of the open weights' entry."""
+        numbers, sizes = (torch.tensor(list(part)) for part in (self._of_entry, self._of_entry.values()))
+        return numbers.repeat_interleave(sizes).to(self.places.device)
+
+    @property
     def coverage(self) -> Tensor:
         """Doubled coverage rank of the open weights."""
         return self._arrays[1][: self.num_open]
@@ -416,7 +513,7 @@ class _Decided:
     def keep(self, kept: Tensor) -> None:
         """Set the bits of the open weights that are kept. Bool, shape (open,)."""
         sizes = list(self._of_entry.values())
-        places = self._arrays[0][: self.num_open].split(sizes)
+        places = self.places.split(sizes)
         for entry, where, keep in zip(self._of_entry, places, kept.split(sizes), strict=True):
             chosen = where[keep].cpu().numpy()
             np.bitwise_or.at(self.bits[entry].numpy(), chosen >> 3, (1 << (chosen & 7)).astype(np.uint8))
@@ -433,17 +530,16 @@ def unpack(bits: Tensor, shape: torch.Size) -> Tensor:
     return torch.from_numpy(np.unpackbits(bits.numpy(), count=count, bitorder="little").view(np.bool_)).view(shape)
 
 
-def _coverage_ranks(entries: Sequence[Entry], device: torch.device) -> Tensor:
-    """Doubled mean rank of every coverage sum among all weights. Int64, shape (largest sum + 1,)."""
+def _sum_counts(entries: Sequence[Entry], device: torch.device) -> Tensor:
+    """Weights of every coverage sum, over all layers. Int64, shape (largest sum + 1,)."""
     if entries[0].rows is None:
-        return torch.zeros(1, dtype=torch.int64, device=device)
+        return torch.tensor([sum(entry.numel for entry in entries)], device=device)
     largest = max(int(entry.rows.max()) + int(entry.columns.max()) for entry in entries)
     counts = np.zeros(largest + 1, dtype=np.int64)
     for entry in entries:
         histogram = _sum_histogram(entry)
         counts[: len(histogram)] += histogram
-    counts = torch.from_numpy(counts).to(device)
-    return 2 * (counts.cumsum(0) - counts) + counts - 1
+    return torch.from_numpy(counts).to(device)
 
 
 def _sum_histogram(entry: Entry) -> np.ndarray:
@@ -469,66 +565,3 @@ def _shifted_sums(few: np.ndarray, many: np.ndarray) -> np.ndarray:
     for value in np.flatnonzero(few):
         histogram[value : value + len(many)] += few[value] * many
     return histogram
-
-
-def select_like_artifact(entries: Sequence[Entry], slice_ratio: float) -> Selection:
-    """Keep weights by the artifact's own tie rule: traversal order, (layer, input, output) for coverage.
-
-    For reproduction. It sorts all weights and needs about 40 bytes for each of them.
-
-    Args:
-        entries: The layers that compete, with coverage counts.
-        slice_ratio: Share to keep; kept are scores strictly above sorted_scores[int(weights * (1 - slice_ratio))].
-
-    Returns:
-        The kept weights. The tie group is the number of equal scores at the threshold.
-
-    Source:
-        ReMoS artifact, nc_weight_rank_pruner.py:79-151. Differs: ranks are int64 (there float32, exact up to 2^24).
-    """
-    largest_magnitude({entry.layer.name: entry.layer for entry in entries})
-    magnitudes = torch.cat([_magnitudes(entry.layer.weight.reshape(-1)) for entry in entries])
-    ranks = torch.empty(len(magnitudes), dtype=torch.int64, device=magnitudes.device)
-    ranks[magnitudes.sort(stable=True).indices] = torch.arange(len(magnitudes), device=magnitudes.device)
-    scores = _traversal_coverage_ranks(entries).sub_(ranks)
-    place = min(int(len(scores) * (1 - slice_ratio)), len(scores) - 1)
-    threshold = scores.kthvalue(place + 1).values
-    keep = scores > threshold
-    bits = [pack(part) for part in keep.split([entry.numel for entry in entries])]
-    return Selection(bits, int(keep.sum()), int((scores == threshold).sum()))
-
-
-def _traversal_coverage_ranks(entries: Sequence[Entry]) -> Tensor:
-    """Weights in all earlier (input, output) pairs, for each weight in memory order. Int64."""
-    sums, kernels = [], []
-    for entry in entries:
-        pairs = _pair_sums(entry)
-        sums.append(pairs.reshape(-1))
-        kernels.append(torch.full((pairs.numel(),), _kernel(entry), device=pairs.device))
-    sums, kernels = torch.cat(sums), torch.cat(kernels)
-    order = sums.sort(stable=True).indices
-    ranks = torch.empty_like(kernels)
-    ranks[order] = kernels[order].cumsum(0) - kernels[order]
-    pieces = ranks.split([entry.numel // _kernel(entry) for entry in entries])
-    return torch.cat([_to_memory_order(entry, piece) for entry, piece in zip(entries, pieces, strict=True)])
-
-
-def _kernel(entry: Entry) -> int:
-    return 1 if entry.layer.inputs_first else entry.layer.weight.shape[2:].numel()
-
-
-def _pair_sums(entry: Entry) -> Tensor:
-    """Coverage sums in the artifact's order. Shape (groups, inputs of a group, outputs of a group)."""
-    if entry.layer.inputs_first:
-        return (entry.rows[:, None] + entry.columns[0])[None]
-    inputs = entry.columns[:, :: _kernel(entry)]
-    outputs = entry.rows.view(len(inputs), -1)
-    return inputs[:, :, None] + outputs[:, None, :]
-
-
-def _to_memory_order(entry: Entry, ranks: Tensor) -> Tensor:
-    if entry.layer.inputs_first:
-        return ranks
-    groups = len(entry.columns)
-    by_input = ranks.view(groups, entry.columns.shape[1] // _kernel(entry), -1)
-    return by_input.transpose(1, 2).reshape(-1).repeat_interleave(_kernel(entry))

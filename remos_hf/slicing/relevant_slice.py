@@ -15,7 +15,7 @@ from remos_hf.coverage.profile import CoverageProfile
 from remos_hf.coverage.sidecar_file import file_in, read_tensors, write_tensors
 from remos_hf.errors import CorruptFileError, LayerMismatchError, TeacherMismatchError
 from remos_hf.layers import Layer, check_rankable, weights_hash
-from remos_hf.slicing.ordinal import Selection, entries_of, pack, select_like_artifact, unpack
+from remos_hf.slicing.ordinal import Selection, entries_of, pack, select, unpack
 from remos_hf.slicing.scores import RULES
 
 SLICE_FILE = "remos_slice.safetensors"
@@ -212,8 +212,8 @@ def choose_slice(
         rule: "remos" keeps what the task uses and the teacher put little into. "top_magnitude", "mag_prune" and
             "random" reset the largest, the smallest, and random weights: the comparisons.
         scope: "model" ranks all weights together. "layer" ranks and cuts each layer by itself.
-        ties: "mean": equal coverage or magnitude share their mean rank. "artifact": the artifact's traversal order, by
-            a full sort (40 bytes a weight), for reproduction of the remos rule.
+        ties: "mean": equal coverage or magnitude share their mean rank. "artifact": the artifact's traversal order
+            and threshold, for reproduction of the remos rule.
         seed: Seed of the random rule.
         head: Without a profile, the modules that are never sliced; found if None.
         embeddings: Without a profile, whether the rows of the input embeddings compete too.
@@ -278,9 +278,10 @@ def _choose_among(
     seed: int,
     progress: bool,
 ) -> Selection:
-    if ties == "artifact":
-        return select_like_artifact(entries_of(layers, profile), slice_ratio)
     total = sum(layer.weight.numel() for layer in layers)
+    if ties == "artifact":  # kept are scores strictly above sorted_scores[int(weights * (1 - slice_ratio))]
+        num_reset = min(int(total * (1 - slice_ratio)), total - 1) + 1
+        return select(entries_of(layers, profile), num_reset, ties=ties, progress=progress)
     return RULES[rule](layers, profile, total - round(total * slice_ratio), seed=seed, progress=progress)
 
 

@@ -19,6 +19,10 @@ def test_nc_wants_the_scaled_mean_strictly_above_the_threshold():
 def test_tknc_covers_exactly_k_and_prefers_the_first_of_equals():
     covered = top_k_coverage(2)(statistics([[1.0, 3.0, 3.0, 3.0]], [0.0], [9.0]))
     assert covered.tolist() == [[False, True, True, False]]
+    many = torch.zeros(1, 500)  # enough that an unstable sort would mix them up
+    many[0, 100:] = 1.0
+    covered = top_k_coverage(7)(ActivationStatistics(torch.tensor([0.0]), torch.tensor([1.0]), many))
+    assert covered[0].nonzero().flatten().tolist() == list(range(100, 107))
 
 
 def test_tknc_with_few_neurons_covers_all():

@@ -139,8 +139,13 @@ def test_a_module_that_runs_twice_covers_a_sample_once():
         def forward(self, x):
             return self.layer(self.layer(x))
 
-    profile = profile_coverage(Twice(), [torch.randn(9, 4)], criterion=top_k_coverage(4))
-    assert profile.input_counts["layer"].tolist() == [9] * 4
+    model, batch = Twice(), torch.randn(9, 4)
+    profile = profile_coverage(model, [batch], criterion=top_k_coverage(1))
+    with torch.no_grad():
+        calls = [batch.argmax(1), model.layer(batch).argmax(1)]
+    expected = [sum(neuron in (int(a), int(b)) for a, b in zip(*calls, strict=True)) for neuron in range(4)]
+    assert profile.input_counts["layer"].tolist() == expected
+    assert sum(expected) > 9  # the calls covered different neurons
 
 
 def test_tied_layers_count_under_one_name():

@@ -143,6 +143,32 @@ def test_a_misleading_sample_costs_time_but_no_exactness(monkeypatch):
     assert bits_of(ordinal.select(entries, 50_000), layers) == sorted_reference(layers, None, 50_000).tolist()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("ties", ["mean", "artifact"])
+def test_a_bracket_beside_the_threshold_is_noticed(monkeypatch, ties, dtype):
+    # Bins of many weights reach from a bracket to a threshold outside it: the count alone would not show it.
+    layers = large(dtype)
+    profile = random_profile(layers, 3, torch.Generator().manual_seed(1))
+    ordered, num_reset = list(layers.values()), 53_001
+    entries = ordinal.entries_of(ordered, profile)
+    monkeypatch.setattr(ordinal, "_WIDENINGS", ())
+    monkeypatch.setattr(ordinal.np, "log2", lambda _: 6)  # coarse bins
+    exact = ordinal.select(entries, num_reset, ties=ties)
+    if ties == "mean":
+        assert bits_of(exact, ordered) == sorted_reference(ordered, profile, num_reset).tolist()
+    search = ordinal._Search(entries, ties, False)
+    _, threshold = search._settle(search._decide(None, None), num_reset - 1)
+    noticed = 0
+    for shift in (-4000, -500, -60, 60, 500, 4000):
+        monkeypatch.setattr(search, "_bracket", lambda *_, s=shift: (threshold + s - 50, threshold + s + 50))
+        selection = search.run(num_reset, 4.0)
+        noticed += selection is None
+        assert selection is None or bits_of(selection, ordered) == bits_of(exact, ordered)
+    assert noticed
+    monkeypatch.setattr(search, "_bracket", lambda *_: (threshold, threshold))
+    assert bits_of(search.run(num_reset, 4.0), ordered) == bits_of(exact, ordered)
+
+
 def test_small_chunks_give_the_same_bits(monkeypatch):
     layers = large(torch.float32)
     profile = random_profile(layers, 50, torch.Generator().manual_seed(1))
@@ -190,8 +216,47 @@ def test_artifact_ties_follow_the_artifacts_rule(distinct, most, ratio):
     }
     ordered = [layer if name == layer.name else type(layer)(name, layer.module) for name, layer in layers.items()]
     profile = random_profile({layer.name: layer for layer in ordered}, most, torch.Generator().manual_seed(3))
-    selection = ordinal.select_like_artifact(ordinal.entries_of(ordered, profile), ratio)
+    selection = select_by_artifact(ordered, profile, ratio)
     assert bits_of(selection, ordered) == reference.artifact_kept(ordered, profile, ratio)
+
+
+def select_by_artifact(layers, profile, ratio):
+    total = sum(layer.weight.numel() for layer in layers)
+    place = min(int(total * (1 - ratio)), total - 1)
+    return ordinal.select(ordinal.entries_of(layers, profile), place + 1, ties="artifact")
+
+
+def sorted_artifact(layers, profile, ratio):
+    """The artifact's rule by two stable sorts over everything."""
+    magnitudes = torch.cat([layer.weight.float().abs().flatten() for layer in layers])
+    rank = torch.empty(len(magnitudes), dtype=torch.int64)
+    rank[magnitudes.sort(stable=True).indices] = torch.arange(len(magnitudes))
+    sums, kernels = [], []
+    for layer in layers:
+        ins, outs = profile.input_counts[layer.name], profile.output_counts[layer.name]
+        sums.append((ins[:, None] + outs).flatten())
+        kernels.append(torch.full_like(sums[-1], layer.weight[0, 0].numel()))
+    order, kernel = torch.cat(sums).sort(stable=True).indices, torch.cat(kernels)
+    pair_rank = torch.empty_like(kernel)
+    pair_rank[order] = kernel[order].cumsum(0) - kernel[order]
+    pieces = pair_rank.split([len(part) for part in sums])
+    coverage = [
+        piece.view(layer.in_neurons, layer.out_neurons).T.flatten().repeat_interleave(layer.weight[0, 0].numel())
+        for piece, layer in zip(pieces, layers, strict=True)
+    ]
+    scores = torch.cat(coverage) - rank
+    return scores > scores.sort().values[min(int(len(scores) * (1 - ratio)), len(scores) - 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("most", [0, 3, 20000])
+@pytest.mark.parametrize("ratio", [0.999, 0.9, 0.3])
+def test_artifact_ties_are_exact_on_large_models(dtype, most, ratio):
+    layers = large(dtype)
+    profile = random_profile(layers, most, torch.Generator().manual_seed(1))
+    ordered = list(layers.values())
+    expected = sorted_artifact(ordered, profile, ratio)
+    assert bits_of(select_by_artifact(ordered, profile, ratio), ordered) == expected.tolist()
 
 
 def test_packing_is_undone_by_unpacking_for_every_length():
