@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
     plain_seconds, profile_seconds = (statistics.median(times) for times in zip(*pairs, strict=True))
     real = sum(int(batch["attention_mask"].sum()) for batch in batches)
     result = {
-        "model": "BERT-base shape" if args.bert_base else Path(args.teacher).name,
+        "model": args.name or ("BERT-base shape" if args.bert_base else Path(args.teacher).name),
         "samples": sum(len(batch["input_ids"]) for batch in batches),
         "batch_size": args.batch_size,
         "positions": sum(batch["input_ids"].numel() for batch in batches),
@@ -101,6 +101,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="tsv with a header; the first column is the text")
     parser.add_argument("--teacher", help="folder or Hub id of an encoder")
+    parser.add_argument("--name", help="what to call the model in the result")
     parser.add_argument("--tokenizer", help="with --bert-base: where the tokenizer comes from")
     parser.add_argument("--bert-base", action="store_true", help="BERT-base's shape with random weights")
     parser.add_argument("--samples", type=int, default=640)

@@ -57,9 +57,14 @@ def attach_remos(
 
 
 class RemosCallback(TrainerCallback):
-    """Acts after each step as the strategy wants, and writes the sidecars beside every checkpoint."""
+    """Acts after each step as the strategy wants, and writes the sidecars beside every checkpoint.
 
-    def __init__(self, strategy: Strategy, sidecars: Sidecars) -> None:
+    Args:
+        strategy: The strategy.
+        sidecars: What to write; None if the trainer writes it itself.
+    """
+
+    def __init__(self, strategy: Strategy, sidecars: Sidecars | None = None) -> None:
         self.strategy, self.sidecars = strategy, sidecars
 
     def on_step_end(
@@ -75,7 +80,7 @@ class RemosCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:  # noqa: ANN401
         """Write the sidecars beside a checkpoint."""
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if args.should_save and folder.is_dir():
+        if self.sidecars is not None and args.should_save and folder.is_dir():
             self.sidecars.save(folder)
 
     def on_train_end(
@@ -86,7 +91,7 @@ class RemosCallback(TrainerCallback):
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Write the sidecars where the trained student will be saved."""
-        if args.should_save:
+        if self.sidecars is not None and args.should_save:
             self.sidecars.save(args.output_dir)
 
 

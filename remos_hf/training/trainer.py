@@ -112,7 +112,7 @@ class RemosTrainer(Trainer):
         self.sidecars = (
             start_student(self, self.strategy) if checkpoint is None else resumed_sidecars(checkpoint, self.strategy)
         )
-        self.add_callback(RemosCallback(self.strategy, self.sidecars))
+        self.add_callback(RemosCallback(self.strategy))
         if self.peft_config is None:
             return
         if checkpoint is not None:
@@ -160,7 +160,9 @@ class RemosTrainer(Trainer):
         else:
             self._save_merged(output_dir, _internal_call)
         if self.sidecars is not None and self.args.should_save:
-            self.sidecars.save(folder)
+            # Pushing while training uploads the output folder with the checkpoint's weights copied into it.
+            for place in {folder, Path(self.args.output_dir)} if self.args.push_to_hub else {folder}:
+                self.sidecars.save(place)
 
     def _save_merged(self, output_dir: str | None, _internal_call: bool) -> None:
         adapted = self.model

@@ -1,9 +1,11 @@
 import copy
 import json
 import struct
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import debug_launcher
 from torch import nn
 
 from remos_hf.coverage.profiler import profile_coverage
@@ -186,6 +188,25 @@ def test_weights_that_cannot_be_ranked_are_refused_by_name():
         broken[0].weight[0, 0] = float("inf")
     with pytest.raises(NonFiniteError, match=r"'0\.weight'"):
         choose_slice(broken, slice_ratio=0.9, rule="top_magnitude")
+
+
+def _slice_a_sharded_model(folder):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = fully_shard(tiny.mlp(), mesh=init_device_mesh("cpu", (2,)))
+    try:
+        choose_slice(model, slice_ratio=0.9, rule="random")
+    except UnsupportedModelError as error:
+        (Path(folder) / str(torch.distributed.get_rank())).write_text(str(error))
+
+
+def test_a_model_that_fsdp_sharded_is_refused_on_every_process(tmp_path):
+    debug_launcher(_slice_a_sharded_model, args=(str(tmp_path),), num_processes=2)
+    for rank in ("0", "1"):
+        message = (tmp_path / rank).read_text()
+        assert "'0.weight' cannot be ranked: it is a DTensor, sharded" in message
+        assert "before the model is wrapped" in message
 
 
 def test_metadata_is_plain_json(teacher, profile, tmp_path):

@@ -142,6 +142,7 @@ def test_the_saved_student_is_an_ordinary_checkpoint_with_sidecars(tmp_path):
     assert same(weights(loaded), weights(ours.model))
     assert RelevantSlice.from_pretrained(tmp_path / "student", teacher=tiny.bert()) == ours.relevant_slice
     assert {path.name for path in (tmp_path / "checkpoint-2").iterdir()} >= SIDECARS
+    assert not SIDECARS & {path.name for path in tmp_path.iterdir()}  # no student was saved there
 
 
 def test_before_training_nothing_is_claimed(tmp_path):

@@ -1,0 +1,45 @@
+"""What must be the same on a GPU. Run with -m gpu on a machine that has one."""
+
+import pytest
+import torch
+
+from remos_hf.coverage.criteria import strong_coverage
+from remos_hf.coverage.profiler import profile_coverage
+from remos_hf.slicing.relevant_slice import choose_slice
+from remos_hf.slicing.reset import reset_outside
+from tests import tiny
+from tests.slicing.test_ordinal import large, random_profile
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("ties", ["mean", "artifact"])
+def test_the_slice_is_the_same_bits_on_the_device(dtype, ties):
+    layers = large(dtype)
+    profile = random_profile(layers, 500, torch.Generator().manual_seed(1))
+    model = torch.nn.Sequential(*[layer.module for layer in layers.values()])
+    here = choose_slice(model, profile, slice_ratio=0.9, ties=ties)
+    there = choose_slice(model.cuda(), profile, slice_ratio=0.9, ties=ties)
+    assert there.kept == here.kept
+    assert there.teacher_hash == here.teacher_hash
+
+
+def test_counts_on_the_device_agree_up_to_rounding():
+    batches = tiny.text_batches(count=8, size=16)
+    here = profile_coverage(tiny.bert(), batches, criterion=strong_coverage())
+    there = profile_coverage(tiny.bert().cuda(), batches, criterion=strong_coverage())
+    for name, counts in here.input_counts.items():
+        assert (there.input_counts[name] - counts).abs().max() <= 2
+        assert there.input_counts[name].device.type == "cpu"
+
+
+def test_a_student_on_the_device_is_reset_there():
+    model = tiny.bert().cuda()
+    relevant = choose_slice(model, slice_ratio=0.5, rule="top_magnitude")
+    reset_outside(model, relevant, to="init")
+    assert all(parameter.is_cuda for parameter in model.parameters())
