@@ -104,6 +104,12 @@ def test_batches_hold_every_sample_once_in_order(finetuner):
     assert tokens(student_batches(finetuner)) == [row["input_ids"] for row in tiny.dataset(10)]
 
 
+def test_reading_the_batches_leaves_the_global_random_state_alone(finetuner):
+    state = torch.random.get_rng_state()
+    list(student_batches(finetuner, 4))
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 def test_max_samples_are_drawn_from_the_whole_data_by_the_seed(finetuner):
     drawn = tokens(student_batches(finetuner, 4))
     everything = [row["input_ids"] for row in tiny.dataset(10)]
