@@ -32,7 +32,7 @@ class Adapter:
         self.head = self._find_head() if head is None else _checked_names(model, head)
 
     def _find_head(self) -> tuple[str, ...]:
-        logger.info(
+        logger.warning(
             "%s names no head: all its layers can be sliced. Pass head= to spare it.", type(self.model).__name__
         )
         return ()
@@ -81,6 +81,11 @@ class Adapter:
     def positions_of(self, layer_name: str) -> str:
         """Name the sequence whose positions a layer runs on, a key of `position_masks`."""
         return "input"
+
+    @property
+    def samples_first(self) -> bool:
+        """Whether the first axis of activations is the sample. Where it is not, hooks cannot tell samples apart."""
+        return True
 
     def blocks(self) -> dict[str, nn.Module]:
         """Give the repeated blocks between which `output_hidden_states` looks, by name, first to last."""

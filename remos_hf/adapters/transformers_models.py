@@ -24,6 +24,7 @@ _STREAM_WRITERS = (
     "lin2",
     "dense_4h_to_h",  # BLOOM, GPT-NeoX
     "attention.dense",
+    "ff.layer_2",  # XLNet
 )
 # Key and value projections of cross-attention: they read the encoder's positions inside the decoder.
 _CROSS_ATTENTION_READERS = ("encoder_attn.k_proj", "encoder_attn.v_proj", "EncDecAttention.k", "EncDecAttention.v")
@@ -81,6 +82,11 @@ class TransformersAdapter(Adapter):
         """Name the sequence a layer runs on: "decoder" in the decoder of an encoder-decoder, else "input"."""
         in_decoder = self.model.config.is_encoder_decoder and "decoder" in layer_name.split(".")
         return "decoder" if in_decoder and not layer_name.endswith(_CROSS_ATTENTION_READERS) else "input"
+
+    @property
+    def samples_first(self) -> bool:
+        """Whether the first axis of activations is the sample; XLNet and FSMT put the position first."""
+        return self.model.config.model_type not in ("xlnet", "fsmt")
 
     def blocks(self) -> dict[str, nn.Module]:
         """Give the blocks between which `output_hidden_states` looks: the first list as long as the layer count."""

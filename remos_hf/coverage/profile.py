@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from remos_hf.coverage.sidecar_file import file_in, read_tensors, write_tensors
-from remos_hf.errors import LayerMismatchError, TeacherMismatchError
+from remos_hf.errors import CorruptFileError, LayerMismatchError, TeacherMismatchError
 from remos_hf.layers import Layer
 
 COVERAGE_FILE = "remos_coverage.safetensors"
 _FORMAT = "remos_coverage/1"
+_PLAIN_FIELDS = ("num_samples", "criterion", "source", "teacher_hash", "data_fingerprint")
 
 
 @dataclass(frozen=True)
@@ -121,21 +122,28 @@ class CoverageProfile:
         Raises:
             CorruptFileError: It is truncated, tampered with, or no profile.
         """
-        tensors, metadata = read_tensors(file_in(path, COVERAGE_FILE), _FORMAT)
+        path = file_in(path, COVERAGE_FILE)
+        tensors, metadata = read_tensors(path, _FORMAT, _PLAIN_FIELDS)
         ends: dict[str, dict[str, Tensor]] = {"input_counts": {}, "output_counts": {}}
         for key, counts in tensors.items():
             end, _, name = key.partition(".")
+            if end not in ends or not _are_counts(counts, metadata["num_samples"]):
+                raise CorruptFileError(
+                    f"{path} should hold int64 counts between 0 and its {metadata['num_samples']} samples, but '{key}' "
+                    "is none. It was changed, or not written by remos_hf."
+                )
             ends[end][name] = counts
+        if ends["input_counts"].keys() != ends["output_counts"].keys():
+            raise CorruptFileError(f"{path} does not count both ends of every layer: it was not written by remos_hf.")
         return cls(**ends, **metadata)
 
     def _metadata(self) -> dict[str, object]:
-        return {
-            "num_samples": self.num_samples,
-            "criterion": dict(self.criterion),
-            "source": self.source,
-            "teacher_hash": self.teacher_hash,
-            "data_fingerprint": self.data_fingerprint,
-        }
+        return {name: getattr(self, name) for name in _PLAIN_FIELDS} | {"criterion": dict(self.criterion)}
+
+
+def _are_counts(counts: Tensor, num_samples: object) -> bool:
+    plain = counts.dtype == torch.int64 and counts.dim() == 1 and isinstance(num_samples, int)
+    return plain and bool(((counts >= 0) & (counts <= num_samples)).all())
 
 
 def _check_addable(one: CoverageProfile, other: CoverageProfile) -> None:

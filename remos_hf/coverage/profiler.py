@@ -246,6 +246,11 @@ class _Counter:
         return (name, "input") in self.counts or (name, "output") in self.counts
 
     def _run_with_hooks(self) -> None:
+        if not self.adapter.samples_first:  # a square batch would be counted along the wrong axis without a word
+            raise UnsupportedModelError(
+                f"{type(self.adapter.model).__name__} runs with positions before samples, so hooks would count "
+                "positions. Profile with source='hidden_states'."
+            )
         owners = {alias: name for name, layer in self.layers.items() for alias in (name, *layer.aliases)}
         modules = {alias: self.adapter.model.get_submodule(alias) for alias in owners}
         with watch(modules, lambda alias, given, made: self._see(self.layers[owners[alias]], alias, given, made)):

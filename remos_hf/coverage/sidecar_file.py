@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -29,12 +29,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, metadata
     return path
 
 
-def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict]:
-    """Read what `write_tensors` wrote.
+def read_tensors(path: Path, kind: str, fields: Iterable[str]) -> tuple[dict[str, Tensor], dict]:
+    """Read what `write_tensors` wrote. The metadata must hold exactly these fields.
 
     Raises:
         FileNotFoundError: There is no such file.
-        CorruptFileError: The file is truncated, of another kind, or does not match its checksum.
+        CorruptFileError: The file is truncated, of another kind, lacks a field, or does not match its checksum.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}. A student saved by RemosTrainer has it beside its weights.")
@@ -53,7 +53,11 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict]:
         )
     if _checksum(tensors, header.get("metadata", "")) != header.get("checksum"):
         raise CorruptFileError(f"{path} does not match its checksum: its contents were changed after it was written.")
-    return tensors, json.loads(header["metadata"])
+    metadata = json.loads(header["metadata"])
+    if not isinstance(metadata, dict) or metadata.keys() != set(fields):
+        found = sorted(metadata) if isinstance(metadata, dict) else type(metadata).__name__
+        raise CorruptFileError(f"{path} should say {sorted(fields)}, but says {found}. It was not written by remos_hf.")
+    return tensors, metadata
 
 
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
@@ -61,7 +65,7 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(memoryview(tensor.view(torch.uint8).flatten().numpy()))
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 

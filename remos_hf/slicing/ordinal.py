@@ -31,7 +31,7 @@ from remos_hf.coverage.profile import CoverageProfile
 from remos_hf.layers import Layer, largest_magnitude
 
 # Weights of a chunk. On a CPU: temporaries that stay in its cache, and no more than torch does on one thread, because
-# its threads wait by spinning and a shared core then costs ten times what the second thread gains. On a GPU: enough to
+# its threads wait by spinning and a shared core then costs far more than the second thread gains. On a GPU: enough to
 # fill it.
 _CPU_CHUNK, _GPU_CHUNK = 2**15, 2**24
 # Octaves below the largest magnitude that get bins of their own; what is smaller shares the lowest bin.

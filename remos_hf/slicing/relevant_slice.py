@@ -1,5 +1,6 @@
 """RelevantSlice: the weights that the student keeps, one bit each, and how they were chosen."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -177,10 +178,14 @@ class RelevantSlice:
         path = file_in(folder_or_repo_id, SLICE_FILE)
         if not Path(folder_or_repo_id).exists() and _is_repo_id(str(folder_or_repo_id)):
             path = Path(hf_hub_download(str(folder_or_repo_id), SLICE_FILE, revision=revision, token=token))
-        bits, metadata = read_tensors(path, _FORMAT)
+        bits, metadata = read_tensors(path, _FORMAT, ("shapes", *_PLAIN_FIELDS))
         shapes = metadata.pop("shapes")
         _check_sizes(path, bits, shapes)
-        found = cls(KeptWeights({name: bits[name] for name in shapes}, shapes), **metadata)
+        kept = KeptWeights({name: bits[name] for name in shapes}, shapes)
+        counted = sum(kept.num_kept(name) for name in kept)
+        if counted != metadata["num_kept"]:
+            raise CorruptFileError(f"{path} says that {metadata['num_kept']} weights are kept, but keeps {counted}.")
+        found = cls(kept, **metadata)
         if teacher is not None:
             found.check_matches(adapter_for(teacher, ()).layers(embeddings=True))
         return found
@@ -317,11 +322,16 @@ def _packed(kept: Mapping[str, Tensor]) -> KeptWeights:
 
 
 def _check_sizes(path: Path, bits: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> None:
+    if not isinstance(shapes, dict) or shapes.keys() != bits.keys():
+        raise CorruptFileError(f"{path} does not hold bits for just the weights whose shapes it gives.")
     for name, shape in shapes.items():
-        expected = (torch.Size(shape).numel() + 7) // 8
-        found = bits[name].numel() if name in bits else None
-        if found != expected or bits[name].dtype != torch.uint8:
-            raise CorruptFileError(f"{path} should hold {expected} bytes of bits for '{name}', but holds {found}.")
+        whole = isinstance(shape, list) and all(isinstance(size, int) and size >= 0 for size in shape)
+        expected = (math.prod(shape) + 7) // 8 if whole else None
+        if bits[name].numel() != expected or bits[name].dtype != torch.uint8:
+            found = f"{bits[name].numel()} of {bits[name].dtype}"
+            raise CorruptFileError(
+                f"{path} should hold {expected} bytes of bits for '{name}' of shape {shape}, but holds {found}."
+            )
 
 
 def _is_repo_id(text: str) -> bool:

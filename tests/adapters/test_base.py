@@ -11,7 +11,7 @@ from tests import tiny
 
 
 def test_a_plain_module_has_no_head_unless_named_and_says_so(caplog):
-    with caplog.at_level(logging.INFO, logger="remos_hf"):
+    with caplog.at_level(logging.WARNING, logger="remos_hf"):
         assert list(Adapter(tiny.mlp()).layers()) == ["0", "2", "4"]
     assert "names no head" in caplog.text
     assert list(Adapter(tiny.mlp(), ("4",)).layers()) == ["0", "2"]

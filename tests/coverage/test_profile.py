@@ -3,6 +3,7 @@ import torch
 
 from remos_hf.coverage.profile import CoverageProfile
 from remos_hf.coverage.profiler import profile_coverage
+from remos_hf.coverage.sidecar_file import write_tensors
 from remos_hf.errors import CorruptFileError, LayerMismatchError, TeacherMismatchError
 from remos_hf.layers import sliceable_layers
 from tests import tiny
@@ -66,6 +67,23 @@ def test_a_profile_of_another_model_is_refused_with_the_layer(profile):
     wider.down = torch.nn.Conv2d(8, 16, 1)
     with pytest.raises(LayerMismatchError, match="'down' has 8 input and 16 output neurons.*8 and 12"):
         profile.check_matches(sliceable_layers(wider))
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"weights.a": torch.zeros(2, dtype=torch.int64)},
+        {"input_counts.a": torch.zeros(2, dtype=torch.int64)},
+        {"input_counts.a": torch.tensor([-1]), "output_counts.a": torch.tensor([0])},
+        {"input_counts.a": torch.tensor([5]), "output_counts.a": torch.tensor([0])},
+        {"input_counts.a": torch.tensor([1.0]), "output_counts.a": torch.tensor([0])},
+    ],
+)
+def test_a_whole_file_that_holds_no_counts_is_refused(profile, tmp_path, tensors):
+    metadata = {**profile._metadata(), "num_samples": 4}
+    write_tensors(tmp_path / "remos_coverage.safetensors", tensors, "remos_coverage/1", metadata)
+    with pytest.raises(CorruptFileError, match=r"remos_coverage\.safetensors"):
+        CoverageProfile.load(tmp_path)
 
 
 def test_a_tampered_profile_is_refused(profile, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from accelerate import debug_launcher
 from torch import nn
+from transformers import XLNetConfig, XLNetForSequenceClassification
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.coverage.criteria import strong_coverage, threshold_coverage, top_k_coverage
@@ -264,6 +265,16 @@ def test_activations_whose_samples_cannot_be_told_apart_are_refused():
     batch = {"input_ids": torch.ones(2, 3), "attention_mask": torch.ones(2, 3)}
     with pytest.raises(UnsupportedModelError, match=r"'layer' ran on an activation of shape \(5, 4\)"):
         profile_coverage(Flat(), [batch])
+
+
+def test_a_model_that_puts_positions_first_is_profiled_from_its_hidden_states():
+    config = XLNetConfig(vocab_size=tiny.VOCABULARY, d_model=16, n_layer=2, n_head=2, d_inner=24, num_labels=2)
+    model = XLNetForSequenceClassification(config).eval()
+    batch = [tiny.text_batches(count=1, size=9, length=9)[0]]  # square: the axes cannot be told apart by their sizes
+    with pytest.raises(UnsupportedModelError, match="positions before samples"):
+        profile_coverage(model, batch)
+    profile = profile_coverage(model, batch, source="hidden_states", criterion=top_k_coverage(3))
+    assert {int(counts.sum()) for counts in profile.input_counts.values()} <= {0, 27}
 
 
 def test_layers_that_never_run_are_left_out_with_a_warning():

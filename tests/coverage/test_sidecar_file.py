@@ -16,7 +16,7 @@ def path(tmp_path):
 
 
 def test_what_is_written_is_read(path):
-    tensors, metadata = sidecar_file.read_tensors(path, KIND)
+    tensors, metadata = sidecar_file.read_tensors(path, KIND, ["n"])
     assert torch.equal(tensors["x"], torch.arange(5))
     assert metadata == {"n": 5}
 
@@ -25,7 +25,7 @@ def test_what_is_written_is_read(path):
 def test_a_truncated_file_is_refused_by_name(path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(CorruptFileError, match="a.safetensors"):
-        sidecar_file.read_tensors(path, KIND)
+        sidecar_file.read_tensors(path, KIND, ["n"])
 
 
 def test_one_changed_byte_is_noticed(path):
@@ -33,7 +33,7 @@ def test_one_changed_byte_is_noticed(path):
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(CorruptFileError, match="checksum"):
-        sidecar_file.read_tensors(path, KIND)
+        sidecar_file.read_tensors(path, KIND, ["n"])
 
 
 def test_changed_metadata_is_noticed(path):
@@ -41,18 +41,26 @@ def test_changed_metadata_is_noticed(path):
     assert b'{\\"n\\": 5}' in content
     path.write_bytes(content.replace(b'{\\"n\\": 5}', b'{\\"n\\": 6}'))
     with pytest.raises(CorruptFileError, match="checksum"):
-        sidecar_file.read_tensors(path, KIND)
+        sidecar_file.read_tensors(path, KIND, ["n"])
 
 
 def test_another_kind_of_safetensors_is_refused(tmp_path):
     save_file({"x": torch.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(CorruptFileError, match="should have the format test/1"):
-        sidecar_file.read_tensors(tmp_path / "model.safetensors", KIND)
+        sidecar_file.read_tensors(tmp_path / "model.safetensors", KIND, ["n"])
+
+
+def test_a_whole_file_with_other_fields_or_no_axes_is_refused(path):
+    with pytest.raises(CorruptFileError, match=r"should say \['m'\], but says \['n'\]"):
+        sidecar_file.read_tensors(path, KIND, ["m"])
+    save_file({"x": torch.tensor(3)}, path, metadata={"format": KIND, "metadata": "{}", "checksum": ""})
+    with pytest.raises(CorruptFileError, match="checksum"):
+        sidecar_file.read_tensors(path, KIND, [])
 
 
 def test_a_missing_file_says_who_writes_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="RemosTrainer"):
-        sidecar_file.read_tensors(tmp_path / "none.safetensors", KIND)
+        sidecar_file.read_tensors(tmp_path / "none.safetensors", KIND, ["n"])
 
 
 @pytest.mark.parametrize("moment", ["fsync", "replace"])

@@ -9,6 +9,7 @@ from accelerate import debug_launcher
 from torch import nn
 
 from remos_hf.coverage.profiler import profile_coverage
+from remos_hf.coverage.sidecar_file import write_tensors
 from remos_hf.errors import (
     CorruptFileError,
     LayerMismatchError,
@@ -16,7 +17,7 @@ from remos_hf.errors import (
     TeacherMismatchError,
     UnsupportedModelError,
 )
-from remos_hf.slicing.relevant_slice import RelevantSlice, choose_slice
+from remos_hf.slicing.relevant_slice import _PLAIN_FIELDS, RelevantSlice, choose_slice
 from remos_hf.slicing.scores import RULES
 from tests import reference, tiny
 
@@ -144,6 +145,25 @@ def test_a_damaged_slice_file_is_refused(teacher, profile, tmp_path, damage):
         content = bytes(content).replace(b"[16, 16]", b"[16, 61]")
     path.write_bytes(content)
     with pytest.raises(CorruptFileError, match="remos_slice.safetensors"):
+        RelevantSlice.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shapes": {}},
+        {"shapes": {"a": [-8]}},
+        {"shapes": {"a": [10**18]}},
+        {"shapes": "a"},
+        {"num_kept": 7},
+        {"extra": 1},
+    ],
+)
+def test_a_whole_file_that_contradicts_itself_is_refused(tmp_path, changes):
+    path = tmp_path / "remos_slice.safetensors"
+    fields = dict.fromkeys(_PLAIN_FIELDS) | {"shapes": {"a": [8]}, "num_kept": 8}
+    write_tensors(path, {"a": torch.tensor([255], dtype=torch.uint8)}, "remos_slice/1", {**fields, **changes})
+    with pytest.raises(CorruptFileError, match=r"remos_slice\.safetensors"):
         RelevantSlice.from_pretrained(tmp_path)
 
 
