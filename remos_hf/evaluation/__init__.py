@@ -1,0 +1,1 @@
+"""How much of a teacher's defects a student inherited."""
