@@ -156,6 +156,9 @@ class RemosArguments:
     criterion: str | None = field(default=None, metadata={"help": "When a neuron is covered: nc, tknc or snac."})
     criterion_value: float | None = field(default=None, metadata={"help": "The threshold of nc, the k of the others."})
     reset_to: str | None = field(default=None, metadata={"help": "'zero', or 'init' for fresh values."})
+    embedding_rows: str | None = field(
+        default=None, metadata={"help": "'mean' gives up the embedding rows of tokens that the data never shows."}
+    )
     profile_samples: int | None = field(
         default=None, metadata={"help": "Training samples that decide the coverage; all of them if left out."}
     )

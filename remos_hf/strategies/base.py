@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from remos_hf.coverage.profile import CoverageProfile
+from remos_hf.coverage.tokens import seen_tokens
 from remos_hf.slicing.relevant_slice import RelevantSlice
+from remos_hf.slicing.reset import reset_unseen_rows
 
 Batches = Callable[[int | None], Iterable]
+EmbeddingRows = Literal["keep", "mean"]
 
 
 @dataclass(frozen=True)
@@ -20,17 +23,24 @@ class Preparation:
         profile: The coverage it was decided by; None if no coverage was needed.
         relevant_slice: The weights that were kept; None if nothing was sliced.
         seconds: Wall-clock time by step.
+        squares_reset: Share of the sum of squared weights that was given up, in [0, 1]; None if nothing was sliced.
+        rows_reset: Embedding rows given up because the student's data never shows their token.
     """
 
     profile: CoverageProfile | None = None
     relevant_slice: RelevantSlice | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    squares_reset: float | None = None
+    rows_reset: int = 0
 
     def summary(self) -> str:
         """Say in one paragraph what was kept, where, and how long it took; empty if nothing was sliced."""
         relevant = self.relevant_slice
+        rows = (
+            f"Reset {self.rows_reset:,} embedding rows of tokens that the data never shows." if self.rows_reset else ""
+        )
         if relevant is None:
-            return ""
+            return rows
         took = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in self.seconds.items())
         groups = ", ".join(f"{group} {share:.1%}" for group, share in share_by_group(relevant).items())
         tied = f" {relevant.tie_group:,} weights tied at the threshold." if relevant.tie_group > 1 else ""
@@ -43,8 +53,9 @@ class Preparation:
         return (
             f"Kept {relevant.num_kept:,} of {relevant.num_weights:,} weights ({relevant.share_kept:.2%}, asked for "
             f"{relevant.slice_ratio:.2%}) by rule {relevant.rule}, scope {relevant.scope}.{seen}{tied} "
-            f"Share kept by layer group: {groups}. Took {took}."
-        )
+            f"The weights given up hold {self.squares_reset or 0:.0%} of the squares. "
+            f"Share kept by layer group: {groups}. Took {took}. {rows}"
+        ).rstrip()
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,16 @@ class Strategy:
         """
         return Preparation()
 
+    def restart(self, student: nn.Module, batches: Batches, relevant_slice: RelevantSlice | None) -> None:
+        """Start the base of a resumed adapter run as `prepare` did, in place, without choosing anything again.
+
+        Args:
+            student: A copy of the teacher, with its new head.
+            batches: As in `prepare`.
+            relevant_slice: The slice that `prepare` chose, if it chose one.
+        """
+        self.prepare(student, batches)
+
     def before_forward(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
         """Give the inputs that a training step really runs on."""
         return inputs
@@ -89,6 +110,19 @@ class Strategy:
         """Whether `before_forward` or `penalty` does anything, so that the loss must be computed by us."""
         kind = type(self)
         return kind.before_forward is not Strategy.before_forward or kind.penalty is not Strategy.penalty
+
+
+def check_embedding_rows(embedding_rows: str) -> None:
+    """Refuse what is neither."""
+    if embedding_rows not in ("keep", "mean"):
+        raise ValueError(f"embedding_rows is 'keep' or 'mean', but got {embedding_rows!r}.")
+
+
+def reset_rows(embedding_rows: EmbeddingRows, student: nn.Module, batches: Batches) -> int:
+    """Reset the embedding rows of tokens that the data never shows, in place, if asked to; give their number."""
+    if embedding_rows == "keep":
+        return 0
+    return reset_unseen_rows(student, seen_tokens(student, batches(None), across_processes=True))
 
 
 def share_by_group(relevant: RelevantSlice) -> dict[str, float]:

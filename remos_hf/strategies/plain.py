@@ -9,12 +9,26 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from remos_hf.strategies.base import Batches, Preparation, Strategy
+from remos_hf.strategies.base import Batches, EmbeddingRows, Preparation, Strategy, check_embedding_rows, reset_rows
 
 
 @dataclass(frozen=True)
 class Finetune(Strategy):
-    """Plain fine-tuning: the student inherits the teacher whole."""
+    """Plain fine-tuning: the student inherits the teacher whole.
+
+    Attributes:
+        embedding_rows: "keep", or "mean" to give up the embedding rows of tokens that the student's data never shows.
+    """
+
+    embedding_rows: EmbeddingRows = "keep"
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run could use, before anything is loaded."""
+        check_embedding_rows(self.embedding_rows)
+
+    def prepare(self, student: nn.Module, batches: Batches) -> Preparation:
+        """Reset the unseen embedding rows, in place, if asked to."""
+        return Preparation(rows_reset=reset_rows(self.embedding_rows, student, batches))
 
 
 @dataclass(frozen=True)

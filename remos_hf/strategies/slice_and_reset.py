@@ -11,9 +11,16 @@ from remos_hf.coverage.criteria import Criterion, strong_coverage, threshold_cov
 from remos_hf.coverage.profile import CoverageProfile
 from remos_hf.coverage.profiler import on_main_process, profile_coverage
 from remos_hf.layers import check_rankable
-from remos_hf.slicing.relevant_slice import check_slice_ratio, choose_slice
-from remos_hf.slicing.reset import reset_outside
-from remos_hf.strategies.base import Batches, Preparation, Strategy
+from remos_hf.slicing.relevant_slice import RelevantSlice, check_slice_ratio, choose_slice
+from remos_hf.slicing.reset import reset_outside, squares_outside
+from remos_hf.strategies.base import (
+    Batches,
+    EmbeddingRows,
+    Preparation,
+    Strategy,
+    check_embedding_rows,
+    reset_rows,
+)
 
 CRITERIA = {"nc": threshold_coverage, "tknc": top_k_coverage, "snac": strong_coverage}
 
@@ -27,6 +34,8 @@ class SliceAndReset(Strategy):
         scope: "model": all weights compete. "layer": each layer is cut by itself.
         reset_to: "zero", or "init" for fresh values.
         embeddings: Whether rows of the input embeddings compete too.
+        embedding_rows: "keep", or "mean" to give the embedding rows of tokens that the student's data never shows the
+            mean of the others: attacks that live there pass every slice.
         head: Modules never sliced; None finds them.
         seed: Seed of random rules and fresh values.
     """
@@ -37,6 +46,7 @@ class SliceAndReset(Strategy):
     scope: Literal["model", "layer"] = "model"
     reset_to: Literal["zero", "init"] = "zero"
     embeddings: bool = False
+    embedding_rows: EmbeddingRows = "keep"
     head: tuple[str, ...] | None = None
     seed: int = 0
 
@@ -47,6 +57,7 @@ class SliceAndReset(Strategy):
             raise ValueError(f"scope is 'model' or 'layer', but got {self.scope!r}.")
         if self.reset_to not in ("zero", "init"):
             raise ValueError(f"reset_to is 'zero' or 'init', but got {self.reset_to!r}.")
+        check_embedding_rows(self.embedding_rows)
         if self.head is not None:
             object.__setattr__(self, "head", tuple(self.head))
 
@@ -69,9 +80,16 @@ class SliceAndReset(Strategy):
             progress=on_main_process(),
         )
         chosen = time.perf_counter()
+        squares = squares_outside(student, relevant)
         reset_outside(student, relevant, to=self.reset_to, seed=self.seed, verify_teacher=False)
+        rows = reset_rows(self.embedding_rows, student, batches)
         seconds = {"profile": profiled - start, "choose": chosen - profiled, "reset": time.perf_counter() - chosen}
-        return Preparation(profile, relevant, seconds)
+        return Preparation(profile, relevant, seconds, squares, rows)
+
+    def restart(self, student: nn.Module, batches: Batches, relevant_slice: RelevantSlice | None) -> None:
+        """Reset what `prepare` reset, by the slice that it chose."""
+        reset_outside(student, relevant_slice, to=self.reset_to, seed=self.seed)
+        reset_rows(self.embedding_rows, student, batches)
 
     def _profile(self, student: nn.Module, batches: Batches) -> CoverageProfile | None:
         return None

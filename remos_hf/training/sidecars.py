@@ -62,7 +62,10 @@ class Sidecars:
                 "share_kept": relevant.share_kept,
                 "tie_group": relevant.tie_group,
                 "ties": relevant.ties,
+                "squares_reset": preparation.squares_reset,
             }
+        if preparation.rows_reset:
+            config["embedding_rows_reset"] = preparation.rows_reset
         return cls(config, profile, relevant)
 
     def save(self, folder: str | os.PathLike) -> None:

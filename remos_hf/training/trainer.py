@@ -11,7 +11,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_l
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.coverage.profile import CoverageProfile
 from remos_hf.slicing.relevant_slice import RelevantSlice
-from remos_hf.slicing.reset import reset_outside
 from remos_hf.strategies.base import Strategy
 from remos_hf.training.callbacks import RemosCallback, chosen_strategy, resumed_sidecars, start_student, student_batches
 from remos_hf.training.sidecars import Sidecars
@@ -122,13 +121,8 @@ class RemosTrainer(Trainer):
         self.model = self.model_wrapped = get_peft_model(self.model, self.peft_config)
 
     def _start_base_again(self) -> None:
-        # A checkpoint of adapters holds no base weights. A slice is read back; what slices nothing depends on its seed
-        # alone.
-        if self.relevant_slice is None:
-            self.strategy.prepare(self.model, lambda samples: student_batches(self, samples))
-        else:
-            made_by = self.sidecars.config["strategy"]
-            reset_outside(self.model, self.relevant_slice, to=made_by["reset_to"], seed=made_by["seed"])
+        # A checkpoint of adapters holds no base weights.
+        self.strategy.restart(self.model, lambda samples: student_batches(self, samples), self.relevant_slice)
 
     def compute_loss(
         self,

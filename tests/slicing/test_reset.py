@@ -5,7 +5,7 @@ import torch
 
 from remos_hf.errors import LayerMismatchError, TeacherMismatchError
 from remos_hf.slicing.relevant_slice import choose_slice
-from remos_hf.slicing.reset import reset_outside
+from remos_hf.slicing.reset import reset_outside, reset_unseen_rows, squares_outside
 from tests import tiny
 
 
@@ -89,3 +89,113 @@ def test_a_tied_weight_is_reset_once_for_all_its_names():
     reset_outside(model, relevant)
     assert model[2].weight is model[0].weight
     assert (model[2].weight == 0).sum() == 8
+
+
+def seen_of(*tokens):
+    return torch.tensor([token in tokens for token in range(tiny.VOCABULARY)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_unseen_rows_become_the_mean_of_the_seen_and_nothing_else_changes(dtype):
+    student, teacher = tiny.bert().to(dtype), tiny.bert().to(dtype)
+    rows = teacher.get_input_embeddings().weight.detach()
+    assert reset_unseen_rows(student, seen_of(3, 5, 6)) == tiny.VOCABULARY - 4
+    expected = ((rows[3].float() + rows[5].float() + rows[6].float()) / 3).to(dtype)
+    for name, parameter in student.named_parameters():
+        if "word_embeddings" not in name:
+            assert torch.equal(parameter, dict(teacher.named_parameters())[name])
+            continue
+        for token, row in enumerate(parameter):
+            if token in (0, 3, 5, 6):  # 0 is padding
+                assert torch.equal(row, rows[token])
+            else:
+                assert torch.allclose(row, expected, rtol=1e-6)
+
+
+def test_the_padding_row_is_reset_where_there_is_none():
+    model = tiny.gpt2()
+    assert model.get_input_embeddings().padding_idx is None
+    assert reset_unseen_rows(model, seen_of(3)) == tiny.VOCABULARY - 1
+    rows = model.get_input_embeddings().weight
+    assert torch.equal(rows, rows[3].expand_as(rows))
+
+
+def test_where_every_token_is_seen_nothing_is_reset():
+    model = tiny.bert()
+    assert reset_unseen_rows(model, torch.ones(tiny.VOCABULARY, dtype=torch.bool)) == 0
+    assert torch.equal(model.get_input_embeddings().weight, tiny.bert().get_input_embeddings().weight)
+
+
+def test_what_was_seen_is_not_written_into():
+    seen = seen_of(3)
+    reset_unseen_rows(tiny.bert(), seen)
+    assert seen.tolist() == seen_of(3).tolist()
+
+
+def test_rows_that_were_reset_train_again():
+    model = tiny.bert()
+    reset_unseen_rows(model, seen_of(3))
+    batch = tiny.text_batches(1)[0]
+    model(**batch).loss.backward()
+    assert model.get_input_embeddings().weight.grad[batch["input_ids"][0, 0]].any()
+
+
+@pytest.mark.parametrize("size", [tiny.VOCABULARY - 1, tiny.VOCABULARY + 1])
+def test_tokens_of_another_vocabulary_are_refused(size):
+    with pytest.raises(LayerMismatchError, match=f"has 60 embedding rows, but .{size},. tokens"):
+        reset_unseen_rows(tiny.bert(), torch.ones(size, dtype=torch.bool))
+
+
+def test_no_seen_token_is_refused():
+    model = tiny.bert()
+    with pytest.raises(ValueError, match="No token was seen"):
+        reset_unseen_rows(model, seen_of())
+    assert torch.equal(model.get_input_embeddings().weight, tiny.bert().get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("rule", ["random", "top_magnitude", "mag_prune"])
+@pytest.mark.parametrize("make", [tiny.bert, tiny.ConvNet], ids=lambda f: f.__name__)
+def test_the_share_of_squares_outside_is_counted_weight_by_weight(make, rule):
+    model = make()
+    relevant = choose_slice(model, slice_ratio=0.7, rule=rule, head=("head",) if make is tiny.ConvNet else None)
+    lost = total = 0.0
+    for name, parameter in model.named_parameters():
+        if name not in relevant.kept:
+            continue
+        for kept, weight in zip(relevant.kept[name].flatten().tolist(), parameter.flatten().tolist(), strict=True):
+            total += weight**2
+            lost += 0.0 if kept else weight**2
+    assert squares_outside(model, relevant) == pytest.approx(lost / total, rel=1e-6)
+    assert 0 < lost < total
+
+
+def test_a_slice_of_everything_gives_up_no_square_and_rules_compare_as_they_should():
+    model = tiny.bert()
+
+    def squares(rule, ratio):
+        return squares_outside(model, choose_slice(model, slice_ratio=ratio, rule=rule))
+
+    assert squares("random", 1.0) == 0
+    assert squares("mag_prune", 0.9) < squares("random", 0.9) < squares("top_magnitude", 0.9)
+    assert squares("random", 0.9) == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_model_of_zeros_gives_up_no_square():
+    model = tiny.mlp()
+    relevant = choose_slice(model, slice_ratio=0.5, rule="random")
+    with torch.no_grad():
+        [parameter.zero_() for parameter in model.parameters()]
+    assert squares_outside(model, relevant) == 0
+
+
+def test_squares_of_half_precision_do_not_overflow():
+    model = tiny.mlp().half()
+    with torch.no_grad():
+        [parameter.fill_(3e4) for parameter in model.parameters()]
+    relevant = choose_slice(model, slice_ratio=0.5, rule="random")
+    assert squares_outside(model, relevant) == pytest.approx(0.5, abs=0.05)
+
+
+def test_squares_outside_another_models_slice_are_refused(relevant):
+    with pytest.raises(LayerMismatchError):
+        squares_outside(tiny.gpt2(), relevant)

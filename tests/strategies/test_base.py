@@ -3,7 +3,9 @@ import json
 import pytest
 import torch
 
+from remos_hf.coverage.tokens import seen_tokens
 from remos_hf.slicing.relevant_slice import RelevantSlice, choose_slice
+from remos_hf.slicing.reset import reset_unseen_rows
 from remos_hf.strategies import STRATEGIES
 from remos_hf.strategies.base import Preparation, Strategy, share_by_group
 from tests import tiny
@@ -80,3 +82,58 @@ def test_the_summary_says_what_was_kept_and_where():
     assert "bert.encoder.layer.1" in summary
     assert "choose 0.2 s" in summary
     assert Preparation().summary() == ""
+
+
+def test_the_summary_says_which_squares_and_rows_were_given_up():
+    relevant = choose_slice(tiny.bert(), slice_ratio=0.9, rule="top_magnitude")
+    summary = Preparation(None, relevant, {"choose": 0.25}, squares_reset=0.42, rows_reset=1234).summary()
+    assert "The weights given up hold 42% of the squares." in summary
+    assert summary.endswith("Reset 1,234 embedding rows of tokens that the data never shows.")
+    assert "embedding rows" not in Preparation(None, relevant, {}, 0.42).summary()
+    assert Preparation(rows_reset=2).summary() == "Reset 2 embedding rows of tokens that the data never shows."
+
+
+ROWS = {name: kind for name, kind in STRATEGIES.items() if name != "retrain"}
+
+
+def with_rows(name, **options):
+    return ROWS[name](**({"slice_ratio": 0.9} if name in SLICING else {}), **options)
+
+
+@pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")
+@pytest.mark.parametrize("name", ROWS)
+class TestEmbeddingRows:
+    def test_they_stay_by_default(self, name):
+        student = tiny.bert()
+        assert with_rows(name).prepare(student, lambda samples: tiny.text_batches()).rows_reset == 0
+        assert torch.equal(student.get_input_embeddings().weight, tiny.bert().get_input_embeddings().weight)
+
+    def test_those_of_tokens_that_the_data_never_show_are_reset_when_asked(self, name):
+        student, by_hand = tiny.bert(), tiny.bert()
+        asked = []
+
+        def batches(samples):
+            asked.append(samples)
+            return tiny.text_batches()
+
+        done = with_rows(name, embedding_rows="mean").prepare(student, batches)
+        expected = reset_unseen_rows(by_hand, seen_tokens(by_hand, tiny.text_batches()))
+        assert done.rows_reset == expected > 0
+        assert torch.equal(student.get_input_embeddings().weight, by_hand.get_input_embeddings().weight)
+        assert asked[-1] is None  # all samples
+
+    def test_a_restart_gives_the_student_that_prepare_gave(self, name):
+        strategy = with_rows(name, embedding_rows="mean")
+        prepared, again = tiny.bert(), tiny.bert()
+        done = strategy.prepare(prepared, lambda samples: tiny.text_batches())
+        strategy.restart(again, lambda samples: tiny.text_batches(), done.relevant_slice)
+        assert all(torch.equal(value, again.state_dict()[key]) for key, value in prepared.state_dict().items())
+
+    def test_another_word_is_refused_when_the_strategy_is_made(self, name):
+        with pytest.raises(ValueError, match="'keep' or 'mean', but got 'zero'"):
+            with_rows(name, embedding_rows="zero")
+
+
+def test_a_model_without_token_embeddings_is_refused_when_rows_are_to_be_reset():
+    with pytest.raises(TypeError, match="embedding_rows must be 'keep'"):
+        with_rows("finetune", embedding_rows="mean").prepare(tiny.vit(), lambda samples: tiny.image_batches())

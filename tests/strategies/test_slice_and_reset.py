@@ -3,8 +3,9 @@ import torch
 
 from remos_hf.coverage.criteria import strong_coverage, top_k_coverage
 from remos_hf.coverage.profiler import profile_coverage
+from remos_hf.errors import TeacherMismatchError
 from remos_hf.slicing.relevant_slice import choose_slice
-from remos_hf.slicing.reset import reset_outside
+from remos_hf.slicing.reset import reset_outside, squares_outside
 from remos_hf.strategies.slice_and_reset import MagPrune, Random, Remos, TopMagnitude
 from tests import tiny
 
@@ -79,3 +80,21 @@ def test_weights_that_cannot_be_ranked_are_refused_before_the_data_is_read():
     model.bert.encoder.layer[0].output.dense.double()
     with pytest.raises(Exception, match="float64"):
         Remos(0.9).prepare(model, lambda samples: pytest.fail("read the data"))
+
+
+@pytest.mark.parametrize("kind", [Remos, TopMagnitude, MagPrune, Random])
+def test_the_squares_given_up_are_those_of_the_teacher(kind):
+    done = kind(0.8).prepare(tiny.bert(), batches)
+    assert done.squares_reset == squares_outside(tiny.bert(), done.relevant_slice) > 0
+
+
+def test_the_slice_is_chosen_before_the_rows_are_reset():
+    relevant = Remos(0.8, embeddings=True).prepare(tiny.bert(), batches).relevant_slice
+    assert Remos(0.8, embeddings=True, embedding_rows="mean").prepare(tiny.bert(), batches).relevant_slice == relevant
+
+
+def test_a_restart_onto_another_teacher_is_refused():
+    strategy = TopMagnitude(0.8)
+    relevant = strategy.prepare(tiny.bert(), batches).relevant_slice
+    with pytest.raises(TeacherMismatchError):
+        strategy.restart(tiny.bert(seed=1), batches, relevant)

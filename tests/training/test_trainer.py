@@ -14,9 +14,10 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, Trainer
 
 from remos_hf.coverage.profiler import profile_coverage
+from remos_hf.coverage.tokens import seen_tokens
 from remos_hf.errors import LayerMismatchError, RemosError, UnsupportedModelError
 from remos_hf.slicing.relevant_slice import RelevantSlice, choose_slice
-from remos_hf.slicing.reset import reset_outside
+from remos_hf.slicing.reset import reset_outside, reset_unseen_rows
 from remos_hf.strategies.base import Strategy
 from remos_hf.strategies.plain import Finetune, Retrain
 from remos_hf.strategies.slice_and_reset import Random, Remos
@@ -284,7 +285,15 @@ def test_lora_is_added_to_the_sliced_base_and_saved_merged(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "strategy", [Remos(0.6), Random(0.6, reset_to="init", seed=3), Retrain(seed=3)], ids=lambda s: type(s).__name__
+    "strategy",
+    [
+        Remos(0.6),
+        Random(0.6, reset_to="init", seed=3),
+        Retrain(seed=3),
+        Remos(0.6, embeddings=True, embedding_rows="mean"),
+        Finetune(embedding_rows="mean"),
+    ],
+    ids=["Remos", "Random", "Retrain", "Remos-rows", "Finetune-rows"],
 )
 def test_lora_resumes_on_the_base_that_was_sliced(tmp_path, monkeypatch, strategy):
     whole = trainer(tmp_path, strategy=strategy, peft_config=lora())
@@ -295,6 +304,17 @@ def test_lora_resumes_on_the_base_that_was_sliced(tmp_path, monkeypatch, strateg
     assert same(weights(resumed.model), weights(whole.model))
 
 
+def test_unseen_embedding_rows_are_reset_before_training_and_the_sidecars_say_so(tmp_path):
+    ours = trainer(tmp_path, strategy=Finetune(embedding_rows="mean"), options={"learning_rate": 0.0})
+    ours.train()
+    by_hand = tiny.bert()
+    seen = seen_tokens(by_hand, student_batches(trainer(tmp_path, strategy=Finetune())))
+    rows = reset_unseen_rows(by_hand, seen)
+    assert rows > 0
+    assert same(weights(ours.model), weights(by_hand))
+    assert json.loads((tmp_path / "checkpoint-4" / "remos_config.json").read_text())["embedding_rows_reset"] == rows
+
+
 def test_a_model_that_already_has_adapters_is_refused(tmp_path):
     from peft import get_peft_model
 
@@ -303,12 +323,14 @@ def test_a_model_that_already_has_adapters_is_refused(tmp_path):
 
 
 def _train_on_each_process(folder):
-    ours = trainer(Path(folder), slice_ratio=0.9, train_dataset=tiny.dataset(23), options={"max_steps": 2})
+    strategy = Remos(0.9, embedding_rows="mean")
+    ours = trainer(Path(folder), strategy=strategy, train_dataset=tiny.dataset(23), options={"max_steps": 2})
     ours.train()
     rank = torch.distributed.get_rank()
     ours.relevant_slice.save_pretrained(Path(folder) / f"rank{rank}")
     ours.profile.save(Path(folder) / f"rank{rank}")
     torch.save(ours.model.state_dict(), Path(folder) / f"rank{rank}" / "weights.pt")
+    (Path(folder) / f"rank{rank}" / "rows").write_text(str(ours.sidecars.config["embedding_rows_reset"]))
     torch.distributed.barrier()
     if rank == 0:
         (Path(folder) / "world").write_text(str(torch.distributed.get_world_size()))
@@ -317,13 +339,15 @@ def _train_on_each_process(folder):
 def test_two_processes_hold_the_slice_of_one(tmp_path):
     debug_launcher(_train_on_each_process, args=(str(tmp_path),), num_processes=2)
     assert (tmp_path / "world").read_text() == "2"
-    alone = trainer(tmp_path / "alone", slice_ratio=0.9, train_dataset=tiny.dataset(23))
+    strategy = Remos(0.9, embedding_rows="mean")
+    alone = trainer(tmp_path / "alone", strategy=strategy, train_dataset=tiny.dataset(23), options={"max_steps": 2})
     alone.train()
     from remos_hf.coverage.profile import CoverageProfile
 
     for rank in range(2):
         assert CoverageProfile.load(tmp_path / f"rank{rank}") == alone.profile
         assert RelevantSlice.from_pretrained(tmp_path / f"rank{rank}") == alone.relevant_slice
+        assert (tmp_path / f"rank{rank}" / "rows").read_text() == str(alone.sidecars.config["embedding_rows_reset"])
     states = [torch.load(tmp_path / f"rank{rank}" / "weights.pt", weights_only=True) for rank in range(2)]
     assert same(*states)
 
