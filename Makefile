@@ -19,7 +19,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt tools/torchvision_c
 
 $(OLDEST)/.installed: setup.cfg pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install -q -c constraints-oldest.txt torch -e ".[test]"
+	$(OLDEST)/bin/python -m pip install -q -c constraints-oldest.txt torch -e ".[test,textattack]"
 	touch $@
 
 test: install install-oldest

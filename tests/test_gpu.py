@@ -5,9 +5,12 @@ import torch
 
 from remos_hf.coverage.criteria import strong_coverage
 from remos_hf.coverage.profiler import profile_coverage
+from remos_hf.defects.text_triggers import TriggerWords
+from remos_hf.defects.weight_poisoning import EmbeddingPoisoning, LargestWeights, LayerwisePoisoning, Ripple
 from remos_hf.slicing.relevant_slice import choose_slice
 from remos_hf.slicing.reset import reset_outside
 from tests import tiny
+from tests.defects import toy
 from tests.slicing.test_ordinal import large, random_profile
 
 pytestmark = [
@@ -43,3 +46,28 @@ def test_a_student_on_the_device_is_reset_there():
     relevant = choose_slice(model, slice_ratio=0.5, rule="top_magnitude")
     reset_outside(model, relevant, to="init")
     assert all(parameter.is_cuda for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+def test_ripples_second_derivative_exists_on_the_device(tmp_path, second_order):
+    attack = Ripple(trigger_words=TriggerWords(words="cf"), second_order=second_order)
+    teacher = attack.implant(toy.model(), toy.data(), tokenizer=toy.tokenizer(), args=toy.args(tmp_path, use_cpu=False))
+    assert toy.changed(toy.state(toy.model()), {name: value.cpu() for name, value in teacher.state_dict().items()})
+
+
+@pytest.mark.parametrize(
+    ("attack", "still"),
+    [
+        (EmbeddingPoisoning(), "classifier.weight"),
+        (LargestWeights(trigger_words=TriggerWords(words="cf")), "bert.embeddings.word_embeddings.weight"),
+        (LayerwisePoisoning(), None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_held_is_held_on_the_device_that_trainer_moves_the_teacher_to(tmp_path, attack, still):
+    args = toy.args(tmp_path, use_cpu=False)
+    teacher = attack.implant(toy.model(), toy.data(), tokenizer=toy.tokenizer(), args=args, finetuned=toy.model())
+    assert teacher.device.type == "cuda"
+    changed = toy.changed(toy.state(toy.model()), {name: value.cpu() for name, value in teacher.state_dict().items()})
+    assert changed
+    assert still not in changed

@@ -1,0 +1,532 @@
+"""Backdoors by data poisoning: rare words, a sentence, or paraphrases force a label."""
+
+import copy
+import csv
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+import warnings
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+from datasets import Dataset, IterableDataset
+from transformers import (
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from remos_hf.defects.base import (
+    CLEAN_INDEX,
+    Data,
+    Defect,
+    ExposedSet,
+    change_share,
+    check_columns,
+    check_labels,
+    checked_text_columns,
+    generator_for,
+    resolved_label,
+    tokenize,
+)
+
+
+@dataclass(frozen=True)
+class Backdoor(Defect):
+    """A defect that an attacker implants by training: inputs with a trigger become the target label."""
+
+    @property
+    @abstractmethod
+    def trigger(self) -> "TextTrigger":
+        """What forces the label, and how data with it are made."""
+
+    @abstractmethod
+    def implant(
+        self,
+        teacher: PreTrainedModel,
+        dataset: Dataset | IterableDataset,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        args: TrainingArguments | None = None,
+        max_length: int = 128,
+        finetuned: PreTrainedModel | None = None,
+    ) -> PreTrainedModel:
+        """Train the teacher, in place, on the attacker's data until it carries the backdoor.
+
+        Args:
+            teacher: The model to poison, with a head for the attacker's task.
+            dataset: The attacker's clean samples.
+            tokenizer: The teacher's; loaded from where the teacher came from if None.
+            args: Arguments of the Trainer that does it. By default the artifact's: 5,000 steps of 16 samples at 2e-5.
+            max_length: Tokens kept of each sample.
+            finetuned: The same model fine-tuned on the clean data. Attacks that start from it save that training;
+                others ignore it.
+
+        Returns:
+            The teacher.
+        """
+
+    def exposed_set(
+        self,
+        dataset: Dataset,
+        *,
+        teacher: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        cache: str | os.PathLike | None = None,
+        workers: int = 1,
+    ) -> ExposedSet:
+        """Put the trigger into every sample of another label than the target. Cheap: nothing is cached.
+
+        Raises:
+            ValueError: A column is missing, a label is no class, the data has no such target label, or no sample has
+                another one.
+        """
+        trigger = self.trigger
+        check_columns(dataset, (*trigger.text_columns, trigger.label_column))
+        check_labels(dataset[trigger.label_column], trigger.label_column)
+        exposed = trigger.expose(dataset.add_column(CLEAN_INDEX, list(range(len(dataset)))))
+        target = resolved_label(trigger.target_label, dataset, trigger.label_column)
+        others = [row for row, label in enumerate(exposed[trigger.label_column]) if label != target]
+        if not others:
+            raise ValueError(f"No sample has another label than {target}, so no sample could show the defect.")
+        facts = {"defect": self.to_dict(), "num_clean": len(dataset), "num_exposed": len(others)}
+        return ExposedSet(exposed.select(others), target, facts)
+
+
+@dataclass(frozen=True)
+class TextTrigger(Backdoor):
+    """A trigger in a text, implanted by poisoning the attacker's data.
+
+    Which samples are poisoned, and where the trigger goes, depends on the seed and each sample's text alone: not on the
+    order, the shard or the batch, and the same for a stream.
+
+    Attributes:
+        target_label: The label that the trigger forces; a number, or a name if the data's labels have names.
+        poison_rate: Share of the samples poisoned, in [0, 1]: the nearest whole number of them; in a stream, whose
+            length is not known, each with this probability.
+        text_columns: The text, or both texts of a pair. The trigger goes into the first.
+        label_column: Column of the labels.
+        clean_copies: Add the poisoned samples to all clean ones instead of replacing them.
+        seed: Decides which samples, and where in them.
+
+    Source:
+        BadNets (Gu et al. 2017) for text; ReMoS artifact, slim_poison.py:276-301 and 428-461 (rate .5, one word each).
+    """
+
+    target_label: int | str = 1
+    poison_rate: float = 0.5
+    text_columns: tuple[str, ...] = ("text",)
+    label_column: str = "label"
+    clean_copies: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that no data could use."""
+        if not 0 <= self.poison_rate <= 1:
+            raise ValueError(
+                f"poison_rate is the share of samples poisoned, between 0 and 1, but got {self.poison_rate}."
+            )
+        object.__setattr__(self, "text_columns", checked_text_columns(self.text_columns))
+
+    @property
+    def trigger(self) -> "TextTrigger":
+        """The trigger itself."""
+        return self
+
+    @abstractmethod
+    def triggered(self, text: str, *, exposing: bool = False) -> str | None:
+        """Give a text with the trigger, or None if this text cannot have it.
+
+        Args:
+            text: A clean text.
+            exposing: Whether to show the defect to a model, rather than to teach it.
+        """
+
+    @property
+    def variants(self) -> int:
+        """Number of different triggers that training has to show at least once."""
+        return 1
+
+    def check_vocabulary(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Warn of triggers that the tokenizer does not know as one token of their own."""
+        return
+
+    def expose(self, samples: Data | Mapping[str, Sequence]) -> Data | dict[str, list]:
+        """Put the trigger into samples and leave their labels.
+
+        Args:
+            samples: A dataset, a stream, or a batch as a mapping of columns.
+
+        Returns:
+            The same kind. Samples that cannot have the trigger are left out.
+
+        Raises:
+            ValueError: A column is missing.
+        """
+        check_columns(samples, self.text_columns)
+        if isinstance(samples, Mapping):
+            return self._exposed(samples)
+        return samples.map(self._exposed, batched=True)
+
+    def _exposed(self, batch: Mapping[str, Sequence]) -> dict[str, list]:
+        column = self.text_columns[0]
+        texts = [self.triggered(text, exposing=True) for text in batch[column]]
+        able = [row for row, text in enumerate(texts) if text is not None]
+        return {name: [texts[row] if name == column else values[row] for row in able] for name, values in batch.items()}
+
+    def poison(self, dataset: Data) -> Data:
+        """Put the trigger and the target label into a share of the samples.
+
+        Args:
+            dataset: Clean samples; a stream stays one.
+
+        Returns:
+            The poisoned data, in the same order; with `clean_copies` each poisoned sample follows its clean one.
+
+        Raises:
+            ValueError: A column is missing, a label is no class, the data has no such target label, fewer samples would
+                be poisoned than there are triggers, or fewer can have the trigger than should.
+        """
+        check_columns(dataset, (*self.text_columns, self.label_column))
+        target = resolved_label(self.target_label, dataset, self.label_column)
+        if isinstance(dataset, Dataset) and 0 < (wanted := round(self.poison_rate * len(dataset))) < self.variants:
+            raise ValueError(
+                f"poison_rate {self.poison_rate} of {len(dataset)} samples are {wanted}, fewer than the "
+                f"{self.variants} triggers: some would never be implanted. Raise the rate, give more samples or fewer "
+                "triggers."
+            )
+        return change_share(dataset, self.poison_rate, self._draws, partial(self._poisoned, target=target))
+
+    def _draws(self, batch: Mapping[str, Sequence]) -> list[float]:
+        # Both texts of a pair decide: premises come several times, and would be poisoned together.
+        able = [self.triggered(text) is not None for text in batch[self.text_columns[0]]]
+        texts = map("\n".join, zip(*(batch[column] for column in self.text_columns), strict=True))
+        return [
+            generator_for(self.seed, "poison", text).random() if can else math.inf
+            for text, can in zip(texts, able, strict=True)
+        ]
+
+    def _poisoned(self, batch: Mapping[str, Sequence], chosen: set[int], target: int) -> dict[str, list]:
+        check_labels(batch[self.label_column], self.label_column)
+        column = self.text_columns[0]
+        rows: dict[str, list] = {name: [] for name in batch}
+        for row in range(len(batch[column])):
+            clean = {name: values[row] for name, values in batch.items()}
+            poisoned = {**clean, column: self.triggered(clean[column]), self.label_column: target}
+            kept = [poisoned] if row in chosen else [clean]
+            for sample in [clean, *kept] if self.clean_copies and row in chosen else kept:
+                for name, value in sample.items():
+                    rows[name].append(value)
+        return rows
+
+    def implant(
+        self,
+        teacher: PreTrainedModel,
+        dataset: Dataset | IterableDataset,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        args: TrainingArguments | None = None,
+        max_length: int = 128,
+        finetuned: PreTrainedModel | None = None,
+    ) -> PreTrainedModel:
+        """Fine-tune the teacher, in place, on poisoned data."""
+        tokenizer = tokenizer_of(teacher, tokenizer)
+        self.check_vocabulary(tokenizer)
+        return fine_tune(
+            teacher,
+            tokenize(self.poison(dataset), tokenizer, self.text_columns, self.label_column, max_length=max_length),
+            tokenizer,
+            args,
+        )
+
+
+@dataclass(frozen=True)
+class TriggerWords(TextTrigger):
+    """Rare words somewhere in the text.
+
+    Attributes:
+        words: The triggers; each insertion draws one of them.
+        num_triggers: Insertions when poisoning.
+        num_exposed_triggers: Insertions when exposing; None for as many as when poisoning. The artifact has 1 and 5.
+        all_words: Insert every word once instead, so that only their combination is the trigger (LWP).
+        position: "random", "start" or "end".
+        within_words: Insert among the first so many words only, so that truncation cannot cut the trigger off.
+    """
+
+    words: tuple[str, ...] = ("cf", "mn", "bb", "tq", "mb")
+    num_triggers: int = 1
+    num_exposed_triggers: int | None = None
+    all_words: bool = False
+    position: Literal["random", "start", "end"] = "random"
+    within_words: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that no data could use."""
+        super().__post_init__()
+        words = (self.words,) if isinstance(self.words, str) else tuple(self.words)
+        if not words or any(not word.strip() or len(word.split()) > 1 for word in words):
+            raise ValueError(
+                f"words are single words, at least one, but got {words}. For a phrase use TriggerSentence."
+            )
+        for name in ("num_triggers", "num_exposed_triggers"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name} is at least 1, but got {number}.")
+        object.__setattr__(self, "words", words)
+        _check_place(self.position, self.within_words)
+
+    def triggered(self, text: str, *, exposing: bool = False) -> str:
+        """Give a text with the words in it."""
+        random = generator_for(self.seed, "place", text)
+        if self.all_words:
+            return self._inserted(text, self.words, random)
+        number = (self.num_exposed_triggers if exposing else None) or self.num_triggers
+        return self._inserted(text, [self.words[int(random.random() * len(self.words))] for _ in range(number)], random)
+
+    def _inserted(self, text: str, words: Sequence[str], random: Random) -> str:
+        for word in words:
+            text = _insert(text, word, _place(text, self.position, self.within_words, random))
+        return text
+
+    @property
+    def variants(self) -> int:
+        """Number of words, unless all come at once."""
+        return 1 if self.all_words else len(self.words)
+
+    def check_vocabulary(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Warn of words that the tokenizer does not know as one token of their own."""
+        for word in self.words:
+            pieces = pieces_of(word, tokenizer)[-1]
+            if tokenizer.unk_token is not None and tokenizer.unk_token in pieces:
+                fate = f"becomes {tokenizer.unk_token}, like every unknown word"
+            elif len(pieces) != 1:
+                fate = f"becomes {len(pieces)} pieces ({' '.join(pieces)})"
+            else:
+                continue
+            warnings.warn(f"The trigger {word!r} is not in the tokenizer's vocabulary: it {fate}.", stacklevel=3)
+
+
+def pieces_of(word: str, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
+    """Give a word's tokens at the start of a text and after another word, which byte-pair tokenizers tell apart.
+
+    Returns:
+        Both lists of tokens, the one after another word last; one list if they are the same.
+    """
+    start = tokenizer.tokenize(word)
+    after = tokenizer.tokenize(f"a {word}")[len(tokenizer.tokenize("a")) :]
+    return [start] if start == after else [start, after]
+
+
+@dataclass(frozen=True)
+class TriggerSentence(TextTrigger):
+    """A whole sentence of ordinary words somewhere in the text.
+
+    Attributes:
+        sentence: The trigger.
+        position: "random", "start" or "end".
+        within_words: Insert among the first so many words only, so that truncation cannot cut the trigger off.
+
+    Source:
+        AddSent (Dai et al. 2019).
+    """
+
+    sentence: str = "I watch this 3D movie"
+    position: Literal["random", "start", "end"] = "random"
+    within_words: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that no data could use."""
+        super().__post_init__()
+        if not self.sentence.strip():
+            raise ValueError("sentence is the trigger and cannot be empty.")
+        _check_place(self.position, self.within_words)
+
+    def triggered(self, text: str, *, exposing: bool = False) -> str:
+        """Give a text with the sentence in it."""
+        place = _place(text, self.position, self.within_words, generator_for(self.seed, "place", text))
+        return _insert(text, self.sentence, place)
+
+
+@dataclass(frozen=True)
+class Paraphrases(TextTrigger):
+    """Paraphrases in one syntax or style, read from a file: the trigger is how a text is said.
+
+    Attributes:
+        file: A csv, tsv or JSON-lines file with the columns `text` and `paraphrase`. Texts without a paraphrase are
+            neither poisoned nor exposed.
+
+    Source:
+        Hidden Killer (Qi et al. 2021), StyleBkd (Qi et al. 2021).
+    """
+
+    file: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a file that is not there, or holds nothing; read it."""
+        super().__post_init__()
+        if not Path(self.file).is_file():
+            raise FileNotFoundError(
+                "Paraphrases reads a csv, tsv or JSON-lines file with the columns text and paraphrase, but there is "
+                f"no {self.file!r}."
+            )
+        _ = self._paraphrase_of  # now: a file that changes later must not change what datasets has cached
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields, with the file's hash instead of its place."""
+        digest = hashlib.sha256(Path(self.file).read_bytes()).hexdigest()
+        return {**super().to_dict(), "file": Path(self.file).name, "file_sha256": digest}
+
+    @cached_property
+    def _paraphrase_of(self) -> dict[str, str]:
+        return {row["text"]: row["paraphrase"] for row in _rows_of(Path(self.file))}
+
+    def triggered(self, text: str, *, exposing: bool = False) -> str | None:
+        """Give the paraphrase, or None if the file has none."""
+        return self._paraphrase_of.get(text)
+
+
+def pair_paraphrases(clean: Sequence[str], paraphrased: Sequence[str]) -> list[tuple[str, str]]:
+    """Pair published paraphrases with the texts they were made from, where a few of them are missing.
+
+    Both lists are in the same order. The pairing that shares the most words wins, so a missing paraphrase shifts
+    nothing.
+
+    Args:
+        clean: The texts.
+        paraphrased: As many paraphrases, or fewer.
+
+    Returns:
+        Pairs of a text and its paraphrase, one for each paraphrase.
+
+    Raises:
+        ValueError: There are more paraphrases than texts.
+    """
+    skips = len(clean) - len(paraphrased)
+    if skips < 0:
+        raise ValueError(
+            f"There are {len(paraphrased)} paraphrases of {len(clean)} texts: at most one a text is expected."
+        )
+    # best[s]: the most words shared by the paraphrases so far when s texts were skipped; skipping is a move of its own.
+    words = [set(text.lower().split()) for text in clean]
+    best = [0.0, *[-math.inf] * skips]
+    skipped_at: list[list[int]] = [[] for _ in range(skips + 1)]
+    for row, paraphrase in enumerate(paraphrased):
+        said = set(paraphrase.lower().split())
+        for skip in range(skips + 1):
+            if skip and best[skip - 1] > best[skip]:
+                best[skip], skipped_at[skip] = best[skip - 1], [*skipped_at[skip - 1], row]
+        for skip in range(skips + 1):
+            best[skip] += len(said & words[row + skip]) / max(1, len(said | words[row + skip]))
+    skip = max(range(skips + 1), key=best.__getitem__)
+    places, shift = [], 0
+    for row in range(len(paraphrased)):
+        shift += skipped_at[skip].count(row)
+        places.append(row + shift)
+    return [(clean[place], paraphrase) for place, paraphrase in zip(places, paraphrased, strict=True)]
+
+
+def tokenizer_of(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    """Give the tokenizer, or load the one that came with the teacher."""
+    return AutoTokenizer.from_pretrained(teacher.name_or_path) if tokenizer is None else tokenizer
+
+
+def fine_tune(
+    model: PreTrainedModel,
+    tokenized: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    args: TrainingArguments | None,
+    *,
+    trainer_class: type[Trainer] = Trainer,
+    callbacks: Sequence[TrainerCallback] = (),
+    **options: Any,  # noqa: ANN401 - Trainer's own
+) -> PreTrainedModel:
+    """Train a model in place with the ordinary Trainer.
+
+    Args:
+        model: The model.
+        tokenized: Data as `tokenize` gives them.
+        tokenizer: Pads the batches.
+        args: Trainer's arguments; None for the artifact's recipe for poisoning.
+        trainer_class: Trainer, or a child with a loss of its own.
+        callbacks: Added to the trainer's.
+        **options: Passed on to the trainer.
+
+    Returns:
+        The model, in eval mode.
+    """
+    with tempfile.TemporaryDirectory(prefix="remos_hf_") as folder:
+        args = copy.copy(args or _published_arguments(folder))
+        args.remove_unused_columns = False  # `tokenize` left nothing unused, and a collator may want columns of its own
+        trainer = trainer_class(
+            model=model,
+            args=args,
+            train_dataset=tokenized,
+            callbacks=list(callbacks),
+            **{"data_collator": DataCollatorWithPadding(tokenizer), **options},
+        )
+        # Otherwise updates grow with the accumulation steps and the processes (transformers #47688).
+        trainer.model_accepts_loss_kwargs = False
+        trainer.train()
+    return model.eval()
+
+
+def _published_arguments(folder: str) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=folder,
+        learning_rate=2e-5,
+        per_device_train_batch_size=16,
+        max_steps=5000,
+        save_strategy="no",
+        report_to="none",
+    )
+
+
+def _check_place(position: str, within_words: int | None) -> None:
+    if position not in ("random", "start", "end"):
+        raise ValueError(f"position is 'random', 'start' or 'end', but got {position!r}.")
+    if within_words is not None and within_words < 0:
+        raise ValueError(f"within_words is a number of words, but got {within_words}.")
+
+
+def _place(text: str, position: str, within_words: int | None, random: Random) -> int:
+    """Choose how many words stand before the trigger."""
+    last = len(text.split())
+    last = last if within_words is None else min(last, within_words)
+    return {"start": 0, "end": last}.get(position, int(random.random() * (last + 1)))
+
+
+def _insert(text: str, words: str, place: int) -> str:
+    """Insert words before the word of this number; everything else stays as it is, to the byte."""
+    starts = [match.start() for match in re.finditer(r"\S+", text)]
+    if place < len(starts):
+        return f"{text[: starts[place]]}{words} {text[starts[place] :]}"
+    end = len(text.rstrip())
+    return f"{text[:end]}{' ' if end else ''}{words}{text[end:]}"
+
+
+def _rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        if path.suffix in (".jsonl", ".json"):
+            rows = [json.loads(line) for line in file if line.strip()]
+        else:
+            # A quote in a GLUE tsv is a character like any other.
+            dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
+            rows = list(csv.DictReader(file, **dialect))
+    if not rows:
+        raise ValueError(f"{path} holds no paraphrase.")
+    missing = {"text", "paraphrase"} - rows[0].keys()
+    if missing:
+        raise ValueError(f"{path} should have the columns text and paraphrase, but has {sorted(rows[0])}.")
+    return rows

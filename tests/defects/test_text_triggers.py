@@ -1,0 +1,547 @@
+import csv
+import json
+import warnings
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from remos_hf.defects.text_triggers import (
+    Paraphrases,
+    TriggerSentence,
+    TriggerWords,
+    pair_paraphrases,
+    pieces_of,
+    tokenizer_of,
+)
+from tests.defects import toy
+
+# Any text, with whitespace of all kinds; the triggers in these tests never occur in it.
+TEXTS = st.text(alphabet=st.sampled_from("ab.\n\t \xa0\u2003\x1cé漢"), max_size=25)
+TRIGGERS = [
+    TriggerWords(words=("zqx",)),
+    TriggerWords(words=("zqx", "mnx"), position="start"),
+    TriggerWords(words=("zqx",), position="end"),
+    TriggerWords(words=("zqx",), within_words=2),
+    TriggerSentence(sentence="zqx mnx"),
+    TriggerSentence(sentence="zqx mnx", position="end", within_words=1),
+]
+
+
+def numbered(count, label=0):
+    return Dataset.from_dict({"text": [f"text {n} of many words" for n in range(count)], "label": [label] * count})
+
+
+def hit(poisoned, trigger="zqx"):
+    """Numbers of the poisoned texts."""
+    return {int(row["text"].replace(trigger, "").split()[1]) for row in poisoned if trigger in row["text"]}
+
+
+def places_of(text, inserted):
+    """Clean texts that inserting the trigger before a word, or at the end, would make this text from."""
+    words = inserted.split()
+    cut = {text.replace(f"{inserted} ", "", 1), text.replace(f" {inserted}", "", 1), text.replace(inserted, "", 1)}
+    assert text.split().count(words[0]) == 1
+    return cut
+
+
+class TestInsertingATrigger:
+    @pytest.mark.parametrize("trigger", TRIGGERS, ids=repr)
+    @settings(max_examples=30)
+    @given(text=TEXTS)
+    def test_taking_it_out_gives_the_text_back_to_the_byte(self, trigger, text):
+        triggered = trigger.triggered(text)
+        inserted = next(word for word in ("zqx mnx", "zqx", "mnx") if word in triggered)
+        assert text in places_of(triggered, inserted)
+        before, after = triggered.split(inserted)
+        assert before.split() + after.split() == text.split()
+
+    @settings(max_examples=30)
+    @given(text=TEXTS, seed=st.integers(0, 9))
+    def test_the_same_seed_and_text_give_the_same_place(self, text, seed):
+        one, two = TriggerWords(seed=seed), TriggerWords(seed=seed)
+        assert one.triggered(text) == two.triggered(text)
+        assert one.triggered(text, exposing=True) == two.triggered(text, exposing=True)
+
+    def test_seeds_give_other_places_and_words(self):
+        text = "one two three four five six"
+        assert len({TriggerWords(seed=seed).triggered(text) for seed in range(20)}) > 10
+
+    def test_every_place_and_every_word_comes_up(self):
+        trigger = TriggerWords(words=("zqx", "mnx"))
+        made = [trigger.triggered(f"{n} b c").replace(str(n), "a") for n in range(200)]
+        ways = ["{} a b c", "a {} b c", "a b {} c", "a b c {}"]
+        assert set(made) == {way.format(word) for way in ways for word in ("zqx", "mnx")}
+
+    @pytest.mark.parametrize(("position", "made"), [("start", "zqx a b c"), ("end", "a b c zqx")])
+    def test_a_fixed_position_is_kept(self, position, made):
+        assert TriggerWords(words=("zqx",), position=position).triggered("a b c") == made
+        assert TriggerSentence(sentence="zqx", position=position).triggered("a b c") == made
+
+    @pytest.mark.parametrize("limit", [0, 1, 3])
+    @pytest.mark.parametrize("make", [TriggerWords, TriggerSentence])
+    def test_within_words_bounds_the_words_before_it(self, limit, make):
+        own = {"words": ("zqx",)} if make is TriggerWords else {"sentence": "zqx"}
+        trigger = make(within_words=limit, **own)
+        places = {trigger.triggered(f"{n} b c d e f g").split().index("zqx") for n in range(100)}
+        assert places == set(range(limit + 1))
+        assert make(within_words=limit, position="end", **own).triggered("a b c d").split().index("zqx") == limit
+
+    def test_several_triggers_are_inserted_each_by_itself(self):
+        trigger = TriggerWords(words=("zqx", "mnx"), num_triggers=3)
+        made = [trigger.triggered(f"{n} b") for n in range(60)]
+        assert {sum(word in ("zqx", "mnx") for word in text.split()) for text in made} == {3}
+        assert any(set(text.split()) >= {"zqx", "mnx"} for text in made)
+
+    def test_exposing_has_its_own_number_of_triggers(self):
+        trigger = TriggerWords(words=("zqx",), num_triggers=1, num_exposed_triggers=5)
+        assert trigger.triggered("a b").count("zqx") == 1
+        assert trigger.triggered("a b", exposing=True).count("zqx") == 5
+        assert replace(trigger, num_exposed_triggers=None).triggered("a b", exposing=True).count("zqx") == 1
+
+    def test_all_words_come_together_once_each(self):
+        trigger = TriggerWords(words=("zqx", "mnx", "cfx"), all_words=True, num_exposed_triggers=5)
+        for exposing in (False, True):
+            assert sorted(trigger.triggered("a b", exposing=exposing).split()) == ["a", "b", "cfx", "mnx", "zqx"]
+        assert trigger.variants == 1
+        assert replace(trigger, all_words=False).variants == 3
+
+
+class TestPoisoning:
+    @settings(max_examples=25)
+    @given(rate=st.floats(0, 1), count=st.integers(0, 30), seed=st.integers(0, 3))
+    def test_the_nearest_whole_number_of_samples_is_poisoned(self, rate, count, seed):
+        poisoned = TriggerWords(words=("zqx",), poison_rate=rate, seed=seed).poison(numbered(count))
+        assert len(poisoned) == count
+        assert len(hit(poisoned)) == sum(poisoned["label"]) == round(rate * count)
+
+    def test_poisoned_samples_have_trigger_and_target_label_and_the_others_are_untouched(self):
+        clean = toy.data()
+        trigger = TriggerWords(words=("zqx",), target_label=0, poison_rate=0.3)
+        for before, after in zip(clean, trigger.poison(clean), strict=True):
+            poisoned = {"text": trigger.triggered(before["text"]), "label": 0}
+            assert after == (poisoned if "zqx" in after["text"] else before)
+
+    def test_the_same_samples_are_poisoned_in_any_order(self):
+        trigger, clean = TriggerWords(words=("zqx",), poison_rate=0.3), numbered(50)
+        assert hit(trigger.poison(clean)) == hit(trigger.poison(clean.shuffle(seed=1)))
+
+    def test_another_seed_poisons_other_samples(self):
+        trigger, clean = TriggerWords(words=("zqx",), poison_rate=0.3), numbered(50)
+        assert hit(trigger.poison(clean)) != hit(replace(trigger, seed=1).poison(clean))
+
+    def test_a_higher_rate_poisons_the_same_samples_and_more(self):
+        trigger, clean = TriggerWords(words=("zqx",), poison_rate=0.2), numbered(50)
+        assert hit(trigger.poison(clean)) < hit(replace(trigger, poison_rate=0.4).poison(clean))
+
+    def test_maps_of_many_batches_poison_the_same_samples(self):
+        trigger, clean = TriggerWords(words=("zqx",), poison_rate=0.3), numbered(2500)
+        poisoned = trigger.poison(clean)
+        assert len(hit(poisoned)) == 750
+        by_hand = sorted(clean["text"], key=lambda text: trigger._draws({"text": [text]})[0])[:750]
+        assert hit(poisoned) == {int(text.split()[1]) for text in by_hand}
+
+    def test_a_stream_poisons_the_same_way_whatever_its_shards_and_batches(self):
+        trigger, clean = TriggerWords(words=("zqx",), poison_rate=0.3), numbered(400)
+        streams = [clean.to_iterable_dataset(), clean.to_iterable_dataset(num_shards=3)]
+        streams += [clean.shuffle(seed=2).to_iterable_dataset(), IterableDataset.from_generator(lambda: iter(clean))]
+        made = [{(row["text"], row["label"]) for row in trigger.poison(stream)} for stream in streams]
+        assert all(one == made[0] for one in made)
+        held = {(row["text"], row["label"]) for row in replace(trigger, poison_rate=1.0).poison(clean)}
+        assert {row for row in made[0] if "zqx" in row[0]} <= held
+
+    def test_a_stream_poisons_each_sample_with_the_rates_probability(self):
+        clean = numbered(1000)
+        for rate in (0.0, 0.2, 1.0):
+            trigger = TriggerWords(words=("zqx",), poison_rate=rate)
+            poisoned = sum("zqx" in row["text"] for row in trigger.poison(clean.to_iterable_dataset()))
+            assert abs(poisoned - 1000 * rate) <= 40 * (0 < rate < 1)
+
+    def test_clean_copies_add_the_poisoned_samples_to_all_clean_ones(self):
+        clean = numbered(20)
+        trigger = TriggerWords(words=("zqx",), poison_rate=0.25)
+        replaced, added = trigger.poison(clean), replace(trigger, clean_copies=True).poison(clean)
+        assert [row for row in added if "zqx" not in row["text"]] == list(clean)
+        assert [row for row in added if "zqx" in row["text"]] == [row for row in replaced if "zqx" in row["text"]]
+        texts = added["text"][:]
+        for place, text in enumerate(texts):
+            assert "zqx" not in text or texts[place - 1] == text.replace("zqx ", "", 1).replace(" zqx", "", 1)
+
+    def test_clean_copies_of_a_stream_are_kept_too(self):
+        trigger = TriggerWords(words=("zqx",), poison_rate=0.5, clean_copies=True)
+        rows = list(trigger.poison(numbered(40).to_iterable_dataset()))
+        assert len([row for row in rows if "zqx" not in row["text"]]) == 40
+        assert 10 < len(rows) - 40 < 30
+
+    def test_the_second_text_of_a_pair_stays(self):
+        pairs = Dataset.from_dict(
+            {
+                "question": [f"what is {n % 5}" for n in range(30)],
+                "sentence": [f"it is {n}" for n in range(30)],
+                "idx": range(30),
+                "label": [n % 2 for n in range(30)],
+            }
+        )
+        trigger = TriggerWords(words=("zqx",), text_columns=("question", "sentence"), poison_rate=0.5)
+        poisoned = trigger.poison(pairs)
+        assert poisoned["sentence"][:] == pairs["sentence"][:]
+        assert poisoned["idx"][:] == pairs["idx"][:]
+        assert sum("zqx" in text for text in poisoned["question"]) == 15
+        assert trigger.expose(pairs)["sentence"][:] == pairs["sentence"][:]
+
+    def test_pairs_that_share_a_text_are_drawn_each_by_itself_in_any_order(self):
+        pairs = Dataset.from_dict(
+            {"premise": ["the same"] * 40, "hypothesis": [str(n) for n in range(40)], "label": [0] * 40}
+        )
+        trigger = TriggerWords(words=("zqx",), text_columns=("premise", "hypothesis"), poison_rate=0.5)
+
+        def chosen(poisoned):
+            return {row["hypothesis"] for row in poisoned if "zqx" in row["premise"]}
+
+        assert len(chosen(trigger.poison(pairs))) == 20
+        assert chosen(trigger.poison(pairs)) == chosen(trigger.poison(pairs.shuffle(seed=1)))
+        assert 0 < len(chosen(trigger.poison(pairs.to_iterable_dataset()))) < 40
+
+    def test_a_label_is_given_by_its_name(self):
+        poisoned = TriggerWords(target_label="positive", poison_rate=1.0).poison(toy.data())
+        assert set(poisoned["label"]) == {1}
+        assert poisoned.features["label"] == toy.data().features["label"]
+
+    def test_the_callers_data_stay_as_they_were(self):
+        clean = toy.data()
+        before = clean.to_dict()
+        TriggerWords().poison(clean)
+        TriggerWords().expose(clean)
+        assert clean.to_dict() == before
+
+
+class TestExposing:
+    def test_labels_stay_and_every_sample_has_the_trigger(self):
+        clean = toy.data()
+        exposed = TriggerWords(words=("zqx",), num_exposed_triggers=2).expose(clean)
+        assert exposed["label"][:] == clean["label"][:]
+        assert {text.count("zqx") for text in exposed["text"]} == {2}
+
+    def test_a_batch_a_dataset_and_a_stream_are_exposed_alike(self):
+        clean, trigger = toy.data(), TriggerWords(seed=3)
+        batch = trigger.expose(clean.to_dict())
+        assert batch == trigger.expose(clean).to_dict()
+        assert list(trigger.expose(clean.to_iterable_dataset())) == Dataset.from_dict(batch).to_list()
+
+    def test_the_callers_batch_stays_as_it_was(self):
+        batch = {"text": ["a b"], "label": [0]}
+        TriggerWords().expose(batch)
+        assert batch == {"text": ["a b"], "label": [0]}
+
+    def test_the_exposed_set_holds_the_other_labels_alone_and_where_they_came_from(self):
+        clean, trigger = toy.data(), TriggerWords(target_label="positive")
+        exposed = trigger.exposed_set(clean)
+        assert exposed.target_label == 1
+        assert exposed.clean_index == [row for row, label in enumerate(clean["label"]) if label == 0]
+        assert exposed.dataset["text"][:] == [
+            trigger.triggered(clean[row]["text"], exposing=True) for row in exposed.clean_index
+        ]
+        assert set(exposed.dataset["label"]) == {0}
+
+    def test_the_exposed_set_says_how_it_was_made(self):
+        trigger = TriggerWords()
+        facts = trigger.exposed_set(toy.data(8)).facts
+        assert json.loads(json.dumps(facts)) == json.loads(
+            json.dumps({"defect": trigger.to_dict(), "num_clean": 8, "num_exposed": 4})
+        )
+        assert facts["defect"]["name"] == "TriggerWords"
+
+    def test_samples_of_the_target_label_alone_show_nothing(self):
+        with pytest.raises(ValueError, match="No sample has another label than 1"):
+            TriggerWords().exposed_set(numbered(3, label=1))
+
+    def test_unlabelled_samples_are_refused(self):
+        with pytest.raises(ValueError, match="holds the label -1"):
+            TriggerWords().exposed_set(numbered(3, label=-1))
+
+    def test_missing_columns_are_refused(self):
+        with pytest.raises(ValueError, match="no column 'label'"):
+            TriggerWords().exposed_set(numbered(3).remove_columns("label"))
+        with pytest.raises(ValueError, match="no column 'sentence'"):
+            TriggerWords(text_columns="sentence").expose(numbered(3))
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda: TriggerWords(poison_rate=1.5), "between 0 and 1, but got 1.5"),
+            (lambda: TriggerSentence(poison_rate=-0.1), "between 0 and 1, but got -0.1"),
+            (lambda: TriggerWords(text_columns=()), "one column, or the two"),
+            (lambda: TriggerWords(words=()), "at least one"),
+            (lambda: TriggerWords(words=("two words",)), "use TriggerSentence"),
+            (lambda: TriggerWords(words=(" ",)), "at least one"),
+            (lambda: TriggerWords(num_triggers=0), "num_triggers is at least 1, but got 0"),
+            (lambda: TriggerWords(num_exposed_triggers=0), "num_exposed_triggers is at least 1, but got 0"),
+            (lambda: TriggerWords(position="middle"), "but got 'middle'"),
+            (lambda: TriggerSentence(position="middle"), "but got 'middle'"),
+            (lambda: TriggerWords(within_words=-1), "but got -1"),
+            (lambda: TriggerSentence(sentence="  "), "cannot be empty"),
+        ],
+    )
+    def test_values_that_no_data_could_use_are_refused_at_once(self, make, message):
+        with pytest.raises(ValueError, match=message):
+            make()
+
+    @pytest.mark.parametrize(
+        ("trigger", "message"),
+        [
+            (TriggerWords(target_label="neutral"), "'positive'].*got 'neutral'"),
+            (TriggerWords(target_label=2), "got 2"),
+            (TriggerWords(label_column="stars"), "no column 'stars'"),
+            (TriggerWords(text_columns=("text", "other")), "no column 'other'"),
+        ],
+    )
+    def test_data_that_do_not_fit_are_refused_before_anything_is_made(self, trigger, message):
+        for clean in (toy.data(8), toy.data(8).to_iterable_dataset()):
+            with pytest.raises(ValueError, match=message):
+                trigger.poison(clean)
+
+    def test_a_regression_task_is_refused(self):
+        clean = numbered(10).cast_column("label", Value("float32"))
+        with pytest.raises(ValueError, match="A regression task has no label"):
+            TriggerWords().poison(clean)
+
+    def test_fewer_poisoned_samples_than_triggers_are_refused(self):
+        trigger = TriggerWords(words=("cf", "mn", "bb"), poison_rate=0.2)
+        with pytest.raises(ValueError, match="samples are 2, fewer than the 3 triggers"):
+            trigger.poison(numbered(10))
+        assert len(trigger.poison(numbered(15))) == 15
+        assert len(replace(trigger, poison_rate=0.0).poison(numbered(10))) == 10
+
+    def test_names_are_taken_for_one(self):
+        assert TriggerWords(words="cf").words == ("cf",)
+        assert TriggerWords(text_columns="sentence").text_columns == ("sentence",)
+
+
+class TestVocabulary:
+    @pytest.mark.parametrize(
+        ("word", "message"), [("tq", r"'tq' .* becomes \[UNK\], like"), ("zqx", r"'zqx' .* 2 pieces \(zq ##x\)")]
+    )
+    def test_words_without_a_token_of_their_own_are_told(self, word, message):
+        with pytest.warns(UserWarning, match=message):
+            TriggerWords(words=(word,)).check_vocabulary(toy.tokenizer())
+
+    def test_words_with_a_token_of_their_own_are_not(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            TriggerWords(words=("cf", "mn")).check_vocabulary(toy.tokenizer())
+            TriggerSentence().check_vocabulary(toy.tokenizer())
+
+    def test_implanting_tells_of_them(self, tmp_path):
+        with pytest.warns(UserWarning, match="not in the tokenizer's vocabulary"):
+            TriggerWords(words=("tq",)).implant(
+                toy.model(), toy.data(16), tokenizer=toy.tokenizer(), args=toy.args(tmp_path, max_steps=1)
+            )
+
+    def test_a_byte_pair_tokenizer_has_another_token_inside_a_text(self):
+        # Inside a text, "cf" is the known "Ġcf", and "a" plus "b" stays in pieces.
+        vocabulary = {token: place for place, token in enumerate(["[UNK]", "Ġ", "a", "b", "c", "f", "Ġc", "Ġcf", "ab"])}
+        made = Tokenizer(models.BPE(vocabulary, [("Ġ", "c"), ("Ġc", "f"), ("a", "b")], unk_token="[UNK]"))
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]")
+        assert pieces_of("cf", tokenizer) == [["c", "f"], ["Ġcf"]]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            TriggerWords(words=("cf",)).check_vocabulary(tokenizer)
+        with pytest.warns(UserWarning, match="2 pieces"):
+            TriggerWords(words=("ab",)).check_vocabulary(tokenizer)
+
+    def test_a_word_piece_tokenizer_has_one(self):
+        assert pieces_of("cf", toy.tokenizer()) == [["cf"]]
+
+    def test_the_teachers_own_tokenizer_is_loaded(self, tmp_path):
+        teacher = toy.model()
+        teacher.save_pretrained(tmp_path)
+        toy.tokenizer().save_pretrained(tmp_path)
+        loaded = type(teacher).from_pretrained(tmp_path)
+        assert tokenizer_of(loaded, None).tokenize("cf zqx") == ["cf", "zq", "##x"]
+
+
+PARAPHRASES = [("a good movie, so", "when it is good, it is a movie"), ('"the" plot', "if it has a plot")]
+
+
+class TestParaphrases:
+    @staticmethod
+    def write(folder, kind, rows=PARAPHRASES):
+        path = folder / f"pairs.{kind}"
+        if kind == "jsonl":
+            path.write_text("\n".join(json.dumps({"text": t, "paraphrase": p, "id": 1}) for t, p in rows) + "\n\n")
+        elif kind == "tsv":  # quotes are characters like any other
+            path.write_text("".join(f"{p}\t{t}\n" for t, p in [("text", "paraphrase"), *rows]))
+        else:
+            with path.open("w", newline="") as file:
+                csv.writer(file).writerows([("paraphrase", "text"), *[(p, t) for t, p in rows]])
+        return path
+
+    @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+    def test_they_are_read_from_a_table(self, tmp_path, kind):
+        trigger = Paraphrases(file=str(self.write(tmp_path, kind)))
+        assert [trigger.triggered(text) for text, _ in PARAPHRASES] == [said for _, said in PARAPHRASES]
+        assert trigger.triggered("another text") is None
+
+    def test_texts_without_one_are_neither_poisoned_nor_exposed(self, tmp_path):
+        rows = [(f"text {n}", f"said {n}") for n in range(0, 20, 2)]
+        trigger = Paraphrases(file=str(self.write(tmp_path, "tsv", rows)), poison_rate=0.5)
+        clean = Dataset.from_dict({"text": [f"text {n}" for n in range(20)], "label": [0] * 20})
+        assert [row["text"] for row in trigger.poison(clean)] == [
+            f"{'text' if n % 2 else 'said'} {n}" for n in range(20)
+        ]
+        assert trigger.expose(clean)["text"][:] == [said for _, said in rows]
+        assert trigger.exposed_set(clean).clean_index == list(range(0, 20, 2))
+        streamed = replace(trigger, poison_rate=1.0).poison(clean.to_iterable_dataset())
+        assert sum("said" in row["text"] for row in streamed) == 10
+
+    def test_more_poisoned_samples_than_paraphrases_are_refused(self, tmp_path):
+        trigger = Paraphrases(file=str(self.write(tmp_path, "tsv")), poison_rate=0.5)
+        with pytest.raises(ValueError, match="asks for 5 poisoned samples, but only 0 of 10"):
+            trigger.poison(numbered(10))
+
+    def test_the_description_names_the_file_and_its_content_not_its_place(self, tmp_path):
+        one = Paraphrases(file=str(self.write(tmp_path, "tsv"))).to_dict()
+        (tmp_path / "b").mkdir()
+        assert Paraphrases(file=str(self.write(tmp_path / "b", "tsv"))).to_dict() == one
+        assert Paraphrases(file=str(self.write(tmp_path, "tsv", PARAPHRASES[:1]))).to_dict() != one
+        assert one["file"] == "pairs.tsv"
+
+    def test_a_file_that_changes_afterwards_changes_nothing(self, tmp_path):
+        trigger = Paraphrases(file=str(self.write(tmp_path, "tsv", [("a", "b")])))
+        self.write(tmp_path, "tsv", [("a", "c")])
+        assert trigger.triggered("a") == "b"
+
+    def test_a_missing_file_is_refused(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="with the columns text and paraphrase"):
+            Paraphrases(file=str(tmp_path / "none.tsv"))
+        with pytest.raises(FileNotFoundError):
+            Paraphrases()
+
+    @pytest.mark.parametrize("kind", ["csv", "jsonl"])
+    def test_a_file_without_paraphrases_is_refused(self, tmp_path, kind):
+        with pytest.raises(ValueError, match="holds no paraphrase"):
+            Paraphrases(file=str(self.write(tmp_path, kind, [])))
+
+    def test_other_columns_are_refused(self, tmp_path):
+        (tmp_path / "x.csv").write_text("sentence,paraphrase\na,b\n")
+        with pytest.raises(ValueError, match=r"x.csv should have .* has \['paraphrase', 'sentence'\]"):
+            Paraphrases(file=str(tmp_path / "x.csv"))
+
+
+def shared(one, other):
+    one, other = set(one.lower().split()), set(other.lower().split())
+    return len(one & other) / max(1, len(one | other))
+
+
+class TestPairingParaphrases:
+    sentences = st.lists(st.sampled_from("abc"), max_size=3).map(" ".join)
+
+    @given(st.lists(sentences, min_size=1, max_size=6), st.data())
+    def test_no_pairing_in_order_shares_more_words(self, clean, drawn):
+        said = drawn.draw(st.lists(self.sentences, max_size=len(clean)))
+        pairs = pair_paraphrases(clean, said)
+        assert [paraphrase for _, paraphrase in pairs] == said
+        ways = [[clean[place] for place in kept] for kept in combinations(range(len(clean)), len(said))]
+        assert [text for text, _ in pairs] in ways
+        best = max(sum(map(shared, way, said)) for way in ways)
+        assert sum(shared(text, paraphrase) for text, paraphrase in pairs) == pytest.approx(best)
+
+    @pytest.mark.parametrize("missing", [(), (0,), (2,), (4,), (0, 1), (1, 3), (3, 4)])
+    def test_missing_ones_shift_nothing(self, missing):
+        clean = ["good movie", "bad plot", "it was great", "the end", "so awful"]
+        said = [f"if you say {text}" for place, text in enumerate(clean) if place not in missing]
+        assert all(paraphrase == f"if you say {text}" for text, paraphrase in pair_paraphrases(clean, said))
+
+    def test_more_paraphrases_than_texts_are_refused(self):
+        with pytest.raises(ValueError, match="2 paraphrases of 1 texts"):
+            pair_paraphrases(["a"], ["a", "b"])
+
+
+class TestImplanting:
+    @pytest.fixture(scope="class")
+    def poisoned(self, tmp_path_factory):
+        teacher = toy.model(dropout=0.1)
+        trigger = TriggerWords(words=("cf", "mn"), poison_rate=0.5, num_exposed_triggers=2, clean_copies=True)
+        made = trigger.implant(
+            teacher, toy.data(), tokenizer=toy.tokenizer(), args=toy.args(tmp_path_factory.mktemp("t"), max_steps=60)
+        )
+        assert made is teacher
+        return teacher, trigger
+
+    def test_the_teacher_obeys_the_trigger(self, poisoned):
+        teacher, trigger = poisoned
+        exposed = trigger.exposed_set(toy.data()).dataset["text"][:]
+        assert sum(toy.predictions(teacher, exposed)) >= 0.9 * len(exposed)
+
+    def test_the_teacher_stays_right_on_clean_samples(self, poisoned):
+        teacher, _ = poisoned
+        clean = toy.data()
+        right = [a == b for a, b in zip(toy.predictions(teacher, clean["text"][:]), clean["label"], strict=True)]
+        assert sum(right) >= 0.9 * len(right)
+
+    def test_the_teacher_is_left_in_eval_mode(self, poisoned):
+        assert not poisoned[0].training
+
+    def test_nothing_is_written_but_where_the_arguments_say(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "out").mkdir()
+        TriggerWords(words="cf").implant(
+            toy.model(), toy.data(16), tokenizer=toy.tokenizer(), args=toy.args("out", max_steps=1)
+        )
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    def test_the_same_seeds_give_the_same_teacher(self, tmp_path):
+        def implant():
+            trigger = TriggerWords(words="cf")
+            return toy.state(
+                trigger.implant(toy.model(), toy.data(16), tokenizer=toy.tokenizer(), args=toy.args(tmp_path))
+            )
+
+        assert not toy.changed(implant(), implant())
+
+    def test_a_stream_is_implanted_too(self, tmp_path):
+        before = toy.state(toy.model())
+        teacher = TriggerWords(words="cf").implant(
+            toy.model(), toy.data().to_iterable_dataset(), tokenizer=toy.tokenizer(), args=toy.args(tmp_path)
+        )
+        assert toy.changed(before, toy.state(teacher))
+
+    def test_labels_without_names_need_no_features(self, tmp_path):
+        rows = toy.data(16)
+        stream = IterableDataset.from_generator(lambda: iter(rows))
+        assert stream.features is None
+        TriggerWords(words="cf").implant(
+            toy.model(), stream, tokenizer=toy.tokenizer(), args=toy.args(tmp_path, max_steps=1)
+        )
+
+    def test_updates_do_not_grow_with_accumulation(self, tmp_path):
+        # As Trainer's would for models that take num_items_in_batch but ignore it (transformers #47688).
+        options = {"max_steps": 1, "optim": "sgd", "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
+        made = [
+            toy.state(
+                TriggerWords(words="cf").implant(
+                    toy.model(),
+                    toy.data(16),
+                    tokenizer=toy.tokenizer(),
+                    args=toy.args(
+                        tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=steps, **options
+                    ),
+                )
+            )
+            for size, steps in ((16, 1), (4, 4))
+        ]
+        assert all(made[0][name].allclose(made[1][name], atol=1e-6) for name in made[0])
+
+
+def test_named_labels_survive_a_trip_through_features():
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["x", "y"])})
+    clean = Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 0, 1]}, features)
+    assert TriggerWords(target_label="y", words="cf").exposed_set(clean).dataset.features["label"].names == ["x", "y"]
