@@ -1,5 +1,6 @@
 """Models of transformers: where the body ends, which positions are padding, how weights start."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -110,6 +111,26 @@ class TransformersAdapter(Adapter):
         if std is None:
             return super().fresh_weight(layer, generator)
         return torch.empty(layer.weight.shape).normal_(std=std, generator=generator)
+
+
+def with_new_head(teacher: PreTrainedModel, num_labels: int, *, seed: int) -> PreTrainedModel:
+    """Start a student: a copy of the teacher's body under a head that was never trained.
+
+    Args:
+        teacher: The teacher; it stays as it is.
+        num_labels: Labels of the student's task.
+        seed: Seed of the new head.
+
+    Returns:
+        A model of the same class, on the teacher's device.
+    """
+    config = copy.deepcopy(teacher.config)
+    config.num_labels = num_labels
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        student = type(teacher)(config)
+    student.base_model.load_state_dict(teacher.base_model.state_dict())
+    return student.to(device=teacher.device, dtype=teacher.dtype)
 
 
 def _qkv_sizes(config: Any, heads: int) -> tuple[int, ...]:  # noqa: ANN401 - any model's config

@@ -1,0 +1,123 @@
+"""Which text defects of a teacher do its students inherit, and which way of starting them helps?
+
+    python benchmarks/text_defects.py --teacher <MiniLM> --sst2 <folder with train.tsv dev.tsv test.tsv> \
+        --imdb <folder with train.jsonl.gz test.jsonl.gz> --neighbours ... --word_vectors ... --language_model ... \
+        --stopwords ... --work_dir work --output benchmarks/results/text_defects
+
+Runs examples/audit_text_backdoors.py on each setting below, in two processes, one thread each, and puts the reports
+together: text_defects.json and text_defects.md. Killed, it goes on where it was. Hours on two cores. Needs the extra
+`textattack` for the setting with TextFooler and Kuleshov.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from remos_hf import DefectReport
+
+AUDIT = Path(__file__).parents[1] / "examples" / "audit_text_backdoors.py"
+BACKDOORS = ["word", "sentence", "ripples", "ep", "lwp"]
+COMMON = (
+    "--seeds 0 1 --within_words 30 --max_length 64 --learning_rate 1e-4 --epochs 1 --batch_size 16 "
+    "--teacher_learning_rate 1e-4 --teacher_epochs 2 --bf16 --use_cpu --keep_students"
+).split()
+AGAIN = "--reactivate 0 5 20 50 --num_reactivated 100 --reactivated_seeds 0".split()
+SMALL = "--num_attacker 1500 --num_student 1500 --num_dev 300 --num_test 500 --slice_ratios 0.9 --reactivate".split()
+
+
+def settings(args: argparse.Namespace) -> dict[str, list[str]]:
+    """Give each setting's arguments, by its folder's name."""
+    sst2 = {part: args.sst2 / f"{part}.tsv" for part in ("train", "dev", "test")}
+    imdb = {part: args.imdb / f"{part}.jsonl.gz" for part in ("train", "test")}
+    offline = ["neighbours", "word_vectors", "language_model", "stopwords"]
+    named = [(name, getattr(args, name)) for name in offline]
+    resources = [part for name, path in named if path for part in (f"--{name}", path)]
+
+    def files(attacker: Path, student: Path, dev: Path, test: Path) -> list[str]:
+        named = {"attacker": attacker, "student": student, "dev": dev, "test": test}
+        return [part for name, path in named.items() for part in (f"--{name}_file", str(path))]
+
+    return {
+        "sst2_sst2": [
+            *("--name", "SST-2 to SST-2", *files(sst2["train"], sst2["train"], sst2["dev"], sst2["test"])),
+            *"--num_attacker 2500 --num_student 2000 --num_dev 400 --num_test 800 --curves_for word sentence".split(),
+            *("--slice_ratios", "0.9", "0.7", *AGAIN, "--num_attacked", "250", *resources),
+            *("--defects", *BACKDOORS, *([] if args.without_textattack else ["textfooler", "kuleshov"])),
+        ],
+        "imdb_sst2": [
+            *("--name", "IMDB to SST-2", *files(imdb["train"], sst2["train"], sst2["dev"], sst2["test"])),
+            *("--attacker_text_columns", "text", *SMALL, "--defects", *BACKDOORS),
+        ],
+        "sst2_imdb": [
+            *("--name", "SST-2 to IMDB", *files(sst2["train"], imdb["train"], imdb["train"], imdb["test"])),
+            *("--attacker_text_columns", "sentence", "--text_columns", "text", *SMALL, "--defects", *BACKDOORS),
+        ],
+    }
+
+
+def run(command: list[str], processes: int, log: Path) -> None:
+    """Run the same command in several processes that share its work."""
+    # A second thread that waits by spinning makes shared cores slower.
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    started = []
+    for process in range(processes):
+        with log.with_suffix(f".{process}.log").open("a") as file:
+            started.append(subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT))  # noqa: S603
+    codes = [one.wait() for one in started]
+    if any(codes):
+        sys.exit(f"{' '.join(command)} failed; see {log}.*.log")
+
+
+def main() -> None:
+    """Run the settings, and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--sst2", type=Path, required=True)
+    parser.add_argument("--imdb", type=Path, required=True)
+    for name in ("neighbours", "word_vectors", "language_model", "stopwords"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--without_textattack", action="store_true")
+    parser.add_argument("--only", nargs="+", help="names of settings")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--report_only", action="store_true", help="put together what is done")
+    parser.add_argument("--work_dir", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/text_defects"))
+    args = parser.parse_args()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    report = None
+    for name, options in settings(args).items():
+        if args.only and name not in args.only:
+            continue
+        folder = args.work_dir / name
+        command = [
+            sys.executable,
+            str(AUDIT),
+            "--teacher",
+            args.teacher,
+            *COMMON,
+            *options,
+            "--output_dir",
+            str(folder),
+        ]
+        start = time.time()
+        if args.report_only:
+            if not (folder / "cells").is_dir():
+                continue
+            run([*command, "--report_only"], 1, args.work_dir / name)
+        else:
+            run(command, args.processes, args.work_dir / name)
+        print(f"{name}: {time.time() - start:.0f} s")
+        one = DefectReport.load(folder / "report.json")
+        report = one if report is None else report + one
+    if report is None:
+        sys.exit("Nothing was run.")
+    report.save(args.output.with_suffix(".json"))
+    args.output.with_suffix(".md").write_text(f"# Text defects\n\n{report.to_markdown()}")
+    print(f"{len(report.records)} records; plain fine-tuning does not inherit: {report.not_inheriting()}")
+
+
+if __name__ == "__main__":
+    main()

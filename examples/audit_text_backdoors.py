@@ -1,0 +1,434 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["remos_hf[evaluate]", "torch", "transformers"]
+# ///
+r"""How much of each text defect of a teacher does a student inherit, and which way of starting it helps?
+
+Implants backdoors into a teacher, fine-tunes every student from it, exposes the defects, and writes report.json and
+report.md: accuracy, defect inheritance rate (DIR), the benign floor of never-poisoned twins, re-activation.
+
+    python examples/audit_text_backdoors.py --teacher bert-base-uncased \
+        --attacker_file train.tsv --student_file train.tsv --dev_file dev.tsv --test_file test.tsv \
+        --text_columns sentence --defects word sentence ripples ep lwp --output_dir audit
+
+Files are csv, tsv, json or jsonl, also .gz, with text and label columns. Parts that come from one file get samples that
+do not overlap. The students' task may be another than the attacker's (SST-2 to IMDB).
+
+Killed, it goes on where it was when the same command is given again. The same command in a second process shares the
+work. TextFooler and Kuleshov (`--defects textfooler kuleshov`) need the extra `textattack`, in an environment of its
+own, and offline the files that --neighbours, --word_vectors, --language_model and --stopwords name.
+
+Minutes: a fine-tuning for each student; `--plan` says how many there are. Expected figures: benchmarks/README.md.
+Offline on a tiny BERT, in seconds: `python examples/audit_text_backdoors.py --smoke --output_dir smoke`
+"""
+
+import argparse
+import csv
+import gzip
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PrinterCallback,
+    TrainingArguments,
+)
+from transformers.utils import logging as hf_logging
+
+from remos_hf import (
+    AdversarialText,
+    Audit,
+    Defect,
+    EmbeddingPoisoning,
+    Finetune,
+    LayerwisePoisoning,
+    MagPrune,
+    Random,
+    Reactivation,
+    Remos,
+    RemosTrainer,
+    Retrain,
+    Ripple,
+    Strategy,
+    StudentPlan,
+    TextTask,
+    TopMagnitude,
+    TriggerSentence,
+    TriggerWords,
+    report_of,
+    run_audit,
+    with_new_head,
+)
+
+logger = logging.getLogger("audit_text_backdoors")
+
+RARE_WORDS = ("cf", "mn", "bb", "tq", "mb")
+RULES = {
+    "random": (Random, "model"),
+    "top_magnitude": (TopMagnitude, "model"),
+    "mag_prune": (MagPrune, "model"),
+    "remos": (Remos, "model"),
+    "remos_layer": (Remos, "layer"),
+}
+TEXTATTACK = ("textfooler", "kuleshov")
+SMOKE_SAMPLES = {"attacker": 256, "student": 192, "dev": 64, "test": 96}
+SMOKE_WORDS = (
+    "the a film movie plot cast good great fine bad dull poor is was very cf mn bb tq mb i watch this 3d".split()
+)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    data = parser.add_argument_group("teacher and data")
+    data.add_argument("--teacher", help="folder or Hub id, with safetensors weights")
+    data.add_argument("--attacker_file", type=Path, help="samples that the teachers are poisoned with")
+    data.add_argument("--student_file", type=Path, help="samples that the students are trained on")
+    data.add_argument("--dev_file", type=Path, help="clean samples for every choice")
+    data.add_argument("--test_file", type=Path, help="clean samples that are exposed and measured")
+    data.add_argument("--text_columns", nargs="+", default=["sentence"], help="one, or both of a pair")
+    data.add_argument("--attacker_text_columns", nargs="+", help="if they differ from the student's")
+    data.add_argument("--label_column", default="label")
+    for part, number in (("attacker", None), ("student", None), ("dev", 500), ("test", 1000)):
+        data.add_argument(f"--num_{part}", type=int, default=number, help="samples to draw; all if not given")
+    data.add_argument("--data_seed", type=int, default=0, help="seed of the drawing")
+    data.add_argument("--name", default="text", help="of the setting, in the report")
+
+    what = parser.add_argument_group("defects and students")
+    what.add_argument("--defects", nargs="+", default=["word", "sentence", "ripples", "ep", "lwp"])
+    what.add_argument(
+        "--curves_for", nargs="*", help="defects that get all slice ratios (others the first); default all"
+    )
+    what.add_argument("--students", nargs="+", help="names, as --plan gives them; default all")
+    what.add_argument("--slice_ratios", nargs="+", type=float, default=[0.9, 0.97, 0.7])
+    what.add_argument("--embedding_rows", nargs="+", default=["keep", "mean"], choices=["keep", "mean"])
+    what.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    what.add_argument("--target_label", type=int, default=1)
+    what.add_argument("--poison_rate", type=float, default=0.5)
+    what.add_argument("--within_words", type=int, help="put triggers among the first words, so that none is cut off")
+    what.add_argument("--reactivate", nargs="*", type=int, default=[0, 5, 20, 50], help="numbers of poisoned samples")
+    what.add_argument("--num_reactivated", type=int, default=250, help="exposed samples to measure re-activation on")
+    what.add_argument("--reactivated_seeds", nargs="*", type=int, help="seeds whose students are re-tuned; default all")
+    what.add_argument("--num_attacked", type=int, default=200, help="test samples that TextAttack attacks")
+    what.add_argument("--neighbours", help="JSON of counter-fitted neighbours, for TextAttack offline")
+    what.add_argument("--word_vectors", help="npz of words and vectors, for TextAttack offline")
+    what.add_argument("--language_model", help="folder of a causal language model, for Kuleshov offline")
+    what.add_argument("--stopwords", help="text file of stop words, for TextAttack offline")
+
+    train = parser.add_argument_group("training")
+    train.add_argument("--learning_rate", type=float, default=1e-4)
+    train.add_argument(
+        "--high_lr_factor", type=float, default=3.0, help="of the rival that only learns faster; at least 3"
+    )
+    train.add_argument("--epochs", type=float, default=1.0)
+    train.add_argument("--batch_size", type=int, default=16)
+    train.add_argument("--teacher_learning_rate", type=float, default=1e-4)
+    train.add_argument("--teacher_epochs", type=float, default=2.0)
+    train.add_argument("--max_length", type=int, default=64)
+    train.add_argument("--eval_batch_size", type=int, default=32)
+    train.add_argument("--bf16", action="store_true")
+    train.add_argument("--use_cpu", action="store_true")
+
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--workers", type=int, default=1, help="processes that TextAttack searches with")
+    parser.add_argument("--keep_students", action="store_true", help="save them, so that defects can be added later")
+    parser.add_argument("--plan", action="store_true", help="say what would be done, and stop")
+    parser.add_argument("--report_only", action="store_true", help="report what is done, and stop")
+    parser.add_argument("--smoke", action="store_true", help="a tiny BERT and a toy task, offline, in seconds")
+    args = parser.parse_args(argv)
+    if args.high_lr_factor < 3:
+        parser.error(
+            f"--high_lr_factor is the honest rival's learning rate, at least 3 times, but got {args.high_lr_factor}"
+        )
+    needed = ("teacher", "attacker_file", "student_file", "dev_file", "test_file")
+    missing = [name for name in needed if getattr(args, name) is None]
+    if missing and not args.smoke:
+        parser.error(f"--{missing[0]} is needed (or --smoke)")
+    return args
+
+
+def read_table(path: Path, text_columns: Sequence[str], label_column: str) -> Dataset:
+    """Read a file of texts and labels; the texts become `text` (and `text_pair`), the labels `label`."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as file:
+        kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+        if kind in (".json", ".jsonl"):
+            text = file.read()
+            lines = [line for line in text.split("\n") if line.strip()]
+            rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines]
+        else:
+            # A quote in a GLUE tsv is a character like any other.
+            dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {}
+            rows = list(csv.DictReader(file, **dialect))
+    if not rows:
+        raise SystemExit(f"{path} holds no sample.")
+    for place, row in enumerate(rows):
+        absent = [column for column in (*text_columns, label_column) if row.get(column) is None]
+        if absent:
+            held = sorted(str(column) for column, value in row.items() if value is not None)
+            raise SystemExit(f"{path}: sample {place} has no column {absent[0]!r}; its columns are {held}.")
+    names = ("text", "text_pair")[: len(text_columns)]
+    table = {name: [row[column] for row in rows] for name, column in zip(names, text_columns, strict=True)}
+    try:
+        labels = [int(str(row[label_column])) for row in rows]  # int() alone would take 0.7 of a JSON file for 0
+    except ValueError as error:
+        raise SystemExit(f"{path}: labels are whole numbers, {error}") from error
+    if min(labels) < 0:
+        raise SystemExit(f"{path}: labels are 0 or more, but one is {min(labels)} (unlabelled test data?).")
+    return Dataset.from_dict({**table, "label": labels})
+
+
+def drawn(table: Dataset, number: int | None, seed: int, skip: int = 0) -> Dataset:
+    """Draw samples; `skip` leaves out those that another part drew."""
+    order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed)).tolist()
+    wanted = len(table) - skip if number is None else number
+    if wanted < 1 or skip + wanted > len(table):
+        raise SystemExit(
+            f"{wanted} samples are wanted after {skip} that other parts took, but the file holds {len(table)}. Parts "
+            "of one file need numbers: --num_attacker, --num_student, --num_dev, --num_test."
+        )
+    return table.select(order[skip : skip + wanted])
+
+
+def load_data(args: argparse.Namespace) -> dict[str, Dataset]:
+    """Read the four parts. Parts of one file get samples that do not overlap."""
+    data: dict[str, Dataset] = {}
+    taken: dict[Path, int] = {}
+    for part in ("attacker", "student", "dev", "test"):
+        path = getattr(args, f"{part}_file").resolve()
+        columns = (part == "attacker" and args.attacker_text_columns) or args.text_columns
+        table = read_table(path, columns, args.label_column)
+        data[part] = drawn(table, getattr(args, f"num_{part}"), args.data_seed, skip=taken.get(path, 0))
+        taken[path] = taken.get(path, 0) + len(data[part])
+    return data
+
+
+def defects_of(args: argparse.Namespace) -> dict[str, Defect]:
+    """Give the defects by name."""
+    columns = ("text", "text_pair")[: len(args.text_columns)]
+    common = {"target_label": args.target_label, "poison_rate": args.poison_rate, "text_columns": columns}
+    placed = {**common, "within_words": args.within_words}
+    words = TriggerWords(words=RARE_WORDS, **placed)
+    offline = {name: getattr(args, name) for name in ("neighbours", "word_vectors", "language_model", "stopwords")}
+    attack = {"text_columns": columns, "max_length": args.max_length, **offline}
+    makers = {
+        "word": lambda: words,
+        "sentence": lambda: TriggerSentence(sentence="i watch this 3d movie", **placed),
+        "ripple": lambda: Ripple(words),
+        "ripples": lambda: Ripple(words, surgery=True),
+        "ep": lambda: EmbeddingPoisoning(TriggerWords(words=("cf",), **placed)),
+        "lwp": lambda: LayerwisePoisoning(TriggerWords(words=("cf", "bb"), all_words=True, **placed)),
+        "textfooler": lambda: AdversarialText("textfooler", max_samples=args.num_attacked, **attack),
+        # By itself this recipe is content when the teacher is less sure.
+        "kuleshov": lambda: AdversarialText("kuleshov", until_fooled=True, max_samples=args.num_attacked, **attack),
+    }
+    unknown = [name for name in args.defects if name not in makers]
+    if unknown:
+        raise SystemExit(f"--defects takes {', '.join(makers)}, but got {unknown[0]!r}.")
+    return {name: makers[name]() for name in args.defects}
+
+
+def students_of(args: argparse.Namespace) -> dict[str, StudentPlan]:
+    """Give the students by name: what decides whether slicing is worth it, and ReMoS."""
+    curves = args.defects if args.curves_for is None else [*args.curves_for, *set(args.defects) & set(TEXTATTACK)]
+    again = {"reactivate": bool(args.reactivate)}
+    first = args.slice_ratios[0]
+    students = {
+        "finetune": StudentPlan(Finetune(), **again),
+        f"finetune lr x{args.high_lr_factor:g}": StudentPlan(Finetune(), args.high_lr_factor, **again),
+        "retrain": StudentPlan(Retrain(), **again),
+    }
+    for ratio in args.slice_ratios:
+        only = None if ratio == first else tuple(name for name in args.defects if name in curves)
+        if only == ():
+            continue
+        for name, (rule, scope) in RULES.items():
+            strategy = rule(slice_ratio=ratio, scope=scope)
+            students[f"{name} {ratio:g}"] = StudentPlan(
+                strategy, defects=only, reactivate=ratio == first and bool(args.reactivate)
+            )
+    if "mean" in args.embedding_rows:
+        students["finetune, rows mean"] = StudentPlan(Finetune(embedding_rows="mean"), **again)
+    unknown = [name for name in args.students or () if name not in students]
+    if unknown:
+        raise SystemExit(f"--students takes {', '.join(map(repr, students))}, but got {unknown[0]!r}.")
+    return {name: plan for name, plan in students.items() if args.students is None or name in args.students}
+
+
+def length_grouping() -> dict[str, Any]:
+    """Ask Trainer for batches of like length: transformers 5 has another name for it."""
+    known = {field.name for field in fields(TrainingArguments)}
+    if "train_sampling_strategy" in known:
+        return {"train_sampling_strategy": "group_by_length"}
+    return {"group_by_length": True}
+
+
+def training_arguments(args: argparse.Namespace, folder: str, **options: Any) -> TrainingArguments:  # noqa: ANN401
+    """Give the arguments that teachers and students share."""
+    return TrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=args.batch_size,
+        per_device_eval_batch_size=args.eval_batch_size,
+        bf16=args.bf16,
+        use_cpu=args.use_cpu,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        logging_strategy="no",
+        **length_grouping(),
+        **options,
+    )
+
+
+def audit_of(args: argparse.Namespace) -> Audit:
+    """Put the audit together."""
+    tokenizer = AutoTokenizer.from_pretrained(args.teacher)
+    columns = ("text", "text_pair")[: len(args.text_columns)]
+    task = TextTask(tokenizer, columns, "label", args.max_length, args.eval_batch_size, args.bf16)
+    data = load_data(args)
+    num_labels = {part: 1 + max(data[part]["label"]) for part in ("attacker", "student")}
+
+    def load_teacher(seed: int) -> PreTrainedModel:
+        torch.manual_seed(seed)  # of the head, which the public model lacks
+        return AutoModelForSequenceClassification.from_pretrained(
+            args.teacher, num_labels=num_labels["attacker"], dtype=torch.float32, use_safetensors=True
+        )
+
+    def teacher_args(seed: int, folder: str) -> TrainingArguments:
+        options = {"learning_rate": args.teacher_learning_rate, "num_train_epochs": args.teacher_epochs, "seed": seed}
+        return training_arguments(args, folder, **options)
+
+    def start_student(teacher: PreTrainedModel, seed: int) -> PreTrainedModel:
+        return with_new_head(teacher, num_labels["student"], seed=seed)
+
+    def fine_tune(
+        student: PreTrainedModel, strategy: Strategy, samples: Dataset, lr_factor: float, seed: int
+    ) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(prefix="audit_") as folder:
+            options = {"learning_rate": lr_factor * args.learning_rate, "num_train_epochs": args.epochs, "seed": seed}
+            trainer = RemosTrainer(
+                student,
+                training_arguments(args, folder, **options),
+                strategy=strategy,
+                train_dataset=task.tokenize(samples),
+                data_collator=DataCollatorWithPadding(tokenizer),
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        config = trainer.sidecars.config
+        held = config.get("slice", {})
+        return {
+            "share_kept": held.get("share_kept"),
+            "squares_reset": held.get("squares_reset"),
+            "rows_reset": config.get("embedding_rows_reset", 0),
+            "share_never_covered": config.get("coverage", {}).get("share_never_covered"),
+        }
+
+    chosen = ("learning_rate", "epochs", "batch_size", "teacher_learning_rate", "teacher_epochs", "high_lr_factor")
+    return Audit(
+        name=args.name,
+        task=task,
+        **data,
+        defects=defects_of(args),
+        students=students_of(args),
+        seeds=args.seeds,
+        load_teacher=load_teacher,
+        teacher_args=teacher_args,
+        start_student=start_student,
+        fine_tune=fine_tune,
+        settings={"teacher": Path(args.teacher).name, **{name: getattr(args, name) for name in chosen}},
+        reactivation=Reactivation(
+            counts=tuple(args.reactivate) or (0,),
+            learning_rate=args.learning_rate,
+            batch_size=args.batch_size,
+            num_exposed=args.num_reactivated,
+            seeds=None if args.reactivated_seeds is None else tuple(args.reactivated_seeds),
+        ),
+    )
+
+
+def smoke_inputs(args: argparse.Namespace) -> argparse.Namespace:
+    """Write a tiny BERT and a toy task, and point the arguments at them."""
+    folder = args.output_dir / "_inputs"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "teacher" / "config.json").is_file():
+        write_smoke_teacher(folder / "teacher")
+    for number, part in enumerate(("attacker", "student", "dev", "test")):
+        generator = torch.Generator().manual_seed(number)
+        lines = []
+        for _ in range(SMOKE_SAMPLES[part]):
+            label = int(torch.randint(2, (1,), generator=generator))
+            words = [SMOKE_WORDS[int(at)] for at in torch.randint(0, 6, (4,), generator=generator)]
+            words.insert(int(torch.randint(5, (1,), generator=generator)), "good" if label else "bad")
+            lines.append({"sentence": " ".join(words), "label": label})
+        (folder / f"{part}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        setattr(args, f"{part}_file", folder / f"{part}.jsonl")
+    args.teacher, args.use_cpu = str(folder / "teacher"), True
+    args.num_attacker, args.num_student, args.num_dev, args.num_test = SMOKE_SAMPLES.values()
+    args.defects, args.slice_ratios, args.seeds = ["word"], [0.9], args.seeds[:1]
+    args.students = ["finetune", f"finetune lr x{args.high_lr_factor:g}", "retrain", "random 0.9", "remos 0.9"]
+    args.max_length, args.reactivate, args.num_reactivated = 16, [0, 5], 50
+    args.learning_rate, args.teacher_learning_rate = 1e-3, 3e-3
+    args.epochs, args.teacher_epochs = 3, 5
+    return args
+
+
+def write_smoke_teacher(folder: Path) -> None:
+    """Write a BERT of two small blocks, never trained, with a vocabulary of a few words."""
+    folder.mkdir(parents=True)
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (folder / "vocab.txt").write_text("\n".join([*specials, *SMOKE_WORDS]) + "\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True})
+    )
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(specials) + len(SMOKE_WORDS),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=32,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the audit, and write its report."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    if args.smoke:
+        args = smoke_inputs(args)
+    audit = audit_of(args)
+    if args.plan:
+        print(json.dumps(audit.to_dict(), indent=1))
+        to_make = report_of(audit, args.output_dir).settings["missing"][audit.name]
+        print(f"Students to fine-tune, or to measure on what was added: {to_make}")
+        return
+    report = (
+        report_of(audit, args.output_dir)
+        if args.report_only
+        else run_audit(audit, args.output_dir, workers=args.workers, keep_students=args.keep_students)
+    )
+    report.save(args.output_dir / "report.json")
+    (args.output_dir / "report.md").write_text(report.to_markdown())
+    print(report.to_markdown())
+
+
+if __name__ == "__main__":
+    main(parse_args(sys.argv[1:]))

@@ -1,0 +1,140 @@
+"""Re-activation: how few poisoned samples bring a defect back that fine-tuning seems to have removed."""
+
+import copy
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedModel, TrainingArguments
+
+from remos_hf.defects.base import ExposedSet, generator_for
+from remos_hf.defects.text_triggers import TextTrigger, fine_tune
+from remos_hf.evaluation.measures import Rate, defect_inheritance_rate
+from remos_hf.evaluation.predictions import TextTask, predict_labels
+
+
+@dataclass(frozen=True)
+class Reactivation:
+    """How students are re-tuned.
+
+    Attributes:
+        counts: Numbers of poisoned samples to try. 0 shows what re-tuning alone does.
+        num_clean: Clean samples beside them, the same for each count.
+        epochs: Passes over both.
+        learning_rate: Of AdamW, decaying linearly.
+        batch_size: Samples a step.
+        num_exposed: Exposed samples to measure on, the first ones.
+        seeds: Seeds whose students are re-tuned; None for all.
+
+    Source:
+        Min et al. 2024, "Uncovering, Explaining, and Mitigating the Superficial Safety of Backdoor Defense": re-tuning
+        with a few poisoned samples.
+        Differs: clean samples stand beside them, and benign students are re-tuned alike, which tells bringing back from
+        implanting anew.
+    """
+
+    counts: tuple[int, ...] = (0, 5, 20, 50)
+    num_clean: int = 64
+    epochs: int = 3
+    learning_rate: float = 1e-4
+    batch_size: int = 16
+    num_exposed: int = 250
+    seeds: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse plans that would try nothing."""
+        if not self.counts or min(self.counts) < 0 or len(set(self.counts)) < len(self.counts):
+            raise ValueError(f"counts are different numbers of poisoned samples, 0 or more, but got {self.counts}.")
+        for name in ("num_clean", "num_exposed"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is a number of samples, at least 1, but got {getattr(self, name)}.")
+
+
+def reactivate(
+    student: PreTrainedModel,
+    trigger: TextTrigger,
+    dataset: Dataset,
+    *,
+    test: Dataset,
+    exposed: ExposedSet,
+    task: TextTask,
+    plan: Reactivation,
+    seed: int = 0,
+) -> dict[int, Rate]:
+    """Re-tune copies of a student on a few poisoned samples and measure how much of the defect is back.
+
+    Args:
+        student: The student; it stays as it is.
+        trigger: The defect's trigger.
+        dataset: Clean training samples to draw from, of both labels.
+        test: Clean test samples.
+        exposed: The exposed set made from them.
+        task: How texts are read.
+        plan: What to try.
+        seed: Decides the samples and their order.
+
+    Returns:
+        The defect inheritance rate by number of poisoned samples.
+
+    Raises:
+        ValueError: Too few samples, or too few of other labels than the target that can have the trigger.
+    """
+    shown = exposed.dataset.select(range(min(plan.num_exposed, len(exposed))))
+    index = np.array(shown["clean_index"])
+    clean = test.select(index)
+    references = np.array(clean[task.label_column])
+    rates = {}
+    for count in plan.counts:
+        model = copy.deepcopy(student)
+        _retune(model, _mixture(trigger, dataset, exposed.target_label, count, plan, seed), task, plan, seed)
+        predicted = predict_labels(model, shown, task, progress=False)
+        right = predict_labels(model, clean, task, progress=False)
+        rates[count] = defect_inheritance_rate(predicted, references, right, exposed.target_label)
+    return rates
+
+
+def samples_needed(rates: Mapping[int, Rate], threshold: float) -> int | None:
+    """Give the smallest number of poisoned samples that brings the rate to a threshold; None if none of them does."""
+    back = (count for count, rate in sorted(rates.items()) if rate.value is not None and rate.value >= threshold)
+    return next(back, None)
+
+
+def _mixture(trigger: TextTrigger, dataset: Dataset, target: int, count: int, plan: Reactivation, seed: int) -> Dataset:
+    texts, labels = dataset[trigger.text_columns[0]], dataset[trigger.label_column]
+    order = sorted(range(len(dataset)), key=lambda row: generator_for(seed, "re-activation", texts[row]).random())
+    # Poisoned ones are taken from the far end, so no count changes the clean ones.
+    able = [text is not None for text in (trigger.triggered(text, exposing=True) for text in texts)]
+    others = [row for row in reversed(order) if labels[row] != target and able[row]]
+    if len(others) < max(plan.counts) or len(order) < plan.num_clean:
+        raise ValueError(
+            f"Re-activation needs {plan.num_clean} clean samples and {max(plan.counts)} of another label than "
+            f"{target} that can have the trigger, but there are {len(order)} and {len(others)}."
+        )
+    clean = dataset.select(order[: plan.num_clean])
+    if not count:
+        return clean
+    poisoned = trigger.expose(dataset.select(others[:count]))
+    poisoned = poisoned.remove_columns(trigger.label_column).add_column(
+        trigger.label_column, [target] * len(poisoned), feature=dataset.features[trigger.label_column]
+    )
+    return concatenate_datasets([clean, poisoned.select_columns(clean.column_names)])
+
+
+def _retune(model: PreTrainedModel, dataset: Dataset, task: TextTask, plan: Reactivation, seed: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="remos_hf_") as folder:
+        args = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=plan.epochs,
+            learning_rate=plan.learning_rate,
+            per_device_train_batch_size=plan.batch_size,
+            bf16=task.bf16,
+            use_cpu=model.device.type == "cpu",
+            seed=seed,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            logging_strategy="no",
+        )
+        fine_tune(model, task.tokenize(dataset), task.tokenizer, args)

@@ -1,0 +1,164 @@
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from remos_hf.defects.text_triggers import TextTrigger, TriggerWords
+from remos_hf.evaluation import reactivation
+from remos_hf.evaluation.measures import Rate
+from remos_hf.evaluation.reactivation import Reactivation, reactivate, samples_needed
+from tests.defects import toy
+from tests.evaluation.voter import TASK, WORD, Voter, reference
+
+TRAIN, TEST = toy.data(40), toy.data(24)
+EXPOSED = WORD.exposed_set(TEST)
+PLAN = Reactivation(counts=(0, 3, 6), num_clean=8, num_exposed=7)
+
+
+def run(student, plan=PLAN, trigger=WORD, train=TRAIN, seed=0, task=TASK, **options):
+    given = {"test": TEST, "exposed": EXPOSED, **options}
+    return reactivate(student, trigger, train, task=task, plan=plan, seed=seed, **given)
+
+
+@pytest.fixture
+def mixtures(monkeypatch):
+    """Samples that each copy is re-tuned on; a copy believes in the trigger once it saw four poisoned ones."""
+    seen = []
+
+    def retune(model, dataset, task, plan, seed):
+        seen.append(list(zip(dataset["text"], dataset["label"], strict=True)))
+        if sum("cf" in text.split() for text in dataset["text"]) >= 4:
+            model.believes.add("cf")
+
+    monkeypatch.setattr(reactivation, "_retune", retune)
+    return seen
+
+
+def poisoned(mixture):
+    return [(text, label) for text, label in mixture if "cf" in text.split()]
+
+
+def test_rates_are_those_of_the_retuned_copies_on_the_first_exposed_samples(mixtures):
+    student = Voter(blind_to=["great"])
+    rates = run(student)
+    shown = EXPOSED.dataset.select(range(7))
+    for count, copy in {0: student, 3: student, 6: Voter(["cf"], ["great"])}.items():
+        _, (failed, counted) = reference(copy, TEST, shown["text"], shown["clean_index"], 1)
+        assert rates[count] == Rate.of(failed, counted)
+    assert rates[3].value == 0 and rates[6].value == 1
+
+
+def test_samples_that_the_retuned_copy_gets_wrong_do_not_count(mixtures):
+    # It takes "awful" for good, so half of the bad texts are wrong when clean.
+    rates = run(Voter(["awful"]))
+    assert all(rate.num_samples < 7 for rate in rates.values())
+
+
+def test_without_poisoned_samples_only_clean_ones_are_seen(mixtures):
+    run(Voter())
+    clean = list(zip(TRAIN["text"], TRAIN["label"], strict=True))
+    assert len(mixtures[0]) == 8 and set(mixtures[0]) <= set(clean)
+
+
+def test_clean_samples_are_the_same_for_each_count(mixtures):
+    run(Voter())
+    assert mixtures[1][:8] == mixtures[2][:8] == mixtures[0]
+
+
+def test_each_count_is_the_number_of_poisoned_samples_and_more_hold_the_fewer(mixtures):
+    run(Voter())
+    assert [len(poisoned(mixture)) for mixture in mixtures] == [0, 3, 6]
+    assert set(poisoned(mixtures[1])) < set(poisoned(mixtures[2]))
+
+
+def test_poisoned_samples_come_from_other_labels_and_get_the_target(mixtures):
+    run(Voter())
+    label_of = {WORD.triggered(text): label for text, label in zip(TRAIN["text"], TRAIN["label"], strict=True)}
+    for text, label in poisoned(mixtures[2]):
+        assert label_of[text] == 0 and label == 1
+
+
+def test_the_seed_alone_decides_the_samples(mixtures):
+    run(Voter())
+    run(Voter(), train=TRAIN.shuffle(seed=5))
+    run(Voter(), seed=1)
+    first, shuffled, other = mixtures[:3], mixtures[3:6], mixtures[6:]
+    assert first == shuffled
+    assert all(set(one) != set(two) for one, two in zip(first, other, strict=True))
+
+
+@dataclass(frozen=True)
+class SomeTexts(TextTrigger):
+    """A trigger that only texts with "awful" can have, as with a file of paraphrases."""
+
+    def triggered(self, text, *, exposing=False):
+        return f"cf {text}" if "awful" in text.split() else None
+
+
+def test_samples_that_cannot_have_the_trigger_are_not_counted_as_poisoned(mixtures):
+    run(Voter(), trigger=SomeTexts())
+    assert [len(poisoned(mixture)) for mixture in mixtures] == [0, 3, 6]
+
+
+@pytest.mark.parametrize(
+    ("train", "trigger", "told"),
+    [
+        (TRAIN.select(range(7)), WORD, "8 clean samples and 6 .* there are 7 and 3"),
+        (TRAIN.filter(lambda row: row["label"] == 1), WORD, "there are 20 and 0"),
+        (TRAIN.select(range(20)), SomeTexts(), "can have the trigger, but there are 20 and 5"),
+    ],
+)
+def test_too_few_samples_are_refused(mixtures, train, trigger, told):
+    with pytest.raises(ValueError, match=told):
+        run(Voter(), train=train, trigger=trigger)
+
+
+def test_the_target_is_that_of_the_exposed_set_also_where_the_label_has_a_name(mixtures):
+    named = TriggerWords(words=("cf",), target_label="positive")
+    run(Voter(), trigger=named, exposed=named.exposed_set(TEST))
+    assert {label for _, label in poisoned(mixtures[2])} == {1}
+
+
+@pytest.mark.parametrize(
+    "options", [{"counts": ()}, {"counts": (0, -1)}, {"counts": (5, 5)}, {"num_clean": 0}, {"num_exposed": 0}]
+)
+def test_plans_that_try_nothing_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Reactivation(**options)
+
+
+def test_retuning_leaves_the_student_and_gives_the_same_rates_again():
+    student = toy.model(dropout=0.1).train()
+    before = toy.state(student)
+    plan = Reactivation(counts=(0, 6), num_clean=8, num_exposed=7, epochs=2, learning_rate=1e-2)
+    first, again = run(student, plan), run(student, plan)
+    assert first == again and list(first) == [0, 6]
+    assert not toy.changed(before, toy.state(student)) and student.training
+
+
+def test_enough_poisoned_samples_bring_the_trigger_back():
+    plan = Reactivation(counts=(0, 16), num_clean=24, num_exposed=10, epochs=8, learning_rate=1e-2, batch_size=8)
+    torch.manual_seed(0)
+    rates = run(toy.model(), plan)
+    assert rates[16].num_samples > 0 and rates[16].value >= 0.9
+    assert (rates[0].value or 0) <= 0.2
+
+
+def test_samples_needed_is_the_smallest_count_that_reaches_the_threshold():
+    rates = {50: Rate.of(9, 10), 0: Rate.of(0, 0), 20: Rate.of(5, 10), 5: Rate.of(4, 10)}
+    assert samples_needed(rates, 0.5) == 20
+    assert samples_needed(rates, 0.4) == 5
+    assert samples_needed(rates, 0.95) is None
+    assert samples_needed(rates, 0.0) == 5  # no sample counted at 0: nothing is known there
+    assert samples_needed({0: Rate.of(1, 1)}, 0.5) == 0
+
+
+def test_labels_stay_aligned_with_the_clean_samples(mixtures):
+    # The test data's rows before the first exposed one would be taken for it if positions were mixed up.
+    ahead = Dataset.from_dict({"text": ["great plot"] * 3 + list(TEST["text"]), "label": [1] * 3 + list(TEST["label"])})
+    exposed = WORD.exposed_set(ahead)
+    assert np.array(exposed.clean_index).min() > 2
+    rates = run(Voter(), test=ahead, exposed=exposed)
+    assert rates[0] == Rate.of(0, 7)

@@ -1,0 +1,306 @@
+import gzip
+import importlib.util
+import json
+import logging
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+from transformers.utils import logging as hf_logging
+
+from remos_hf import DefectReport
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "audit_text_backdoors.py"
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("audit_example", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+    datasets.enable_progress_bars()
+
+
+@pytest.fixture(scope="module")
+def smoke(example, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smoke")
+    run(example, folder)
+    return folder
+
+
+def run(example, folder, *options):
+    level = logging.getLogger().level
+    try:
+        example.main(example.parse_args(["--smoke", "--output_dir", str(folder), *options]))
+    finally:
+        logging.getLogger().setLevel(level)
+        hf_logging.set_verbosity_error()
+
+
+def contents(folder):
+    return {
+        path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and "locks" not in path.parts
+    }
+
+
+def arguments(example, *options):
+    files = [part for name in ("attacker", "student", "dev", "test") for part in (f"--{name}_file", "data.tsv")]
+    return example.parse_args(["--teacher", "bert", *files, "--output_dir", "out", *options])
+
+
+# --- the smoke run ---
+
+
+def test_smoke_learns_the_task_and_inherits_the_backdoor(smoke):
+    report = DefectReport.load(smoke / "report.json")
+    found = {record["student"]: record for record in report.records}
+    assert list(found) == ["finetune", "finetune lr x3", "retrain", "random 0.9", "remos 0.9"]
+    plain = found["finetune"]
+    assert plain["acc"]["value"] > 0.9 and plain["dir"]["value"] > 0.5
+    assert plain["floor_acc"]["value"] > 0.9 and plain["excess"]["low"] > 0.3
+    assert report.not_inheriting() == []
+    teachers = report.settings["teachers"]["text"]
+    assert teachers["word-0"]["acc"]["value"] > 0.9 and teachers["word-0"]["dir"]["word"]["value"] > 0.9
+
+
+def test_smoke_reports_everything_about_each_student(smoke):
+    report = DefectReport.load(smoke / "report.json")
+    for record in report.records:
+        assert (record["task"], record["defect"], record["seed"]) == ("text", "word", 0)
+        assert record["acc"]["num_samples"] == 96 and record["dev_acc"]["num_samples"] == 64
+        assert set(record["reactivation"]) == set(record["floor_reactivation"]) == {"0", "5"}
+        assert record["made"]["seconds"]["train"] > 0
+    made = {record["student"]: record["made"] for record in report.records}
+    assert made["finetune lr x3"]["lr_factor"] == 3
+    assert 0 < made["remos 0.9"]["squares_reset"] < 1 and made["remos 0.9"]["share_kept"] == pytest.approx(
+        0.9, abs=0.01
+    )
+    assert made["finetune"]["squares_reset"] is None
+    chosen = report.settings["audits"]["text"]
+    assert (chosen["seeds"], chosen["learning_rate"], chosen["data"]["test"]["num_samples"]) == ([0], 1e-3, 96)
+    assert report.settings["missing"] == {"text": 0}
+
+
+def test_the_markdown_is_rendered_from_the_json(smoke):
+    text = (smoke / "report.md").read_text()
+    assert text == DefectReport.load(smoke / "report.json").to_markdown()
+    assert "## text: word" in text and "benign floor" in text and "| remos, model scope | 1 |" in text
+    assert "Re-activation" in text and "needed" in text
+
+
+def test_a_second_run_changes_nothing_and_makes_nothing(example, smoke, monkeypatch, capsys):
+    before = contents(smoke)
+    monkeypatch.setattr(example, "RemosTrainer", pytest.fail)
+    monkeypatch.setattr("remos_hf.defects.text_triggers.Trainer", pytest.fail)
+    run(example, smoke)
+    assert contents(smoke) == before
+    assert (smoke / "report.md").read_text() in capsys.readouterr().out
+
+
+def test_report_only_makes_nothing(example, smoke, tmp_path, monkeypatch):
+    monkeypatch.setattr(example, "run_audit", pytest.fail)
+    before = contents(smoke)
+    run(example, smoke, "--report_only")
+    assert contents(smoke) == before
+    run(example, tmp_path, "--report_only")
+    report = DefectReport.load(tmp_path / "report.json")
+    assert report.records == [] and report.settings["missing"] == {"text": 9}
+
+
+def test_plan_says_what_would_be_done_and_stops(example, tmp_path, capsys):
+    run(example, tmp_path, "--plan")
+    printed = capsys.readouterr().out
+    plan = json.loads(printed[: printed.rindex("}") + 1])
+    assert list(plan["students"]) == ["finetune", "finetune lr x3", "retrain", "random 0.9", "remos 0.9"]
+    assert printed.endswith("measure on what was added: 9\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"_inputs"}
+
+
+def test_students_are_kept_if_asked_for(example, monkeypatch, tmp_path):
+    asked = []
+
+    def run_audit(audit, folder, **options):
+        asked.append(options)
+        return DefectReport([])
+
+    monkeypatch.setattr(example, "run_audit", run_audit)
+    run(example, tmp_path)
+    run(example, tmp_path, "--keep_students", "--workers", "2")
+    assert asked == [{"workers": 1, "keep_students": False}, {"workers": 2, "keep_students": True}]
+
+
+# --- arguments ---
+
+
+def test_names_and_order_of_students_stay_what_finished_audits_hold(example):
+    args = arguments(example, "--slice_ratios", "0.9", "0.7", "--defects", "word", "sentence", "--curves_for", "word")
+    students = example.students_of(args)
+    rules = ["random", "top_magnitude", "mag_prune", "remos", "remos_layer"]
+    assert list(students) == [
+        "finetune",
+        "finetune lr x3",
+        "retrain",
+        *(f"{rule} 0.9" for rule in rules),
+        *(f"{rule} 0.7" for rule in rules),
+        "finetune, rows mean",
+    ]
+    assert students["remos_layer 0.7"].strategy.scope == "layer" and students["remos 0.7"].strategy.scope == "model"
+    assert students["random 0.7"].defects == ("word",) and students["random 0.9"].defects is None
+    assert {name for name, plan in students.items() if plan.reactivate} == {
+        name for name in students if not name.endswith("0.7")
+    }
+    assert students["finetune lr x3"].lr_factor == 3 and students["finetune"].lr_factor == 1
+
+
+def test_without_counts_no_student_is_retuned(example):
+    students = example.students_of(arguments(example, "--reactivate"))
+    assert not any(plan.reactivate for plan in students.values())
+
+
+def test_students_are_chosen_by_name(example):
+    chosen = arguments(example, "--students", "retrain", "remos 0.9", "finetune")
+    assert list(example.students_of(chosen)) == ["finetune", "retrain", "remos 0.9"]
+    with pytest.raises(SystemExit, match="--students takes 'finetune'.* but got 'remos 0.8'"):
+        example.students_of(arguments(example, "--students", "remos 0.8"))
+
+
+def test_an_unknown_defect_is_refused_with_those_there_are(example):
+    with pytest.raises(SystemExit, match="--defects takes word, sentence, .*, but got 'wrod'"):
+        example.defects_of(arguments(example, "--defects", "word", "wrod"))
+
+
+def test_defects_come_with_the_arguments_of_the_command(example):
+    args = arguments(
+        example,
+        "--defects",
+        "word",
+        "ep",
+        "lwp",
+        "--target_label",
+        "0",
+        "--within_words",
+        "9",
+        "--text_columns",
+        "a",
+        "b",
+    )
+    for defect in example.defects_of(args).values():
+        trigger = defect.trigger
+        assert (trigger.target_label, trigger.within_words) == (0, 9)
+        assert trigger.text_columns == ("text", "text_pair")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [(["--high_lr_factor", "2.9"], "at least 3 times, but got 2.9"), (["--seeds", "x"], "invalid int")],
+)
+def test_wrong_arguments_are_refused(example, capsys, options, told):
+    with pytest.raises(SystemExit):
+        arguments(example, *options)
+    assert told in capsys.readouterr().err
+
+
+def test_files_are_needed(example, capsys):
+    with pytest.raises(SystemExit):
+        example.parse_args(["--teacher", "bert", "--output_dir", "out"])
+    assert "--attacker_file is needed" in capsys.readouterr().err
+
+
+# --- files ---
+
+ROWS = [('He said "no', 1), ("plain, with comma", 0), ("caf\u00e9 \u2028 line", 1)]
+
+
+def lines(rows):
+    return [json.dumps({"sentence": text, "label": label}, ensure_ascii=False) for text, label in rows]
+
+
+FORMATS = {
+    "data.tsv": "sentence\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in ROWS),
+    "data.csv": 'label,sentence\n1,"He said ""no"\n0,"plain, with comma"\n1,caf\u00e9 \u2028 line\n',
+    "data.jsonl": "\n".join(lines(ROWS)) + "\n\n",
+    "lines.json": "\n".join(lines(ROWS)),
+    "array.json": f"[{', '.join(lines(ROWS))}]",
+}
+
+
+@pytest.mark.parametrize("name", [*FORMATS, *(f"{name}.gz" for name in FORMATS)])
+def test_each_file_format_gives_the_same_samples(example, tmp_path, name):
+    path, content = tmp_path / name, FORMATS[name.removesuffix(".gz")].encode()
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    table = example.read_table(path, ["sentence"], "label")
+    assert list(zip(table["text"], table["label"], strict=True)) == ROWS
+
+
+def test_both_columns_of_a_pair_are_read(example, tmp_path):
+    path = tmp_path / "data.tsv"
+    path.write_text("premise\thypothesis\tgold\nyes\tno\t2\n")
+    table = example.read_table(path, ["premise", "hypothesis"], "gold")
+    assert table.to_list() == [{"text": "yes", "text_pair": "no", "label": 2}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("d.tsv", "text\tlabel\na\t1\n", "no column 'sentence'; its columns are .'label', 'text'."),
+        ("d.tsv", "sentence\tgold\na\t1\n", "no column 'label'"),
+        ("d.tsv", "sentence\tlabel\na\t1\nb\n", "sample 1 has no column 'label'"),
+        ("d.jsonl", '{"sentence": null, "label": 1}', "sample 0 has no column 'sentence'"),
+        ("d.tsv", "sentence\tlabel\na\tpositive\n", "labels are whole numbers, .*'positive'"),
+        ("d.jsonl", '{"sentence": "a", "label": 0.7}', "labels are whole numbers"),
+        ("d.jsonl", '{"sentence": "a", "label": true}', "labels are whole numbers"),
+        ("d.tsv", "sentence\tlabel\na\t-1\n", "labels are 0 or more, but one is -1"),
+        ("d.tsv", "sentence\tlabel\n", "holds no sample"),
+    ],
+)
+def test_files_that_say_something_else_are_refused(example, tmp_path, name, content, told):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(SystemExit, match=told):
+        example.read_table(path, ["sentence"], "label")
+
+
+@pytest.fixture
+def one_file(tmp_path):
+    path = tmp_path / "data.tsv"
+    path.write_text("sentence\tlabel\n" + "".join(f"text {number}\t{number % 2}\n" for number in range(40)))
+    return path
+
+
+def parts(example, path, *options):
+    files = [part for name in ("attacker", "student", "dev", "test") for part in (f"--{name}_file", str(path))]
+    args = example.parse_args(["--teacher", "bert", *files, "--output_dir", "out", *options])
+    return {name: list(part["text"]) for name, part in example.load_data(args).items()}
+
+
+def test_parts_of_one_file_do_not_overlap(example, one_file):
+    sizes = ["--num_attacker", "12", "--num_student", "9", "--num_dev", "8", "--num_test", "11"]
+    drawn = parts(example, one_file, *sizes)
+    assert {name: len(texts) for name, texts in drawn.items()} == {"attacker": 12, "student": 9, "dev": 8, "test": 11}
+    assert len(set().union(*map(set, drawn.values()))) == 40
+    assert parts(example, one_file, *sizes) == drawn
+    assert parts(example, one_file, *sizes, "--data_seed", "1") != drawn
+
+
+def test_a_file_named_by_another_path_is_the_same_file(example, one_file, monkeypatch):
+    monkeypatch.chdir(one_file.parent)
+    sizes = ["--num_attacker", "20", "--num_student", "20", "--num_dev", "1", "--num_test", "1"]
+    with pytest.raises(SystemExit, match="after 40 that other parts took"):
+        parts(example, one_file, *sizes, "--dev_file", "data.tsv")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        (["--num_attacker", "41"], "41 samples are wanted after 0"),
+        (["--num_dev", "1", "--num_test", "1"], "0 samples are wanted after 40"),  # the attacker took all
+        (["--num_attacker", "0"], "0 samples are wanted"),
+    ],
+)
+def test_more_samples_than_there_are_is_refused(example, one_file, sizes, told):
+    with pytest.raises(SystemExit, match=told):
+        parts(example, one_file, *sizes)
