@@ -133,7 +133,8 @@ def test_a_student_is_evaluated_without_a_strategy(run, smoke):
 
 def test_finetune_keeps_the_teacher_whole(run):
     folder = run("--do_train", "--strategy", "finetune")
-    assert json.loads((folder / "remos_config.json").read_text())["strategy"] == {"name": "Finetune", "embedding_rows": "keep"}
+    config = json.loads((folder / "remos_config.json").read_text())
+    assert config["strategy"] == {"name": "Finetune", "embedding_rows": "keep"}
 
 
 def test_unseen_embedding_rows_can_be_given_up(run):
