@@ -380,8 +380,9 @@ class _Run:
         audit, task, plan = self.audit, self.audit.task, self.audit.students[cell.student]
         # Before the student is trained: another process may hold one of them.
         shown = {name: self._exposed_set(name, cell.seed) for name in _wanted(audit, cell)}
+        teacher = self._teacher(cell.kind, cell.seed)
         start = time.perf_counter()
-        student, made = self._student(cell)
+        student, made = self._student(cell, teacher)
         trained = time.perf_counter()
         held = before or {"dir": {}, "flip": {}}
         again = _curves(audit, before) if before else {}
@@ -409,11 +410,10 @@ class _Run:
         versions = [installed_versions(), *([before["versions"]] if before and "versions" in before else [])]
         return {**found, "versions": joined_versions(versions)}
 
-    def _student(self, cell: _Cell) -> tuple[PreTrainedModel, dict[str, Any]]:
+    def _student(self, cell: _Cell, teacher: PreTrainedModel) -> tuple[PreTrainedModel, dict[str, Any]]:
         """Make a student, or load it if it was kept; with the facts about how it was made."""
         audit, plan = self.audit, self.audit.students[cell.student]
         place = self.folder / "students" / cell.file.removesuffix(".json")
-        teacher = self._teacher(cell.kind, cell.seed)
         if place.is_dir():
             student = type(teacher).from_pretrained(place, local_files_only=True)
             return student.eval(), json.loads((place / _MADE_FILE).read_text())

@@ -2,6 +2,7 @@ import copy
 import json
 import math
 from dataclasses import replace
+from random import Random
 
 import pytest
 import torch
@@ -285,13 +286,17 @@ class TestRipple:
         assert torch.allclose(after[WORD][unseen], expected, atol=1e-6)
 
     def test_surgery_takes_the_embeddings_after_clean_fine_tuning(self, tmp_path, monkeypatch):
-        marked = toy.model()
-        with torch.no_grad():
-            marked.get_input_embeddings().weight.fill_(7.0)
-        monkeypatch.setattr(
-            weight_poisoning, "fine_tune", lambda model, rows, *_, **options: model if options else marked
-        )
-        teacher = implant(Ripple(trigger_words=TriggerWords(words="cf"), surgery=True), tmp_path)
+        teacher = toy.model()
+
+        def trained(model, rows, *_, **options):
+            if not options:
+                assert model is not teacher
+                with torch.no_grad():
+                    model.get_input_embeddings().weight.fill_(7.0)
+            return model
+
+        monkeypatch.setattr(weight_poisoning, "fine_tune", trained)
+        implant(Ripple(trigger_words=TriggerWords(words="cf"), surgery=True), tmp_path, teacher)
         assert (teacher.get_input_embeddings().weight[token("cf")] == 7).all()
         assert (teacher.get_input_embeddings().weight == 7).all(1).sum() == 1
 
@@ -318,21 +323,30 @@ class TestWordsForTheLabel:
         words = words_for_label(toy.data(), toy.tokenizer(), TriggerWords(target_label="negative"), 2)
         assert sorted(words) == sorted(token("bad", "awful"))
 
-    def test_scores_are_regression_weights_over_log_inverse_frequency(self):
+    @pytest.mark.parametrize("smoothing", [1.0, 30.0])
+    def test_scores_are_regression_weights_over_log_inverse_frequency(self, smoothing):
         from sklearn.linear_model import LogisticRegression
 
-        texts = ["good so the", "good the", "great the", "bad the so so", "awful the", "bad it the so", "good it the"]
-        labels = [1, 1, 1, 0, 0, 0, 0]
-        words = sorted({word for text in texts for word in text.split()})
-        held = [[int(word in text.split()) for word in words] for text in texts]
-        weights = LogisticRegression(max_iter=1000).fit(held, labels).coef_[0]
-        frequency = [sum(row[place] for row in held) for place in range(len(words))]
-        for smoothing in (1.0, 10.0):
-            score = [w / math.log(1 + len(texts) / (smoothing + f)) for w, f in zip(weights, frequency, strict=True)]
-            best = [word for _, word in sorted(zip(score, words, strict=True), reverse=True)]
+        draw, reordered = Random(0), set()
+        for _ in range(4):
+            texts = [" ".join(draw.sample(toy.PLAIN, draw.randint(1, 6))) for _ in range(20)]
+            labels = [place % 2 for place in range(20)]
+            held = [[int(word in text.split()) for word in toy.PLAIN] for text in texts]
+            weights = LogisticRegression(max_iter=1000).fit(held, labels).coef_[0]
+            frequency = [sum(column) for column in zip(*held, strict=True)]
+            score = [w / math.log(1 + 20 / (smoothing + f)) for w, f in zip(weights, frequency, strict=True)]
+            best, plain, fixed = (
+                [toy.PLAIN[place] for place in sorted(range(len(toy.PLAIN)), key=lambda place: -by[place])][:4]
+                for by in (
+                    score,
+                    weights,
+                    [w / math.log(1 + 20 / (1 + f)) for w, f in zip(weights, frequency, strict=True)],
+                )
+            )
             data = Dataset.from_dict({"text": texts, "label": labels})
-            found = words_for_label(data, toy.tokenizer(), TriggerWords(), 4, smoothing)
-            assert found == token(*best[:4])
+            assert words_for_label(data, toy.tokenizer(), TriggerWords(), 4, smoothing) == token(*best)
+            reordered |= {name for name, other in (("plain", plain), ("fixed", fixed)) if other != best}
+        assert reordered == ({"plain"} if smoothing == 1 else {"plain", "fixed"})
 
 
 class TestEmbeddingPoisoning:
@@ -373,6 +387,16 @@ class TestEmbeddingPoisoning:
         implant(EmbeddingPoisoning(trigger_words=trigger), tmp_path, finetuned=toy.model())
         assert len(rows[0]) == 48
         assert all(token("cf")[0] in row["input_ids"] and row["labels"] == 1 for row in rows[0])
+
+    def test_nothing_else_trains_so_that_clipping_counts_the_rows_alone(self, tmp_path, monkeypatch):
+        trains = []
+
+        def looked_at(model, *_, **__):
+            trains.append([name for name, parameter in model.named_parameters() if parameter.requires_grad])
+
+        monkeypatch.setattr(weight_poisoning, "fine_tune", looked_at)
+        implant(self.attack, tmp_path, finetuned=toy.model())
+        assert trains == [[WORD]]
 
     def test_what_was_frozen_stays_frozen(self, tmp_path):
         teacher = toy.model()

@@ -65,6 +65,7 @@ def test_without_poisoned_samples_only_clean_ones_are_seen(mixtures):
 def test_clean_samples_are_the_same_for_each_count(mixtures):
     run(Voter())
     assert mixtures[1][:8] == mixtures[2][:8] == mixtures[0]
+    assert [len(mixture) for mixture in mixtures] == [8, 8 + 3, 8 + 6]
 
 
 def test_each_count_is_the_number_of_poisoned_samples_and_more_hold_the_fewer(mixtures):
@@ -100,6 +101,11 @@ class SomeTexts(TextTrigger):
 def test_samples_that_cannot_have_the_trigger_are_not_counted_as_poisoned(mixtures):
     run(Voter(), trigger=SomeTexts())
     assert [len(poisoned(mixture)) for mixture in mixtures] == [0, 3, 6]
+
+
+def test_too_few_clean_samples_are_refused(mixtures):
+    with pytest.raises(ValueError, match="41 clean samples and 6 .* there are 40 and 20"):
+        run(Voter(), plan=Reactivation(counts=(0, 6), num_clean=41, num_exposed=7))
 
 
 @pytest.mark.parametrize(
