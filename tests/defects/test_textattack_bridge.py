@@ -234,6 +234,7 @@ def test_two_workers_find_what_one_finds(world, made):
     assert timeless(again.facts) == timeless(made.exposed.facts)
 
 
+@pytest.mark.slow
 @needs_textattack
 def test_a_recipe_that_draws_letters_draws_the_same_with_two_workers(world):
     one, two = (attacked(world, "DeepWordBugGao2018", workers=workers) for workers in (1, 2))
@@ -383,12 +384,14 @@ def test_an_unknown_recipe_is_answered_with_the_known_ones(world):
         attacked(world, "TextFoolr")
 
 
+@pytest.mark.slow
 @needs_textattack
 def test_a_constraint_to_keep_must_be_the_recipes(world):
     with pytest.raises(ValueError, match="keep= names 'Speech', but TextFoolerJin2019 has only .*PartOfSpeech"):
         attacked(world, keep="Speech")
 
 
+@pytest.mark.slow
 @needs_textattack
 def test_a_kept_constraint_that_lacks_its_files_says_which(world, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
