@@ -19,6 +19,7 @@ from pathlib import Path
 from remos_hf import DefectReport
 
 AUDIT = Path(__file__).parents[1] / "examples" / "audit_text_backdoors.py"
+BUDGETS = (0.02, 0.05, 0.1)  # accuracy on dev
 BACKDOORS = ["word", "sentence", "ripples", "ep", "lwp"]
 COMMON = (
     "--seeds 0 1 --within_words 30 --max_length 64 --learning_rate 1e-4 --epochs 1 --batch_size 16 "
@@ -115,7 +116,7 @@ def main() -> None:
     if report is None:
         sys.exit("Nothing was run.")
     report.save(args.output.with_suffix(".json"))
-    args.output.with_suffix(".md").write_text(f"# Text defects\n\n{report.to_markdown()}")
+    args.output.with_suffix(".md").write_text(f"# Text defects\n\n{report.to_markdown(budgets=BUDGETS)}")
     print(f"{len(report.records)} records; plain fine-tuning does not inherit: {report.not_inheriting()}")
 
 

@@ -144,6 +144,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     train.add_argument("--use_cpu", action="store_true")
 
     parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument(
+        "--budgets", nargs="+", type=float, default=[0.02, 0.05, 0.1], help="dev accuracy rules may cost"
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes that TextAttack searches with")
     parser.add_argument("--keep_students", action="store_true", help="save them, so that defects can be added later")
     parser.add_argument("--plan", action="store_true", help="say what would be done, and stop")
@@ -426,8 +429,8 @@ def main(args: argparse.Namespace) -> None:
         else run_audit(audit, args.output_dir, workers=args.workers, keep_students=args.keep_students)
     )
     report.save(args.output_dir / "report.json")
-    (args.output_dir / "report.md").write_text(report.to_markdown())
-    print(report.to_markdown())
+    (args.output_dir / "report.md").write_text(report.to_markdown(budgets=args.budgets))
+    print(report.to_markdown(budgets=args.budgets))
 
 
 if __name__ == "__main__":

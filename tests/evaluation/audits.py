@@ -77,6 +77,7 @@ class Log:
         self.begun += 1
         if self.begun == self.stop_at:
             raise KeyboardInterrupt
+        assert student.started == seed
         name = f"{type(strategy).__name__} x{lr_factor:g} of {student.mark}, seed {seed}"
         with self.path.open("a") as file:
             file.write(f"{self.by}: {name}\n")
@@ -98,7 +99,7 @@ def small_audit(log, *, teachers=None, students=None, defects=None, seeds=(0,), 
 
     def start_student(teacher, seed):
         student = with_new_head(teacher, 2, seed=seed)
-        student.mark = mark(teacher)
+        student.mark, student.started = mark(teacher), seed
         return student
 
     defaults = {

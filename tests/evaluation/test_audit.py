@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -31,6 +32,7 @@ from tests.evaluation.audits import (
     Slow,
     fine_tune,
     mark,
+    nudge,
     small_audit,
     text_data,
     train_teacher,
@@ -136,6 +138,20 @@ def test_students_start_from_the_poisoned_teacher_and_twins_from_the_clean_one(w
             teacher = toy.model().from_pretrained(folder / "teachers" / f"{kind}-{seed}")
             weights[f"{mark(teacher)}, seed {seed}"] = kind
     assert marks == set(weights) and len(weights) == 4
+
+
+def test_each_seed_has_a_teacher_of_its_own(whole):
+    folder, _, _ = whole
+    for seed in (0, 1):
+        expected = nudge(toy.model(seed), seed)
+        made = toy.model().from_pretrained(folder / "teachers" / f"clean-{seed}")
+        assert not toy.changed(toy.state(expected), toy.state(made))
+
+
+def test_a_students_learning_rate_is_its_own(log, folder):
+    students = {"finetune": StudentPlan(Finetune()), "finetune lr x3": StudentPlan(Finetune(), 3.0)}
+    run_audit(small_audit(log, students=students), folder, progress=False)
+    assert [name.split(" of ")[0] for name in log.students] == ["Finetune x1", "Finetune x3"] * 2
 
 
 def test_dev_accuracy_is_that_on_the_dev_split(whole):
@@ -244,6 +260,28 @@ def test_a_cell_that_was_being_written_is_made_again(log, folder):
     assert len(report.records) == 3 and len(log.students) == 5
 
 
+def test_what_another_process_finished_meanwhile_is_taken_over(whole, log, folder, monkeypatch):
+    class Late(FileLock):
+        """Is free only once the other process is done with what it guards."""
+
+        def acquire(self, *args, **options):
+            name = Path(self.lock_file).name.removesuffix(".lock")
+            room = "cells" if name.endswith(".json") else "teachers"
+            if not name.endswith("lr x3.json"):
+                copy = shutil.copy if room == "cells" else shutil.copytree
+                copy(whole[0] / room / name, folder / room / name)
+            return super().acquire(*args, **options)
+
+    monkeypatch.setattr(audit_module, "FileLock", Late)
+    monkeypatch.setattr(audit_module, "fine_tune", pytest.fail)
+    run_audit(small_audit(log), folder, progress=False)
+    assert not log.students
+    # A student that nobody made, of a teacher that another process is making.
+    more = {**STUDENTS, "finetune lr x3": StudentPlan(Finetune(), 3.0, defects=())}
+    run_audit(small_audit(log, students=more), folder, progress=False)
+    assert [name.split()[:2] for name in log.students] == [["Finetune", "x3"]]
+
+
 def test_a_broken_cell_is_named(log, folder):
     (folder / "cells").mkdir(parents=True)
     (folder / "cells" / "clean-0-finetune.json").write_text('{"acc": {"val')
@@ -333,6 +371,29 @@ def test_a_defect_added_later_needs_no_kept_student_made_again(log, folder, keep
         assert after[name]["made"] == before[name]["made"]
     assert len(report.records) == 6 and report.settings["missing"] == {"toy": 0}
     assert (folder / "students" / "clean-0-finetune").is_dir() == keep
+
+
+def test_only_the_added_defect_is_measured(log, folder, monkeypatch):
+    asked = []
+
+    def noted(model, dataset, exposed, task, **options):
+        asked.append(sorted(exposed))
+        return measure(model, dataset, exposed, task, **options)
+
+    run_audit(small_audit(log), folder, progress=False, keep_students=True)
+    before = report_of(small_audit(log, defects=BOTH), folder)
+    assert before.settings["missing"] == {"toy": 5}  # three clean students lack it, two were never made
+    monkeypatch.setattr(audit_module, "measure", noted)
+    run_audit(small_audit(log, defects=BOTH), folder, progress=False)
+    assert asked and all(names == ["other"] for names in asked)
+
+
+def test_versions_are_those_that_the_students_were_measured_with(log, folder):
+    run_audit(small_audit(log), folder, progress=False)
+    spoil(folder, "clean-0-finetune.json", versions={"torch": "1.0"})
+    spoil(folder, "clean-0-retrain.json", versions={"torch": "2.0", "numpy": "1.26"})
+    versions = report_of(small_audit(log), folder).versions
+    assert versions["torch"].startswith("1.0, 2.0, ") and versions["numpy"] == "1.26"
 
 
 def test_a_kept_student_is_the_one_that_was_measured(log, folder):
@@ -442,6 +503,8 @@ def test_curves_that_a_run_does_not_ask_for_stay_and_are_not_reported(log, folde
     run_audit(retuning(log), folder, progress=False, keep_students=True)
     without = run_audit(small_audit(log, defects=BOTH), folder, progress=False)
     assert not any(record["reactivation"] for record in without.records)
+    unasked = run_audit(retuning(log, names=(), defects=BOTH), folder, progress=False)
+    assert not any(record["reactivation"] for record in unasked.records)
     again = run_audit(retuning(log, defects=BOTH), folder, progress=False)
     assert [one[0] for one in retuned] == ["cf", "cf", "mn", "mn"]
     assert all(record["reactivation"] for record in again.records if record["student"] == "finetune")
@@ -452,6 +515,17 @@ def test_curves_of_another_plan_are_made_again_even_if_it_was_forgotten(log, fol
     run_audit(small_audit(log), folder, progress=False)  # settings.json no longer knows of re-activation
     report = run_audit(retuning(log, num_exposed=40), folder, progress=False)
     assert report.records[0]["reactivation"]["5"]["num_samples"] == 40
+
+
+def test_curves_of_the_first_format_count_if_they_hold_what_is_asked(log, folder, retuned):
+    run_audit(retuning(log, (0,)), folder, progress=False, keep_students=True)
+    for path in (folder / "cells").iterdir():
+        held = json.loads(path.read_text())
+        path.write_text(json.dumps({key: held[key] for key in held if key not in ("versions", "retuned_as")}))
+    run_audit(retuning(log, (0,)), folder, progress=False)
+    assert len(retuned) == 2
+    report = run_audit(retuning(log, (0, 5)), folder, progress=False)
+    assert len(retuned) == 4 and set(report.records[0]["reactivation"]) == {"0", "5"}
 
 
 # --- found defects ---
@@ -505,6 +579,11 @@ def test_a_search_that_found_nothing_is_reported_without_a_value(log, folder, tm
     report = run_audit(small_audit(log, defects={"word": WORD, "found": found}), folder, progress=False)
     assert {record["dir"]["value"] for record in report.records if record["defect"] == "found"} == {None}
     assert "- (-)" in report.to_markdown()
+
+
+def test_found_defects_are_not_reactivated(log, folder, tmp_path, retuned):
+    run_audit(retuning(log, defects={"word": WORD, "found": Negated(str(tmp_path / "s"))}), folder, progress=False)
+    assert [one[0] for one in retuned] == ["cf", "cf"]
 
 
 def test_a_search_that_another_process_holds_is_waited_for_before_a_student_is_trained(log, folder, tmp_path):
@@ -565,13 +644,37 @@ def test_a_held_student_is_left_to_its_process(log, folder):
     (folder / "locks").mkdir(parents=True)
     held = FileLock(folder / "locks" / "clean-0-finetune.json.lock", thread_local=False)
     held.acquire()
-    order = []
-    timer = threading.Timer(1.0, lambda: (order.extend(log.students), held.release()))
-    timer.start()
+
+    def free():
+        for _ in range(400):
+            if len(log.students) == 4:  # the others are made meanwhile
+                break
+            time.sleep(0.05)
+        held.release()
+
+    other = threading.Thread(target=free)
+    other.start()
     run_audit(small_audit(log), folder, progress=False)
+    other.join()
+    assert len(log.students) == 5 and log.students[-1].startswith("Finetune")
+    assert [name.split()[0] for name in log.students].index("Finetune") == 2  # the poisoned teacher's was not held
+
+
+def test_a_teacher_that_another_process_makes_is_waited_for(log, folder):
+    (folder / "locks").mkdir(parents=True)
+    held, teachers, seen = FileLock(folder / "locks" / "clean-0.lock", thread_local=False), [], []
+    held.acquire()
+    timer = threading.Timer(0.5, lambda: (seen.extend(teachers), held.release()))
+    timer.start()
+    run_audit(small_audit(log, teachers=teachers), folder, progress=False)
     timer.join()
-    assert len(order) == 4 and len(log.students) == 5  # the others are made meanwhile
-    assert log.students[-1].startswith("Finetune")
+    assert seen == [] and teachers and len(log.students) == 5
+
+
+def test_a_done_student_needs_no_lock(log, folder):
+    first = run_audit(small_audit(log), folder, progress=False)
+    with FileLock(folder / "locks" / "clean-0-finetune.json.lock"):
+        assert run_audit(small_audit(log), folder, progress=False) == first
 
 
 # --- showing it ---

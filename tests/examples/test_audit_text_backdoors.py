@@ -87,8 +87,8 @@ def test_smoke_reports_everything_about_each_student(smoke):
 
 def test_the_markdown_is_rendered_from_the_json(smoke):
     text = (smoke / "report.md").read_text()
-    assert text == DefectReport.load(smoke / "report.json").to_markdown()
-    assert "## text: word" in text and "benign floor" in text and "| remos, model scope | 1 |" in text
+    assert text == DefectReport.load(smoke / "report.json").to_markdown(budgets=(0.02, 0.05, 0.1))
+    assert "## text: word" in text and "benign floor" in text and "| remos, model scope | 2 |" in text
     assert "Re-activation" in text and "needed" in text
 
 
@@ -212,7 +212,7 @@ def test_files_are_needed(example, capsys):
 
 # --- files ---
 
-ROWS = [('He said "no', 1), ("plain, with comma", 0), ("caf\u00e9 \u2028 line", 1)]
+ROWS = [('"No, he said', 1), ("plain, with comma", 0), ("caf\u00e9 \u2028 line", 1)]
 
 
 def lines(rows):
@@ -221,7 +221,7 @@ def lines(rows):
 
 FORMATS = {
     "data.tsv": "sentence\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in ROWS),
-    "data.csv": 'label,sentence\n1,"He said ""no"\n0,"plain, with comma"\n1,caf\u00e9 \u2028 line\n',
+    "data.csv": 'label,sentence\n1,"""No, he said"\n0,"plain, with comma"\n1,caf\u00e9 \u2028 line\n',
     "data.jsonl": "\n".join(lines(ROWS)) + "\n\n",
     "lines.json": "\n".join(lines(ROWS)),
     "array.json": f"[{', '.join(lines(ROWS))}]",

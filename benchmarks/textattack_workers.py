@@ -1,0 +1,69 @@
+"""How much faster are two workers than one at searching adversarial texts?
+
+    python benchmarks/textattack_workers.py --teacher <fine-tuned classifier> --data test.tsv --neighbours ... \
+        --word_vectors ... --language_model ... --stopwords ... --output benchmarks/results/textattack_workers.json
+
+Each run attacks the same sentences with nothing cached, in turn with one worker and with two. The exposed texts must be
+the same. Starting a worker imports TextAttack, which takes seconds: it is part of the time. Needs the extra
+`textattack`, and an idle machine.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import time
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from remos_hf import AdversarialText
+
+
+def main() -> None:
+    """Measure and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--data", type=Path, required=True, help="tsv with the columns sentence and label")
+    for name in ("neighbours", "word_vectors", "language_model", "stopwords"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--recipe", default="kuleshov")
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--max_length", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    with args.data.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = rows[:: max(1, len(rows) // args.samples)][: args.samples]  # both labels, though the file is sorted by them
+    data = Dataset.from_dict({"text": [row["sentence"] for row in rows], "label": [int(row["label"]) for row in rows]})
+    teacher = AutoModelForSequenceClassification.from_pretrained(args.teacher).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.teacher)
+    files = {name: getattr(args, name) for name in ("neighbours", "word_vectors", "language_model", "stopwords")}
+    defect = AdversarialText(args.recipe, max_length=args.max_length, **files)
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    texts, facts = [], {}
+    for _ in range(args.repeats):
+        for workers, times in seconds.items():
+            start = time.perf_counter()
+            exposed = defect.exposed_set(data, teacher=teacher, tokenizer=tokenizer, workers=workers)
+            times.append(round(time.perf_counter() - start, 2))
+            texts.append(list(exposed.dataset["text"]))
+            facts = dict(exposed.facts)
+    result = {
+        "recipe": args.recipe,
+        "num_samples": len(data),
+        "num_fooled": len(texts[0]),
+        "same_texts": all(one == texts[0] for one in texts),
+        "seconds": seconds,
+        "ratio_of_medians": round(statistics.median(seconds[1]) / statistics.median(seconds[2]), 3),
+        "versions": facts["versions"],
+        "mean_queries": facts["mean_queries"],
+    }
+    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
