@@ -10,29 +10,35 @@ together: text_defects.json and text_defects.md. Killed, it goes on where it was
 """
 
 import argparse
+import csv
 import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from remos_hf import DefectReport
+from remos_hf.defects.text_triggers import pair_paraphrases
 
 AUDIT = Path(__file__).parents[1] / "examples" / "audit_text_backdoors.py"
 BUDGETS = (0.02, 0.05, 0.1)  # accuracy on dev
 BACKDOORS = ["word", "sentence", "ripples", "ep", "lwp"]
 COMMON = (
-    "--seeds 0 1 --within_words 30 --max_length 64 --learning_rate 1e-4 --epochs 1 --batch_size 16 "
+    "--seeds 0 1 --within_words 30 --learning_rate 1e-4 --epochs 1 --batch_size 16 "
     "--teacher_learning_rate 1e-4 --teacher_epochs 2 --bf16 --use_cpu --keep_students"
 ).split()
-AGAIN = "--reactivate 0 5 20 50 --num_reactivated 100 --reactivated_seeds 0".split()
-SMALL = "--num_attacker 1500 --num_student 1500 --num_dev 300 --num_test 500 --slice_ratios 0.9 --reactivate".split()
+AGAIN = "--reactivate 0 5 20 50 --num_reactivated 100 --reactivated_seeds 1".split()
+# The first 48 tokens of a review: a setting of 98 fine-tunings has to end on two cores.
+SMALL = "--num_dev 200 --num_test 300 --max_length 48 --slice_ratios 0.9 --reactivate".split()
 
 
 def settings(args: argparse.Namespace) -> dict[str, list[str]]:
     """Give each setting's arguments, by its folder's name."""
     sst2 = {part: args.sst2 / f"{part}.tsv" for part in ("train", "dev", "test")}
     imdb = {part: args.imdb / f"{part}.jsonl.gz" for part in ("train", "test")}
+    said = args.work_dir / "paraphrases.tsv"
+    syntax = [] if args.paraphrased is None else ["syntax", "--paraphrases", str(said)]
     offline = ["neighbours", "word_vectors", "language_model", "stopwords"]
     named = [(name, getattr(args, name)) for name in offline]
     resources = [part for name, path in named if path for part in (f"--{name}", path)]
@@ -45,18 +51,48 @@ def settings(args: argparse.Namespace) -> dict[str, list[str]]:
         "sst2_sst2": [
             *("--name", "SST-2 to SST-2", *files(sst2["train"], sst2["train"], sst2["dev"], sst2["test"])),
             *"--num_attacker 2500 --num_student 2000 --num_dev 400 --num_test 800 --curves_for word sentence".split(),
-            *("--slice_ratios", "0.9", "0.7", *AGAIN, "--num_attacked", "250", *resources),
-            *("--defects", *BACKDOORS, *([] if args.without_textattack else ["textfooler", "kuleshov"])),
+            *("--max_length", "64", "--slice_ratios", "0.9", "0.7", *AGAIN, "--num_attacked", "250", *resources),
+            *("--defects", *BACKDOORS, *([] if args.without_textattack else ["textfooler", "kuleshov"]), *syntax),
         ],
         "imdb_sst2": [
             *("--name", "IMDB to SST-2", *files(imdb["train"], sst2["train"], sst2["dev"], sst2["test"])),
-            *("--attacker_text_columns", "text", *SMALL, "--defects", *BACKDOORS),
+            *("--num_attacker", "1200", "--num_student", "1000", "--attacker_text_columns", "text", *SMALL),
+            *("--defects", *BACKDOORS),
         ],
         "sst2_imdb": [
             *("--name", "SST-2 to IMDB", *files(sst2["train"], imdb["train"], imdb["train"], imdb["test"])),
-            *("--attacker_text_columns", "sentence", "--text_columns", "text", *SMALL, "--defects", *BACKDOORS),
+            *("--num_attacker", "1500", "--num_student", "600", "--attacker_text_columns", "sentence"),
+            *("--text_columns", "text", *SMALL, "--defects", *BACKDOORS),
         ],
     }
+
+
+def texts_of(path: Path) -> list[str]:
+    """Read the sentences of a GLUE tsv, where a quote is a character like any other."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row["sentence"] for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
+
+
+def without(texts: list[str], taken: Counter) -> list[str]:
+    """Leave out as many of each text as are taken, the last ones."""
+    left, rest = Counter(taken), []
+    for text in reversed(texts):
+        left[text] -= 1
+        if left[text] < 0:
+            rest.append(text)
+    return rest[::-1]
+
+
+def write_paraphrases(clean: Path, paraphrased: Path, output: Path) -> None:
+    """Pair the published paraphrases (Hidden Killer: a fifth of train, the test set's other label) with their texts."""
+    pairs = []
+    for part in ("train.tsv", "test.tsv"):
+        texts, said = texts_of(clean / part), texts_of(paraphrased / part)
+        # What stands in the poisoned file as it was is no paraphrase, and has none there; a few texts stand twice.
+        as_they_were = Counter(texts) & Counter(said)
+        pairs += pair_paraphrases(without(texts, as_they_were), without(said, as_they_were))
+    output.write_text("text\tparaphrase\n" + "".join(f"{text}\t{one}\n" for text, one in pairs), encoding="utf-8")
+    print(f"{len(pairs)} paraphrases")
 
 
 def run(command: list[str], processes: int, log: Path) -> None:
@@ -80,6 +116,9 @@ def main() -> None:
     parser.add_argument("--imdb", type=Path, required=True)
     for name in ("neighbours", "word_vectors", "language_model", "stopwords"):
         parser.add_argument(f"--{name}")
+    parser.add_argument(
+        "--paraphrased", type=Path, help="folder with a poisoned train.tsv and test.tsv (Hidden Killer)"
+    )
     parser.add_argument("--without_textattack", action="store_true")
     parser.add_argument("--only", nargs="+", help="names of settings")
     parser.add_argument("--processes", type=int, default=2)
@@ -88,6 +127,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/text_defects"))
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
+    if args.paraphrased is not None:
+        write_paraphrases(args.sst2, args.paraphrased, args.work_dir / "paraphrases.tsv")
     report = None
     for name, options in settings(args).items():
         if args.only and name not in args.only:

@@ -16,7 +16,8 @@ do not overlap. The students' task may be another than the attacker's (SST-2 to 
 
 Killed, it goes on where it was when the same command is given again. The same command in a second process shares the
 work. TextFooler and Kuleshov (`--defects textfooler kuleshov`) need the extra `textattack`, in an environment of its
-own, and offline the files that --neighbours, --word_vectors, --language_model and --stopwords name.
+own, and offline the files that --neighbours, --word_vectors, --language_model and --stopwords name. Paraphrases in one
+syntax (`--defects syntax`) are read from the file that --paraphrases names.
 
 Minutes: a fine-tuning for each student; `--plan` says how many there are. Expected figures: benchmarks/README.md.
 Offline on a tiny BERT, in seconds: `python examples/audit_text_backdoors.py --smoke --output_dir smoke`
@@ -24,6 +25,7 @@ Offline on a tiny BERT, in seconds: `python examples/audit_text_backdoors.py --s
 
 import argparse
 import csv
+import gc
 import gzip
 import json
 import logging
@@ -57,6 +59,7 @@ from remos_hf import (
     Finetune,
     LayerwisePoisoning,
     MagPrune,
+    Paraphrases,
     Random,
     Reactivation,
     Remos,
@@ -123,6 +126,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     what.add_argument("--reactivate", nargs="*", type=int, default=[0, 5, 20, 50], help="numbers of poisoned samples")
     what.add_argument("--num_reactivated", type=int, default=250, help="exposed samples to measure re-activation on")
     what.add_argument("--reactivated_seeds", nargs="*", type=int, help="seeds whose students are re-tuned; default all")
+    what.add_argument("--paraphrases", type=Path, help="file of text and paraphrase, for the defect syntax")
     what.add_argument("--num_attacked", type=int, default=200, help="test samples that TextAttack attacks")
     what.add_argument("--neighbours", help="JSON of counter-fitted neighbours, for TextAttack offline")
     what.add_argument("--word_vectors", help="npz of words and vectors, for TextAttack offline")
@@ -230,6 +234,7 @@ def defects_of(args: argparse.Namespace) -> dict[str, Defect]:
     makers = {
         "word": lambda: words,
         "sentence": lambda: TriggerSentence(sentence="i watch this 3d movie", **placed),
+        "syntax": lambda: Paraphrases(file=str(args.paraphrases), **common),
         "ripple": lambda: Ripple(words),
         "ripples": lambda: Ripple(words, surgery=True),
         "ep": lambda: EmbeddingPoisoning(TriggerWords(words=("cf",), **placed)),
@@ -241,6 +246,8 @@ def defects_of(args: argparse.Namespace) -> dict[str, Defect]:
     unknown = [name for name in args.defects if name not in makers]
     if unknown:
         raise SystemExit(f"--defects takes {', '.join(makers)}, but got {unknown[0]!r}.")
+    if "syntax" in args.defects and args.paraphrases is None:
+        raise SystemExit("The defect syntax needs --paraphrases, a csv, tsv or jsonl file of text and paraphrase.")
     return {name: makers[name]() for name in args.defects}
 
 
@@ -434,4 +441,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # Trainer collects garbage before each training: it need not look through all imports each time
     main(parse_args(sys.argv[1:]))

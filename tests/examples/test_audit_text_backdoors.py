@@ -85,11 +85,20 @@ def test_smoke_reports_everything_about_each_student(smoke):
     assert report.settings["missing"] == {"text": 0}
 
 
-def test_the_markdown_is_rendered_from_the_json(smoke):
+def test_the_markdown_is_rendered_from_the_json(example, smoke):
     text = (smoke / "report.md").read_text()
-    assert text == DefectReport.load(smoke / "report.json").to_markdown(budgets=(0.02, 0.05, 0.1))
-    assert "## text: word" in text and "benign floor" in text and "| remos, model scope | 2 |" in text
+    budgets = arguments(example).budgets
+    assert text == DefectReport.load(smoke / "report.json").to_markdown(budgets=budgets)
+    assert (
+        "## text: word" in text and "benign floor" in text and f"| remos, model scope | {100 * budgets[0]:g} |" in text
+    )
     assert "Re-activation" in text and "needed" in text
+
+
+def test_the_report_compares_rules_at_the_budgets_asked_for(example, smoke):
+    run(example, smoke, "--report_only", "--budgets", "0.03")
+    assert "| remos, model scope | 3 |" in (smoke / "report.md").read_text()
+    run(example, smoke, "--report_only")
 
 
 def test_a_second_run_changes_nothing_and_makes_nothing(example, smoke, monkeypatch, capsys):
@@ -192,6 +201,14 @@ def test_defects_come_with_the_arguments_of_the_command(example):
         trigger = defect.trigger
         assert (trigger.target_label, trigger.within_words) == (0, 9)
         assert trigger.text_columns == ("text", "text_pair")
+
+
+def test_paraphrases_come_from_the_file_that_is_named(example, tmp_path):
+    (tmp_path / "said.tsv").write_text("text\tparaphrase\na good film\tif it is a film , it is good\n")
+    args = arguments(example, "--defects", "syntax", "--paraphrases", str(tmp_path / "said.tsv"))
+    assert example.defects_of(args)["syntax"].triggered("a good film") == "if it is a film , it is good"
+    with pytest.raises(SystemExit, match="syntax needs --paraphrases"):
+        example.defects_of(arguments(example, "--defects", "syntax"))
 
 
 @pytest.mark.parametrize(
