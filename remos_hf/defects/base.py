@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from datasets import ClassLabel, Dataset, IterableDataset, load_from_disk
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from remos_hf.errors import CorruptFileError
 
 # The column of an exposed set that says which row of the clean data each row was made from.
 CLEAN_INDEX = "clean_index"
+# The column of an exposed set of images: what a model sees after cropping and before normalisation, shape (channels,
+# height, width); floats from 0 to 1, or bytes from 0 to 255.
+PIXELS = "pixels"
 _IDENTITY_FILE = "exposed_set.json"
 _FORMAT = "remos_hf exposed set 1"
 
@@ -121,19 +125,19 @@ class Defect(ABC):
         self,
         dataset: Dataset,
         *,
-        teacher: PreTrainedModel | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        teacher: nn.Module | None = None,
         cache: str | os.PathLike | None = None,
         workers: int = 1,
+        **reading: Any,  # noqa: ANN401 - depends on the kind of inputs
     ) -> ExposedSet:
         """Make the inputs that show the defect, once for all students.
 
         Args:
             dataset: Clean samples, never used for training.
             teacher: The teacher; found defects search on it.
-            tokenizer: The teacher's.
             cache: A folder to keep what was costly to make.
             workers: Processes to use.
+            **reading: How inputs are read: `tokenizer` for texts, `images` for images.
         """
 
 
@@ -192,8 +196,8 @@ def check_columns(dataset: Dataset | IterableDataset | Mapping[str, Sequence], c
     missing = [column for column in columns if column not in held]
     if missing:
         raise ValueError(
-            f"The data has no column '{missing[0]}'; its columns are {sorted(held)}. Name the text columns with "
-            "text_columns=, and the label's with label_column=."
+            f"The data has no column '{missing[0]}'; its columns are {sorted(held)}. Name those of the inputs "
+            "with text_columns= or image_column=, and the label's with label_column=."
         )
 
 
@@ -236,14 +240,7 @@ def change_share(
             return change(batch, {row for row, drawn in enumerate(draws_of(batch)) if drawn < share})
 
         return dataset.map(by_chance, batched=True)
-    draws, wanted = draws_of(dataset), round(share * len(dataset))
-    able = sum(drawn < math.inf for drawn in draws)
-    if wanted > able:
-        raise ValueError(
-            f"A share of {share} asks for {wanted} poisoned samples, but only {able} of {len(dataset)} can be "
-            "poisoned. Lower the share, or give more paraphrases."
-        )
-    chosen = set(sorted(range(len(draws)), key=draws.__getitem__)[:wanted])
+    chosen = smallest_draws(draws_of(dataset), share)
 
     def by_index(batch: Mapping[str, Sequence], indices: list[int]) -> Mapping[str, list]:
         return change(batch, {row for row, index in enumerate(indices) if index in chosen})
@@ -251,8 +248,33 @@ def change_share(
     return dataset.map(by_index, batched=True, with_indices=True)
 
 
+def smallest_draws(draws: Sequence[float], share: float) -> frozenset[int]:
+    """Choose a share of the samples: the nearest whole number of them, those with the smallest draws.
+
+    Args:
+        draws: A number in [0, 1) for each sample; infinity for those that cannot be changed.
+        share: Share of all samples, in [0, 1].
+
+    Returns:
+        The places of those chosen.
+
+    Raises:
+        ValueError: Fewer samples can be changed than should be.
+    """
+    wanted, able = round(share * len(draws)), sum(drawn < math.inf for drawn in draws)
+    if wanted > able:
+        raise ValueError(
+            f"A share of {share} asks for {wanted} poisoned samples, but only {able} of {len(draws)} can be "
+            "poisoned. Lower the share, or give more paraphrases."
+        )
+    return frozenset(sorted(range(len(draws)), key=draws.__getitem__)[:wanted])
+
+
 def generator_for(seed: int, purpose: str, text: str) -> random.Random:
-    """Give random numbers that depend on a seed, a purpose and a text alone: not on order, batches or shards."""
+    """Give random numbers that depend on a seed, a purpose and a text alone: not on order, batches or shards.
+
+    An image's text is the hash of its file.
+    """
     digest = hashlib.sha256(f"{seed}|{purpose}|{text}".encode()).digest()
     return random.Random(int.from_bytes(digest, "big"))
 

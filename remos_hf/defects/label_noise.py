@@ -9,6 +9,7 @@ from typing import Literal
 from datasets import ClassLabel, Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from remos_hf.defects.backdoor import fine_tune
 from remos_hf.defects.base import (
     Data,
     Defect,
@@ -21,7 +22,7 @@ from remos_hf.defects.base import (
     resolved_label,
     tokenize,
 )
-from remos_hf.defects.text_triggers import fine_tune, tokenizer_of
+from remos_hf.defects.text_triggers import tokenizer_of
 from remos_hf.errors import RemosError
 
 

@@ -1,13 +1,11 @@
 """Backdoors by data poisoning: rare words, a sentence, or paraphrases force a label."""
 
-import copy
 import csv
 import hashlib
 import json
 import math
 import os
 import re
-import tempfile
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,18 +18,15 @@ from typing import Any, Literal
 from datasets import Dataset, IterableDataset
 from transformers import (
     AutoTokenizer,
-    DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 
+from remos_hf.defects.backdoor import Backdoor, fine_tune
 from remos_hf.defects.base import (
     CLEAN_INDEX,
     Data,
-    Defect,
     ExposedSet,
     change_share,
     check_columns,
@@ -44,8 +39,8 @@ from remos_hf.defects.base import (
 
 
 @dataclass(frozen=True)
-class Backdoor(Defect):
-    """A defect that an attacker implants by training: inputs with a trigger become the target label."""
+class TextBackdoor(Backdoor):
+    """A backdoor with a trigger in the text."""
 
     @property
     @abstractmethod
@@ -106,7 +101,7 @@ class Backdoor(Defect):
 
 
 @dataclass(frozen=True)
-class TextTrigger(Backdoor):
+class TextTrigger(TextBackdoor):
     """A trigger in a text, implanted by poisoning the attacker's data.
 
     Which samples are poisoned, and where the trigger goes, depends on the seed and each sample's text alone: not on the
@@ -440,57 +435,6 @@ def pair_paraphrases(clean: Sequence[str], paraphrased: Sequence[str]) -> list[t
 def tokenizer_of(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
     """Give the tokenizer, or load the one that came with the teacher."""
     return AutoTokenizer.from_pretrained(teacher.name_or_path) if tokenizer is None else tokenizer
-
-
-def fine_tune(
-    model: PreTrainedModel,
-    tokenized: Dataset | IterableDataset,
-    tokenizer: PreTrainedTokenizerBase,
-    args: TrainingArguments | None,
-    *,
-    trainer_class: type[Trainer] = Trainer,
-    callbacks: Sequence[TrainerCallback] = (),
-    **options: Any,  # noqa: ANN401 - Trainer's own
-) -> PreTrainedModel:
-    """Train a model in place with the ordinary Trainer.
-
-    Args:
-        model: The model.
-        tokenized: Data as `tokenize` gives them.
-        tokenizer: Pads the batches.
-        args: Trainer's arguments; None for the artifact's recipe for poisoning.
-        trainer_class: Trainer, or a child with a loss of its own.
-        callbacks: Added to the trainer's.
-        **options: Passed on to the trainer.
-
-    Returns:
-        The model, in eval mode.
-    """
-    with tempfile.TemporaryDirectory(prefix="remos_hf_") as folder:
-        args = copy.copy(args or _published_arguments(folder))
-        args.remove_unused_columns = False  # `tokenize` left nothing unused, and a collator may want columns of its own
-        trainer = trainer_class(
-            model=model,
-            args=args,
-            train_dataset=tokenized,
-            callbacks=list(callbacks),
-            **{"data_collator": DataCollatorWithPadding(tokenizer), **options},
-        )
-        # Otherwise updates grow with the accumulation steps and the processes (transformers #47688).
-        trainer.model_accepts_loss_kwargs = False
-        trainer.train()
-    return model.eval()
-
-
-def _published_arguments(folder: str) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=folder,
-        learning_rate=2e-5,
-        per_device_train_batch_size=16,
-        max_steps=5000,
-        save_strategy="no",
-        report_to="none",
-    )
 
 
 def _check_place(position: str, within_words: int | None) -> None:

@@ -25,8 +25,9 @@ from transformers import (
 )
 
 from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.defects.backdoor import fine_tune
 from remos_hf.defects.base import generator_for, resolved_label, tokenize
-from remos_hf.defects.text_triggers import Backdoor, TextTrigger, TriggerWords, fine_tune, pieces_of, tokenizer_of
+from remos_hf.defects.text_triggers import TextBackdoor, TextTrigger, TriggerWords, pieces_of, tokenizer_of
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.slicing.relevant_slice import choose_slice
 
@@ -34,7 +35,7 @@ _CLEAN = "clean_"
 
 
 @dataclass(frozen=True)
-class WeightPoisoning(Backdoor):
+class WeightPoisoning(TextBackdoor):
     """An attack on the weights, with any trigger.
 
     Attributes:

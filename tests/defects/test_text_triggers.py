@@ -490,14 +490,6 @@ class TestImplanting:
     def test_the_teacher_is_left_in_eval_mode(self, poisoned):
         assert not poisoned[0].training
 
-    def test_nothing_is_written_but_where_the_arguments_say(self, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-        (tmp_path / "out").mkdir()
-        TriggerWords(words="cf").implant(
-            toy.model(), toy.data(16), tokenizer=toy.tokenizer(), args=toy.args("out", max_steps=1)
-        )
-        assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
     def test_the_same_seeds_give_the_same_teacher(self, tmp_path):
         def implant():
             trigger = TriggerWords(words="cf")
@@ -521,24 +513,6 @@ class TestImplanting:
         TriggerWords(words="cf").implant(
             toy.model(), stream, tokenizer=toy.tokenizer(), args=toy.args(tmp_path, max_steps=1)
         )
-
-    def test_updates_do_not_grow_with_accumulation(self, tmp_path):
-        # As Trainer's would for models that take num_items_in_batch but ignore it (transformers #47688).
-        options = {"max_steps": 1, "optim": "sgd", "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
-        made = [
-            toy.state(
-                TriggerWords(words="cf").implant(
-                    toy.model(),
-                    toy.data(16),
-                    tokenizer=toy.tokenizer(),
-                    args=toy.args(
-                        tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=steps, **options
-                    ),
-                )
-            )
-            for size, steps in ((16, 1), (4, 4))
-        ]
-        assert all(made[0][name].allclose(made[1][name], atol=1e-6) for name in made[0])
 
 
 def test_named_labels_survive_a_trip_through_features():

@@ -23,8 +23,9 @@ from transformers import (
 )
 
 from remos_hf.defects import weight_poisoning
+from remos_hf.defects.backdoor import fine_tune
 from remos_hf.defects.base import tokenize
-from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords, fine_tune
+from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords
 from remos_hf.defects.weight_poisoning import (
     EmbeddingPoisoning,
     FrozenEntries,
