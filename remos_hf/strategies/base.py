@@ -89,11 +89,11 @@ class Strategy:
         """
         self.prepare(student, batches)
 
-    def before_forward(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    def before_forward(self, model: nn.Module, inputs: Any) -> Any:  # noqa: ANN401 - a batch as it was collated
         """Give the inputs that a training step really runs on."""
         return inputs
 
-    def penalty(self, model: nn.Module, inputs: dict[str, Any], outputs: Any) -> Tensor | None:  # noqa: ANN401
+    def penalty(self, model: nn.Module, inputs: Any, outputs: Any) -> Tensor | None:  # noqa: ANN401
         """Give what is added to the loss of a training step; a scalar, or None for nothing."""
         return None
 

@@ -1,8 +1,8 @@
-"""Slicing for anyone's Trainer: `attach_remos` before `train()`, and the pieces that RemosTrainer shares with it."""
+"""Slicing for anyone's Trainer: `attach_remos` before `train()`; and what RemosTrainer and `fit` share with it."""
 
 import logging
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from remos_hf.errors import RemosError
-from remos_hf.strategies.base import Preparation, Strategy
+from remos_hf.strategies.base import Batches, Preparation, Strategy
 from remos_hf.strategies.slice_and_reset import Remos
 from remos_hf.training.sidecars import Sidecars
 
@@ -95,24 +96,43 @@ class RemosCallback(TrainerCallback):
             self.sidecars.save(args.output_dir)
 
 
-def chosen_strategy(slice_ratio: float | None, strategy: Strategy | None) -> Strategy:
-    """Settle what the caller asked for."""
+def chosen_strategy(
+    slice_ratio: float | None, strategy: Strategy | None, head: tuple[str, ...] | None = None
+) -> Strategy:
+    """Settle what the caller asked for; `head` names the modules that ReMoS spares, None lets it find them."""
     if (slice_ratio is None) == (strategy is None):
         raise ValueError(
             "Pass either slice_ratio= (the share of the teacher's weights that ReMoS keeps) or strategy= (such as "
             f"Finetune()), but got slice_ratio={slice_ratio} and strategy={strategy}."
         )
-    return Remos(slice_ratio) if strategy is None else strategy
+    return Remos(slice_ratio, head=head) if strategy is None else strategy
 
 
 def start_student(trainer: Trainer, strategy: Strategy) -> Sidecars:
     """Let a strategy prepare the trainer's model, and say what it did. The global random state stays as it was."""
-    with _own_randomness(trainer.args.seed):
-        preparation = strategy.prepare(trainer.model, lambda samples: student_batches(trainer, samples))
+    return prepare_student(
+        trainer.model, strategy, lambda samples: student_batches(trainer, samples), trainer.args.seed
+    )
+
+
+def prepare_student(student: nn.Module, strategy: Strategy, batches: Batches, seed: int) -> Sidecars:
+    """Let a strategy prepare a student in place, and say what it did. The global random state stays as it was.
+
+    Args:
+        student: The teacher with its new head, before it is wrapped and before its optimizer is built.
+        strategy: The strategy.
+        batches: Called with a number of samples (None for all), gives this process's share of the training data.
+        seed: Seed of the random state that the strategy finds.
+
+    Raises:
+        RemosError: The processes chose different slices.
+    """
+    with own_randomness(seed):
+        preparation = strategy.prepare(student, batches)
     _check_same_everywhere(preparation)
     if preparation.summary():
         logger.info(preparation.summary())
-    return Sidecars.of(strategy, preparation, trainer.model)
+    return Sidecars.of(strategy, preparation, student)
 
 
 def student_batches(trainer: Trainer, max_samples: int | None = None) -> Iterable:
@@ -132,17 +152,52 @@ def student_batches(trainer: Trainer, max_samples: int | None = None) -> Iterabl
         raise ValueError("The student's data decides what is kept, but the trainer has no train_dataset.")
     # The public way to the dataset and the collator without the columns that the model does not take.
     prepared = trainer.get_test_dataloader(trainer.train_dataset)
-    args, rank, world = trainer.args, trainer.args.process_index, trainer.args.world_size
+    args = trainer.args
+    sharded = isinstance(prepared.dataset, IterableDataset) and args.world_size > 1
+    return ordered_batches(
+        trainer.train_dataset if sharded else prepared.dataset,
+        prepared.collate_fn,
+        size=args.per_device_eval_batch_size,
+        max_samples=max_samples,
+        seed=args.seed,
+        rank=args.process_index,
+        world=args.world_size,
+        workers=args.dataloader_num_workers,
+    )
+
+
+def ordered_batches(
+    dataset: Dataset,
+    collate_fn: Callable[[list], Any] | None,
+    *,
+    size: int,
+    max_samples: int | None,
+    seed: int,
+    rank: int,
+    world: int,
+    workers: int = 0,
+) -> Iterable:
+    """Give one process's share of a data set, unshuffled and nothing twice. Takes nothing from the random state.
+
+    Args:
+        dataset: The data; a stream is one that is not yet shared out over the processes.
+        collate_fn: Makes a batch of samples; PyTorch's default if None.
+        size: Samples in a batch.
+        max_samples: Samples to take over all processes; drawn by the seed, or the first ones of a stream; None for all.
+        seed: Seed of the draw.
+        rank: This process's number.
+        world: Number of processes.
+        workers: Processes that load; a stream is read in this one.
+
+    Returns:
+        An iterable of batches on the CPU. The shares of N processes are the batches of one process, each once.
+    """
     # A loader with a generator of its own takes nothing from the global random state.
-    options = {"collate_fn": prepared.collate_fn, "generator": torch.Generator().manual_seed(args.seed)}
-    size = args.per_device_eval_batch_size
-    dataset = prepared.dataset
+    options = {"collate_fn": collate_fn, "generator": torch.Generator().manual_seed(seed)}
     if isinstance(dataset, IterableDataset):
-        stream = _Start(trainer.train_dataset if world > 1 else dataset, max_samples)
-        return islice(DataLoader(stream, batch_size=size, **options), rank, None, world)
-    indices = _drawn(len(dataset), max_samples, args.seed)
+        return islice(DataLoader(_Start(dataset, max_samples), batch_size=size, **options), rank, None, world)
+    indices = _drawn(len(dataset), max_samples, seed)
     shares = [indices[start : start + size] for start in range(0, len(indices), size)]
-    workers = args.dataloader_num_workers
     return DataLoader(dataset, batch_sampler=shares[rank::world], num_workers=workers, **options)
 
 
@@ -181,7 +236,7 @@ def resumed_sidecars(checkpoint: str | Path, strategy: Strategy) -> Sidecars:
 
 
 @contextmanager
-def _own_randomness(seed: int) -> Iterator[None]:
+def own_randomness(seed: int) -> Iterator[None]:
     """Give a block its own seeded randomness, so that strategies are compared from the same random state."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state others use
     try:

@@ -92,8 +92,8 @@ class Sidecars:
         path = folder / CONFIG_FILE
         if not path.is_file():
             raise FileNotFoundError(
-                f"There is no {path}, so nothing says how this student was made. It was not saved by RemosTrainer or "
-                "attach_remos."
+                f"There is no {path}, so nothing says how this student was made. It was not saved by RemosTrainer, "
+                "fit or attach_remos."
             )
         try:
             config = json.loads(path.read_text())
