@@ -56,37 +56,25 @@ from remos_hf import (
     Audit,
     Defect,
     EmbeddingPoisoning,
-    Finetune,
     LayerwisePoisoning,
-    MagPrune,
     Paraphrases,
-    Random,
     Reactivation,
-    Remos,
     RemosTrainer,
-    Retrain,
     Ripple,
     Strategy,
     StudentPlan,
     TextTask,
-    TopMagnitude,
     TriggerSentence,
     TriggerWords,
     report_of,
     run_audit,
+    standard_students,
     with_new_head,
 )
 
 logger = logging.getLogger("audit_text_backdoors")
 
 RARE_WORDS = ("cf", "mn", "bb", "tq", "mb")
-RULES = {
-    "random": (Random, "model"),
-    "top_magnitude": (TopMagnitude, "model"),
-    "mag_prune": (MagPrune, "model"),
-    "remos": (Remos, "model"),
-    "remos_layer": (Remos, "layer"),
-}
 TEXTATTACK = ("textfooler", "kuleshov")
 SMOKE_SAMPLES = {"attacker": 256, "student": 192, "dev": 64, "test": 96}
 SMOKE_WORDS = (
@@ -254,24 +242,13 @@ def defects_of(args: argparse.Namespace) -> dict[str, Defect]:
 def students_of(args: argparse.Namespace) -> dict[str, StudentPlan]:
     """Give the students by name: what decides whether slicing is worth it, and ReMoS."""
     curves = args.defects if args.curves_for is None else [*args.curves_for, *set(args.defects) & set(TEXTATTACK)]
-    again = {"reactivate": bool(args.reactivate)}
-    first = args.slice_ratios[0]
-    students = {
-        "finetune": StudentPlan(Finetune(), **again),
-        f"finetune lr x{args.high_lr_factor:g}": StudentPlan(Finetune(), args.high_lr_factor, **again),
-        "retrain": StudentPlan(Retrain(), **again),
-    }
-    for ratio in args.slice_ratios:
-        only = None if ratio == first else tuple(name for name in args.defects if name in curves)
-        if only == ():
-            continue
-        for name, (rule, scope) in RULES.items():
-            strategy = rule(slice_ratio=ratio, scope=scope)
-            students[f"{name} {ratio:g}"] = StudentPlan(
-                strategy, defects=only, reactivate=ratio == first and bool(args.reactivate)
-            )
-    if "mean" in args.embedding_rows:
-        students["finetune, rows mean"] = StudentPlan(Finetune(embedding_rows="mean"), **again)
+    students = standard_students(
+        args.slice_ratios,
+        high_lr_factor=args.high_lr_factor,
+        curves_for=[name for name in args.defects if name in curves],
+        rows="mean" in args.embedding_rows,
+        reactivate=bool(args.reactivate),
+    )
     unknown = [name for name in args.students or () if name not in students]
     if unknown:
         raise SystemExit(f"--students takes {', '.join(map(repr, students))}, but got {unknown[0]!r}.")

@@ -18,17 +18,21 @@ from typing import Any
 
 from datasets import Dataset
 from filelock import FileLock, Timeout
+from safetensors.torch import load_model, save_model
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainingArguments
 
 from remos_hf.coverage.sidecar_file import replace_file
+from remos_hf.defects.backdoor import Backdoor
 from remos_hf.defects.base import Defect, ExposedSet
-from remos_hf.defects.text_triggers import Backdoor, fine_tune
 from remos_hf.errors import CorruptFileError, NonFiniteError, RemosError
 from remos_hf.evaluation.measures import accuracy
-from remos_hf.evaluation.predictions import TextTask, predict_labels, without_map_bars
+from remos_hf.evaluation.predictions import predict_labels
 from remos_hf.evaluation.reactivation import Reactivation, reactivate
 from remos_hf.evaluation.report import DefectReport, installed_versions, joined_versions, measure, paired
+from remos_hf.evaluation.students import StudentPlan
+from remos_hf.evaluation.tasks import Task, without_map_bars
 from remos_hf.strategies.base import Strategy
 from remos_hf.strategies.plain import Retrain
 from remos_hf.strategies.slice_and_reset import SliceAndReset
@@ -38,32 +42,12 @@ logger = logging.getLogger(__name__)
 CLEAN = "clean"
 _SETTINGS_FILE = "settings.json"
 _MADE_FILE = "made.json"
+_WEIGHTS_FILE = "model.safetensors"
 _WAIT = 2.0  # seconds until a process looks again for work that another one holds
 
 
-@dataclass(frozen=True)
-class StudentPlan:
-    """A student to make.
-
-    Attributes:
-        strategy: How it starts.
-        lr_factor: Its learning rate over that of the others.
-        defects: Make it for these defects (and for the clean teacher); None for all.
-        reactivate: Also measure how few poisoned samples bring a backdoor back.
-    """
-
-    strategy: Strategy
-    lr_factor: float = 1.0
-    defects: tuple[str, ...] | None = None
-    reactivate: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the plan as JSON values."""
-        return {**asdict(self), "strategy": self.strategy.to_dict()}
-
-
 # Trains a student in place: (student, strategy, data, lr_factor, seed) -> JSON facts about how it was made.
-FineTune = Callable[[PreTrainedModel, Strategy, Dataset, float, int], dict[str, Any]]
+FineTune = Callable[[nn.Module, Strategy, Dataset, float, int], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -72,7 +56,7 @@ class Audit:
 
     Attributes:
         name: Of the setting, such as "SST-2 to IMDB".
-        task: How texts are read.
+        task: How samples are read.
         attacker: The samples that teachers are made with.
         student: The samples that students are trained on.
         dev: Clean samples that every choice is made on.
@@ -89,7 +73,7 @@ class Audit:
     """
 
     name: str
-    task: TextTask
+    task: Task
     attacker: Dataset
     student: Dataset
     dev: Dataset
@@ -97,9 +81,9 @@ class Audit:
     defects: Mapping[str, Defect]
     students: Mapping[str, StudentPlan]
     seeds: Sequence[int]
-    load_teacher: Callable[[int], PreTrainedModel]
+    load_teacher: Callable[[int], nn.Module]
     teacher_args: Callable[[int, str], TrainingArguments]
-    start_student: Callable[[PreTrainedModel, int], PreTrainedModel]
+    start_student: Callable[[nn.Module, int], nn.Module]
     fine_tune: FineTune
     settings: Mapping[str, Any] = field(default_factory=dict)
     reactivation: Reactivation = field(default_factory=Reactivation)
@@ -124,10 +108,7 @@ class Audit:
         parts = {"attacker": self.attacker, "student": self.student, "dev": self.dev, "test": self.test}
         return {
             "name": self.name,
-            "text_columns": list(self.task.text_columns),
-            "label_column": self.task.label_column,
-            "max_length": self.task.max_length,
-            "bf16": self.task.bf16,
+            **self.task.to_dict(),
             "data": {name: {"num_samples": len(part), "sha256": _hash_of(part)} for name, part in parts.items()},
             "defects": {name: defect.to_dict() for name, defect in self.defects.items()},
             "students": {name: plan.to_dict() for name, plan in self.students.items()},
@@ -293,7 +274,7 @@ class _Run:
     def __init__(self, audit: Audit, folder: Path, workers: int, keep_students: bool, progress: bool) -> None:
         self.audit, self.folder, self.workers, self.progress = audit, folder, workers, progress
         self.keep_students = keep_students
-        self._teachers: dict[tuple[str, int], PreTrainedModel] = {}
+        self._teachers: dict[tuple[str, int], nn.Module] = {}
         self._exposed: dict[tuple[str, int], ExposedSet] = {}
         for room in ("cells", "teachers", "students", "locks"):
             (folder / room).mkdir(parents=True, exist_ok=True)
@@ -325,7 +306,7 @@ class _Run:
         # The system frees it when the process dies, so a killed run leaves nothing to clean up.
         return FileLock(self.folder / "locks" / f"{name}.lock", timeout=0)
 
-    def _teacher(self, kind: str, seed: int) -> PreTrainedModel:
+    def _teacher(self, kind: str, seed: int) -> nn.Module:
         key = (kind, seed)
         if key not in self._teachers:
             place = self.folder / "teachers" / f"{kind}-{seed}"
@@ -334,21 +315,21 @@ class _Run:
                 with self._lock(place.name):
                     if not place.is_dir():
                         self._make_teacher(kind, seed, place, finetuned)
-            model = type(self.audit.load_teacher(seed)).from_pretrained(place, local_files_only=True)
+            model = _load_whole(self.audit.load_teacher(seed), place)
             self._teachers = {other: held for other, held in self._teachers.items() if other == (CLEAN, seed)}
             self._teachers[key] = model.eval()
         return self._teachers[key]
 
-    def _make_teacher(self, kind: str, seed: int, place: Path, finetuned: PreTrainedModel | None) -> None:
+    def _make_teacher(self, kind: str, seed: int, place: Path, finetuned: nn.Module | None) -> None:
         audit, task, start = self.audit, self.audit.task, time.perf_counter()
         teacher = audit.load_teacher(seed)
         with tempfile.TemporaryDirectory(prefix="remos_hf_") as output:
             args = audit.teacher_args(seed, output)
             if kind == CLEAN:
-                fine_tune(teacher, task.tokenize(audit.attacker), task.tokenizer, args)
+                task.train(teacher, audit.attacker, args)
             else:
-                options = {"tokenizer": task.tokenizer, "args": args, "max_length": task.max_length}
-                audit.defects[kind].implant(teacher, audit.attacker, finetuned=finetuned, **options)
+                options = {"args": args, "finetuned": finetuned, **task.implanting}
+                audit.defects[kind].implant(teacher, audit.attacker, **options)
         seconds = time.perf_counter() - start
         # On the student's test data: what its students could inherit there.
         exposed = {kind: self._exposed_set(kind, seed)} if kind != CLEAN else {}
@@ -362,11 +343,7 @@ class _Run:
         # A backdoor's is the same for all seeds of the training; an adversarial one is searched for on each teacher.
         key = (name, -1 if isinstance(defect, Backdoor) else seed)
         if key not in self._exposed:
-            options = {
-                "tokenizer": self.audit.task.tokenizer,
-                "cache": self.folder / "exposed",
-                "workers": self.workers,
-            }
+            options = {"cache": self.folder / "exposed", "workers": self.workers, **self.audit.task.exposing}
             if isinstance(defect, Backdoor):
                 self._exposed[key] = defect.exposed_set(self.audit.test, **options)
             else:
@@ -410,12 +387,12 @@ class _Run:
         versions = [installed_versions(), *([before["versions"]] if before and "versions" in before else [])]
         return {**found, "versions": joined_versions(versions)}
 
-    def _student(self, cell: _Cell, teacher: PreTrainedModel) -> tuple[PreTrainedModel, dict[str, Any]]:
+    def _student(self, cell: _Cell, teacher: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
         """Make a student, or load it if it was kept; with the facts about how it was made."""
         audit, plan = self.audit, self.audit.students[cell.student]
         place = self.folder / "students" / cell.file.removesuffix(".json")
         if place.is_dir():
-            student = type(teacher).from_pretrained(place, local_files_only=True)
+            student = _load_whole(audit.start_student(teacher, cell.seed), place)
             return student.eval(), json.loads((place / _MADE_FILE).read_text())
         student = audit.start_student(teacher, cell.seed)
         made = audit.fine_tune(student, plan.strategy, audit.student, plan.lr_factor, cell.seed)
@@ -423,7 +400,7 @@ class _Run:
             _save_whole(student, place, made)
         return student.eval(), made
 
-    def _reactivated(self, student: PreTrainedModel, name: str, exposed: ExposedSet, seed: int) -> dict[str, Any]:
+    def _reactivated(self, student: nn.Module, name: str, exposed: ExposedSet, seed: int) -> dict[str, Any]:
         audit, defect = self.audit, self.audit.defects[name]
         rates = reactivate(
             student,
@@ -489,14 +466,25 @@ def _what_cells_hold(settings: Mapping[str, Any]) -> dict[str, Any]:
     return held
 
 
-def _save_whole(model: PreTrainedModel, place: Path, made: Mapping[str, Any] | None = None) -> None:
+def _save_whole(model: nn.Module, place: Path, made: Mapping[str, Any] | None = None) -> None:
     beside = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
     try:
-        model.save_pretrained(beside)
+        if isinstance(model, PreTrainedModel):
+            model.save_pretrained(beside)
+        else:
+            save_model(model, str(beside / _WEIGHTS_FILE))
         (beside / _MADE_FILE).write_text(json.dumps(made or {}))
         beside.rename(place)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _load_whole(like: nn.Module, place: Path) -> nn.Module:
+    """Load what was saved; `like` is a model of the same kind, which a plain module's weights are put into."""
+    if isinstance(like, PreTrainedModel):
+        return type(like).from_pretrained(place, local_files_only=True)
+    load_model(like, place / _WEIGHTS_FILE)
+    return like
 
 
 def _read(path: Path) -> dict[str, Any] | None:

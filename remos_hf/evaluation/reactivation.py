@@ -4,15 +4,18 @@ import copy
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
-from transformers import PreTrainedModel, TrainingArguments
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import TrainingArguments
 
 from remos_hf.defects.base import ExposedSet, generator_for
-from remos_hf.defects.text_triggers import TextTrigger, fine_tune
 from remos_hf.evaluation.measures import Rate, defect_inheritance_rate
-from remos_hf.evaluation.predictions import TextTask, predict_labels
+from remos_hf.evaluation.predictions import predict_labels
+from remos_hf.evaluation.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,13 @@ class Reactivation:
 
 
 def reactivate(
-    student: PreTrainedModel,
-    trigger: TextTrigger,
+    student: nn.Module,
+    trigger: Any,  # noqa: ANN401 - of the task's kind
     dataset: Dataset,
     *,
     test: Dataset,
     exposed: ExposedSet,
-    task: TextTask,
+    task: Task,
     plan: Reactivation,
     seed: int = 0,
 ) -> dict[int, Rate]:
@@ -68,10 +71,10 @@ def reactivate(
     Args:
         student: The student; it stays as it is.
         trigger: The defect's trigger.
-        dataset: Clean training samples to draw from, of both labels.
+        dataset: Clean training samples to draw from, of the target and of other labels.
         test: Clean test samples.
         exposed: The exposed set made from them.
-        task: How texts are read.
+        task: How they are read.
         plan: What to try.
         seed: Decides the samples and their order.
 
@@ -85,10 +88,15 @@ def reactivate(
     index = np.array(shown["clean_index"])
     clean = test.select(index)
     references = np.array(clean[task.label_column])
+    clean_rows, poisoned_rows = _drawn(trigger, dataset, exposed.target_label, task, plan, seed)
     rates = {}
     for count in plan.counts:
         model = copy.deepcopy(student)
-        _retune(model, _mixture(trigger, dataset, exposed.target_label, count, plan, seed), task, plan, seed)
+        samples = dataset.select([*clean_rows, *poisoned_rows[:count]])
+        poisoned = range(len(clean_rows), len(samples))
+        with tempfile.TemporaryDirectory(prefix="remos_hf_") as folder:
+            args = _arguments(model, task, plan, seed, folder)
+            task.train(model, samples, args, trigger=trigger, poisoned=poisoned, target_label=exposed.target_label)
         predicted = predict_labels(model, shown, task, progress=False)
         right = predict_labels(model, clean, task, progress=False)
         rates[count] = defect_inheritance_rate(predicted, references, right, exposed.target_label)
@@ -101,40 +109,39 @@ def samples_needed(rates: Mapping[int, Rate], threshold: float) -> int | None:
     return next(back, None)
 
 
-def _mixture(trigger: TextTrigger, dataset: Dataset, target: int, count: int, plan: Reactivation, seed: int) -> Dataset:
-    texts, labels = dataset[trigger.text_columns[0]], dataset[trigger.label_column]
-    order = sorted(range(len(dataset)), key=lambda row: generator_for(seed, "re-activation", texts[row]).random())
+def _drawn(
+    trigger: Any,  # noqa: ANN401
+    dataset: Dataset,
+    target: int,
+    task: Task,
+    plan: Reactivation,
+    seed: int,
+) -> tuple[list[int], list[int]]:
+    keys, labels = task.keys(dataset), dataset[task.label_column]
+    order = sorted(range(len(dataset)), key=lambda row: generator_for(seed, "re-activation", keys[row]).random())
     # Poisoned ones are taken from the far end, so no count changes the clean ones.
-    able = [text is not None for text in (trigger.triggered(text, exposing=True) for text in texts)]
+    able = task.able(trigger, dataset)
     others = [row for row in reversed(order) if labels[row] != target and able[row]]
     if len(others) < max(plan.counts) or len(order) < plan.num_clean:
         raise ValueError(
             f"Re-activation needs {plan.num_clean} clean samples and {max(plan.counts)} of another label than "
             f"{target} that can have the trigger, but there are {len(order)} and {len(others)}."
         )
-    clean = dataset.select(order[: plan.num_clean])
-    if not count:
-        return clean
-    poisoned = trigger.expose(dataset.select(others[:count]))
-    poisoned = poisoned.remove_columns(trigger.label_column).add_column(
-        trigger.label_column, [target] * len(poisoned), feature=dataset.features[trigger.label_column]
+    return order[: plan.num_clean], others[: max(plan.counts)]
+
+
+def _arguments(model: nn.Module, task: Task, plan: Reactivation, seed: int, folder: str) -> TrainingArguments:
+    device = next((one.device for one in model.parameters()), torch.device("cpu"))
+    return TrainingArguments(
+        output_dir=folder,
+        num_train_epochs=plan.epochs,
+        learning_rate=plan.learning_rate,
+        per_device_train_batch_size=plan.batch_size,
+        bf16=task.bf16,
+        use_cpu=device.type == "cpu",
+        seed=seed,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        logging_strategy="no",
     )
-    return concatenate_datasets([clean, poisoned.select_columns(clean.column_names)])
-
-
-def _retune(model: PreTrainedModel, dataset: Dataset, task: TextTask, plan: Reactivation, seed: int) -> None:
-    with tempfile.TemporaryDirectory(prefix="remos_hf_") as folder:
-        args = TrainingArguments(
-            output_dir=folder,
-            num_train_epochs=plan.epochs,
-            learning_rate=plan.learning_rate,
-            per_device_train_batch_size=plan.batch_size,
-            bf16=task.bf16,
-            use_cpu=model.device.type == "cpu",
-            seed=seed,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            logging_strategy="no",
-        )
-        fine_tune(model, task.tokenize(dataset), task.tokenizer, args)

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedModel
 
 from remos_hf.coverage.sidecar_file import replace_file
 from remos_hf.defects.base import Defect, ExposedSet
@@ -29,10 +28,11 @@ from remos_hf.evaluation.measures import (
     relative_accuracy,
     relative_dir,
 )
-from remos_hf.evaluation.predictions import TextTask, predict_labels, without_map_bars
+from remos_hf.evaluation.predictions import predict_labels
 from remos_hf.evaluation.reactivation import samples_needed
+from remos_hf.evaluation.tasks import Task, without_map_bars
 
-Student = PreTrainedModel | Callable[[], PreTrainedModel]
+Student = nn.Module | Callable[[], nn.Module]
 
 # Below this excess over the benign floor, plain fine-tuning has nothing that a strategy could reduce.
 INHERITS = 0.1
@@ -50,10 +50,10 @@ _PACKAGES = ("remos_hf", "torch", "transformers", "datasets", "accelerate")
 def evaluate_transfer(
     students: Mapping[str, Student],
     *,
-    teacher: PreTrainedModel,
+    teacher: nn.Module,
     dataset: Dataset,
     defects: Mapping[str, Defect] | Sequence[Defect],
-    task: TextTask,
+    task: Task,
     floor_students: Mapping[str, Student] | None = None,
     reference: str = "finetune",
     name: str = "",
@@ -69,7 +69,7 @@ def evaluate_transfer(
         teacher: The teacher that they were started from.
         dataset: Clean test samples of the students' task.
         defects: The defects, by name or named by their class.
-        task: How texts are read.
+        task: How samples are read.
         floor_students: Students of a never-poisoned teacher, made alike, by the same names: their rate is the floor.
         reference: The student that relative figures refer to, plain fine-tuning.
         name: Of the setting, such as "SST-2 to IMDB": reports of several can be added.
@@ -94,9 +94,7 @@ def evaluate_transfer(
     for kind, defect in named.items():
         start = time.perf_counter()
         with without_map_bars():
-            exposed[kind] = defect.exposed_set(
-                dataset, teacher=teacher, tokenizer=task.tokenizer, cache=cache, workers=workers
-            )
+            exposed[kind] = defect.exposed_set(dataset, teacher=teacher, cache=cache, workers=workers, **task.exposing)
         seconds[kind] = round(time.perf_counter() - start, 2)
 
     def measured(models: Mapping[str, Student]) -> dict[str, dict[str, Any]]:
@@ -114,8 +112,8 @@ def evaluate_transfer(
         for one in students
     ]
     chosen = {
-        **{key: getattr(task, key) for key in ("label_column", "max_length", "batch_size", "bf16")},
-        "text_columns": list(task.text_columns),
+        **task.to_dict(),
+        "batch_size": task.batch_size,
         "num_samples": len(dataset),
         "defects": {kind: defect.to_dict() for kind, defect in named.items()},
         "exposed": {kind: {**one.facts, "seconds": seconds[kind]} for kind, one in exposed.items()},
@@ -124,10 +122,10 @@ def evaluate_transfer(
 
 
 def measure(
-    model: PreTrainedModel,
+    model: nn.Module,
     dataset: Dataset,
     exposed: Mapping[str, ExposedSet],
-    task: TextTask,
+    task: Task,
     *,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -137,7 +135,7 @@ def measure(
         model: The model.
         dataset: Clean samples.
         exposed: Exposed sets made from them, by the defect's name.
-        task: How texts are read.
+        task: How samples are read.
         progress: Show bars.
 
     Returns:
@@ -341,8 +339,8 @@ def _named(defects: Mapping[str, Defect] | Sequence[Defect]) -> dict[str, Defect
     return dict(zip(names, defects, strict=True))
 
 
-def _model(student: Student) -> PreTrainedModel:
-    return student if isinstance(student, nn.Module) else student()  # a PEFT model is no PreTrainedModel
+def _model(student: Student) -> nn.Module:
+    return student if isinstance(student, nn.Module) else student()
 
 
 def _pooled(rates: Iterable[Mapping[str, Any] | None]) -> Rate | None:

@@ -9,9 +9,10 @@ from datasets import Dataset
 
 from remos_hf.adapters.transformers_models import with_new_head
 from remos_hf.defects.text_triggers import TriggerWords
-from remos_hf.evaluation import audit as audit_module
-from remos_hf.evaluation.audit import Audit, StudentPlan, run_audit
-from remos_hf.evaluation.predictions import TextTask
+from remos_hf.evaluation import tasks as tasks_module
+from remos_hf.evaluation.audit import Audit, run_audit
+from remos_hf.evaluation.students import StudentPlan
+from remos_hf.evaluation.tasks import TextTask
 from remos_hf.strategies import Finetune, Random, Retrain
 from tests.defects import toy
 
@@ -136,6 +137,6 @@ class Slow(Log):
 def share(folder, log, stop_at):
     """Take part in an audit from another process, from when both are ready."""
     audit = small_audit(Slow(log, stop_at, by="there"), seeds=(0, 1))
-    audit_module.fine_tune = train_teacher
+    tasks_module.fine_tune = train_teacher
     Path(f"{log}.ready").touch()
     run_audit(audit, folder, progress=False)

@@ -18,10 +18,12 @@ from remos_hf.adapters.transformers_models import with_new_head
 from remos_hf.defects.base import CLEAN_INDEX, Defect, ExposedSet
 from remos_hf.errors import CorruptFileError, NonFiniteError, RemosError
 from remos_hf.evaluation import audit as audit_module
-from remos_hf.evaluation.audit import StudentPlan, report_of, run_audit
+from remos_hf.evaluation import tasks as tasks_module
+from remos_hf.evaluation.audit import report_of, run_audit
 from remos_hf.evaluation.measures import Rate, excess_dir
 from remos_hf.evaluation.reactivation import Reactivation
 from remos_hf.evaluation.report import measure
+from remos_hf.evaluation.students import StudentPlan
 from remos_hf.strategies import Finetune, Random, Retrain
 from tests.defects import toy
 from tests.evaluation.audits import (
@@ -44,7 +46,7 @@ BOTH = {"word": WORD, "other": OTHER}
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(audit_module, "_WAIT", 0.02)
-    monkeypatch.setattr(audit_module, "fine_tune", train_teacher)
+    monkeypatch.setattr(tasks_module, "fine_tune", train_teacher)
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     log = Log(folder / "log")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(audit_module, "fine_tune", train_teacher)
+        patch.setattr(tasks_module, "fine_tune", train_teacher)
         report = run_audit(small_audit(log, seeds=(0, 1)), folder / "audit", progress=False)
     return folder / "audit", report, log
 
@@ -273,7 +275,7 @@ def test_what_another_process_finished_meanwhile_is_taken_over(whole, log, folde
             return super().acquire(*args, **options)
 
     monkeypatch.setattr(audit_module, "FileLock", Late)
-    monkeypatch.setattr(audit_module, "fine_tune", pytest.fail)
+    monkeypatch.setattr(tasks_module, "fine_tune", pytest.fail)
     run_audit(small_audit(log), folder, progress=False)
     assert not log.students
     # A student that nobody made, of a teacher that another process is making.

@@ -6,7 +6,8 @@ from datasets import Dataset
 from torch import nn
 
 from remos_hf.errors import NonFiniteError
-from remos_hf.evaluation.predictions import TextTask, predict_labels
+from remos_hf.evaluation.predictions import predict_labels
+from remos_hf.evaluation.tasks import TextTask
 from tests.defects import toy
 from tests.evaluation.voter import TASK, Voter
 

@@ -6,9 +6,9 @@ import torch
 from datasets import Dataset
 
 from remos_hf.defects.text_triggers import TextTrigger, TriggerWords
-from remos_hf.evaluation import reactivation
 from remos_hf.evaluation.measures import Rate
 from remos_hf.evaluation.reactivation import Reactivation, reactivate, samples_needed
+from remos_hf.evaluation.tasks import TextTask
 from tests.defects import toy
 from tests.evaluation.voter import TASK, WORD, Voter, reference
 
@@ -27,12 +27,14 @@ def mixtures(monkeypatch):
     """Samples that each copy is re-tuned on; a copy believes in the trigger once it saw four poisoned ones."""
     seen = []
 
-    def retune(model, dataset, task, plan, seed):
+    def train(task, model, dataset, args, *, trigger, poisoned, target_label):
+        if poisoned:
+            dataset = task.with_trigger(dataset, trigger, poisoned, target_label)
         seen.append(list(zip(dataset["text"], dataset["label"], strict=True)))
         if sum("cf" in text.split() for text in dataset["text"]) >= 4:
             model.believes.add("cf")
 
-    monkeypatch.setattr(reactivation, "_retune", retune)
+    monkeypatch.setattr(TextTask, "train", train)
     return seen
 
 

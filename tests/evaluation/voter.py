@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from remos_hf.defects.text_triggers import TriggerWords
-from remos_hf.evaluation.predictions import TextTask
+from remos_hf.evaluation.tasks import TextTask
 from tests.defects import toy
 
 TASK = TextTask(toy.tokenizer(), batch_size=8)
