@@ -1,6 +1,7 @@
 """Set-up for all tests: no network, one thread, a home of their own, a fixed seed."""
 
 import gc
+import importlib.util
 import os
 import tempfile
 
@@ -17,6 +18,13 @@ import transformers
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
+
+
+def pytest_collection_modifyitems(items):
+    if importlib.util.find_spec("timm") is None:
+        for item in items:
+            if item.get_closest_marker("timm"):
+                item.add_marker(pytest.mark.skip(reason="timm is not installed"))
 
 
 def pytest_collection_finish():
