@@ -25,14 +25,13 @@ AUDIT = Path(__file__).parents[1] / "examples" / "audit_text_backdoors.py"
 BUDGETS = (0.02, 0.05, 0.1)  # accuracy on dev
 BACKDOORS = ["word", "sentence", "ripples", "ep", "lwp"]
 COMMON = (
-    "--seeds 0 1 --within_words 30 --learning_rate 1e-4 --epochs 1 "
+    "--seeds 0 1 --within_words 30 --learning_rate 1e-4 --epochs 1 --batch_size 16 "
     "--teacher_learning_rate 1e-4 --teacher_epochs 2 --bf16 --use_cpu --keep_students"
 ).split()
 AGAIN = "--reactivate 0 5 20 50 --num_reactivated 100 --reactivated_seeds 1".split()
-# A setting of 86 fine-tunings and 12 teachers has to end on two cores: the first 48 tokens of a review.
-SMALL = (
-    "--num_dev 200 --num_test 240 --max_length 48 --batch_size 8 --slice_ratios 0.9 --embedding_rows keep --reactivate"
-).split()
+# A setting of 86 fine-tunings and 12 teachers has to end on two cores: the first 48 tokens of a review. At .9 so few
+# samples teach a sliced student nothing (52 percent); .97 is the ratio of the artifact's vision scripts.
+SMALL = "--num_dev 200 --num_test 240 --max_length 48 --slice_ratios 0.97 --embedding_rows keep --reactivate".split()
 
 
 def settings(args: argparse.Namespace) -> dict[str, list[str]]:
@@ -53,19 +52,7 @@ def settings(args: argparse.Namespace) -> dict[str, list[str]]:
         "sst2_sst2": [
             *("--name", "SST-2 to SST-2", *files(sst2["train"], sst2["train"], sst2["dev"], sst2["test"])),
             *"--num_attacker 2500 --num_student 2000 --num_dev 400 --num_test 800 --curves_for word sentence".split(),
-            *(
-                "--batch_size",
-                "16",
-                "--max_length",
-                "64",
-                "--slice_ratios",
-                "0.9",
-                "0.7",
-                *AGAIN,
-                "--num_attacked",
-                "250",
-                *resources,
-            ),
+            *("--max_length", "64", "--slice_ratios", "0.9", "0.7", *AGAIN, "--num_attacked", "250", *resources),
             *("--defects", *BACKDOORS, *([] if args.without_textattack else ["textfooler", "kuleshov"]), *syntax),
         ],
         "imdb_sst2": [
@@ -75,7 +62,7 @@ def settings(args: argparse.Namespace) -> dict[str, list[str]]:
         ],
         "sst2_imdb": [
             *("--name", "SST-2 to IMDB", *files(sst2["train"], imdb["train"], imdb["train"], imdb["test"])),
-            *("--num_attacker", "1200", "--num_student", "400", "--attacker_text_columns", "sentence"),
+            *("--num_attacker", "1200", "--num_student", "700", "--attacker_text_columns", "sentence"),
             *("--text_columns", "text", *SMALL, "--defects", *BACKDOORS),
         ],
     }
