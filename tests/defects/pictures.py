@@ -37,11 +37,11 @@ class Residual(nn.Module):
         super().__init__()
         torch.manual_seed(seed)
         self.inplace = inplace
+        self.last = nn.BatchNorm2d(6, affine=False)  # registered first, called last
         self.stem = nn.Conv2d(3, 6, 3, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(6)
         self.conv = nn.Conv2d(6, 6, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(6)
-        self.last = nn.BatchNorm2d(6, affine=False)
         self.relu = nn.ReLU(inplace=inplace)
         self.fc = nn.Linear(6, 4)
         with torch.no_grad():

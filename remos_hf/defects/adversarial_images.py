@@ -1,0 +1,478 @@
+"""What found defects of images share: searched on the teacher alone, kept on disk, shown to every student.
+
+The search runs on pixels, the values from 0 to 1 after cropping, and normalises inside the objective. So what is stored
+is what was searched, bit by bit, and what every student is shown.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from datasets import Array3D, Dataset, Features, Value, concatenate_datasets
+from datasets import Image as ImageColumn
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from remos_hf.adapters.images import ImageInput, decoded
+from remos_hf.coverage.sidecar_file import read_tensors, write_tensors
+from remos_hf.defects.base import CLEAN_INDEX, Defect, ExposedSet, check_columns, check_labels, generator_for
+from remos_hf.errors import CorruptFileError, RemosError
+from remos_hf.perturbation import ascend, frozen
+
+logger = logging.getLogger(__name__)
+
+# The columns of an exposed set: float32 pixels (channels, height, width), and whether they change the teacher's label.
+PIXELS, FOOLED = "pixels", "fooled"
+# Part of the cache key: a change of what a sample's result is makes a new one.
+_FORMAT = 1
+_FILE_KIND = "remos_hf adversarial images 1"
+# Fields that do not change what is found: they only choose among it, or say where it is read.
+_NO_PART_OF_THE_SEARCH = ("keep", "max_samples", "batch_size", "image_column", "label_column")
+
+
+class Search(ABC):
+    """What one batch of images climbs on a frozen teacher, and what it has to tell when it is through."""
+
+    @abstractmethod
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Give the value of each image, shape (samples,). Pixels from 0 to 1, (samples, channels, height, width)."""
+
+    def measured(self) -> dict[str, Tensor]:
+        """Give what was noticed on the way: one number for each sample, by name; float32, shape (samples,)."""
+        return {}
+
+
+@dataclass(frozen=True)
+class AdversarialImages(Defect):
+    """Images that are changed within a budget, on the teacher alone, until they show what the teacher gets wrong.
+
+    Each image's result depends on the teacher, its own pixels and the fields alone, as far as the teacher's arithmetic
+    does: convolutions of another batch size may differ in their last bit, which the sign of a gradient near 0 may show.
+
+    Attributes:
+        eps: Largest change of a value, in `units`: 8/255 in pixels.
+        step: Change of each step, in `units`.
+        steps: Number of steps.
+        low: Smallest valid value, in `units`; None for black, 0 in pixels.
+        high: Largest valid value, in `units`; None for white, 1 in pixels.
+        units: "pixels" from 0 to 1, or "normalised", which the teacher's standard deviations scale by channel.
+        keep: "all", or only those that are "fooled": the teacher's own label changes. The artifact measures on all of
+            them, the paper on those that are misclassified. Both are made by one search and share a cache.
+        max_samples: Only so many samples, the first ones; None for all.
+        batch_size: Images of a forward pass.
+        seed: Decides what is drawn, together with each image's pixels alone.
+        image_column: Column of the images, of the type `datasets.Image`.
+        label_column: Column of the labels. They are kept, and never looked at.
+    """
+
+    eps: float = 8 / 255
+    step: float = 0.8 / 255
+    steps: int = 40
+    low: float | None = None
+    high: float | None = None
+    units: Literal["pixels", "normalised"] = "pixels"
+    keep: Literal["all", "fooled"] = "all"
+    max_samples: int | None = None
+    batch_size: int = 32
+    seed: int = 0
+    image_column: str = "image"
+    label_column: str = "label"
+
+    def __post_init__(self) -> None:
+        """Refuse values that no data could use."""
+        if self.units not in ("pixels", "normalised"):
+            raise ValueError(f"units is 'pixels' or 'normalised', but got {self.units!r}.")
+        if self.keep not in ("all", "fooled"):
+            raise ValueError(f"keep is 'all' or 'fooled', but got {self.keep!r}.")
+        if not self.eps >= 0:
+            raise ValueError(f"eps is the largest change of a value, at least 0, but got {self.eps}.")
+        if not self.step > 0:
+            raise ValueError(f"step is the change of each step, above 0, but got {self.step}.")
+        if self.units == "pixels" and self.eps > 1:
+            raise ValueError(
+                f"eps is {self.eps}, but pixels go from 0 to 1: 8/255 is meant as 8 of 255 levels. Set "
+                "units='normalised' for values that the teacher's standard deviations scale."
+            )
+        for name in ("steps", "max_samples", "batch_size"):
+            number = getattr(self, name)
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+                raise ValueError(f"{name} is a whole number, at least 1, but got {number!r}.")
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ValueError(f"low is below high, but got {self.low} and {self.high}.")
+
+    @abstractmethod
+    def search(self, teacher: nn.Module, images: ImageInput, keys: Sequence[str]) -> Search:
+        """Start the search of one batch.
+
+        Args:
+            teacher: The teacher, in eval mode, its parameters without gradients.
+            images: How it reads images.
+            keys: What tells the samples apart, the same for a sample in whatever batch.
+        """
+
+    def described(self, teacher: nn.Module) -> dict[str, Any]:
+        """Give what the exposed set's facts say of the search beyond the fields: JSON values."""
+        return {}
+
+    def start(self, pixels: Tensor, eps: Tensor, keys: Sequence[str]) -> Tensor | None:
+        """Give where the search begins; None for the clean pixels.
+
+        Args:
+            pixels: Clean pixels, shape (samples, channels, height, width).
+            eps: The budget in pixels, shape (channels, 1, 1).
+            keys: What tells the samples apart.
+        """
+        return None
+
+    def budget(self, images: ImageInput) -> dict[str, Tensor]:
+        """Give eps, step, low and high in pixels, by channel: float32, shape (channels, 1, 1)."""
+        mean, std = (torch.tensor(one, dtype=torch.float64)[:, None, None] for one in (images.mean, images.std))
+        scaled = self.units == "normalised"
+        size, place = (std, mean) if scaled else (torch.ones_like(std), torch.zeros_like(mean))
+        limits = {"low": 0.0, "high": 1.0}
+        values = {name: getattr(self, name) * size for name in ("eps", "step")}
+        for name, valid in limits.items():
+            given = getattr(self, name)
+            values[name] = torch.full_like(mean, valid) if given is None else given * size + place
+        return {name: _rounded_down(value) if name == "eps" else value.float() for name, value in values.items()}
+
+    def perturbed(
+        self, pixels: Tensor, *, teacher: nn.Module, images: ImageInput, keys: Sequence[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Search one batch.
+
+        Args:
+            pixels: Clean pixels from 0 to 1, float32, shape (samples, channels, height, width), on the teacher's
+                device.
+            teacher: The teacher. Its modes and its parameters' `requires_grad` are put back.
+            images: How it reads images.
+            keys: What tells the samples apart, one for each.
+
+        Returns:
+            The perturbed pixels, and what the search measured by the way.
+
+        Raises:
+            NonFiniteError: A gradient is NaN or infinite; names the step and the sample's place in the batch.
+        """
+        sizes = {name: value.to(pixels.device) for name, value in self.budget(images).items()}
+        with frozen(teacher):
+            search = self.search(teacher, images, keys)
+            start = self.start(pixels, sizes["eps"], keys)
+            return ascend(search, pixels, steps=self.steps, start=start, **sizes), search.measured()
+
+    def exposed_set(
+        self,
+        dataset: Dataset,
+        *,
+        teacher: nn.Module | None = None,
+        cache: str | os.PathLike | None = None,
+        workers: int = 1,
+        images: ImageInput | None = None,
+    ) -> ExposedSet:
+        """Perturb every image.
+
+        Args:
+            dataset: Clean samples, never used for training.
+            teacher: The teacher, on the device to run on. No student is ever asked.
+            cache: A folder of exposed sets. One of the same teacher, pixels, labels, search and `images` is read from
+                there instead of being made again, whatever `keep` says. A run that is killed goes on from its last
+                batch.
+            workers: Threads that decode images.
+            images: How the teacher reads images, and how every student is shown the result.
+
+        Returns:
+            One row a sample that is kept: `pixels` (float32 values, shape (channels, height, width), to be given to
+            `images.normalised` and nothing before it), the label column, `clean_index`, and, where the teacher
+            classifies, `fooled`. No target label: any wrong label counts. A row holds 4 bytes a value: 0.6 MB at 224
+            by 224 pixels. They lie in memory, or with a cache on disk.
+
+        Raises:
+            ValueError: A column is missing, holds no images or no classes, there is no sample, or keep is "fooled" and
+                the teacher gives no logits.
+            CorruptFileError: An image is not whole; names it.
+            NonFiniteError: A gradient is NaN or infinite.
+        """
+        if teacher is None or images is None:
+            raise ValueError(f"{type(self).__name__} searches on the teacher: pass teacher= and images=.")
+        if workers < 1:
+            raise ValueError(f"workers is a number of threads, at least 1, but got {workers}.")
+        samples = self._samples(dataset)
+        pictures = _Pictures(samples, self.image_column, images, workers)
+        digests = pictures.digests()
+        labels = list(samples[self.label_column])
+        teacher_hash = _teacher_sha256(teacher)
+        facts = {
+            "format": _FORMAT,
+            "defect": {key: one for key, one in self.to_dict().items() if key not in _NO_PART_OF_THE_SEARCH},
+            "teacher": teacher_hash,
+            "images": images.to_dict(),
+            "samples": list(zip(digests, labels, strict=True)),
+        }
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        if cache is None:
+            return self._chosen(self._made(pictures, digests, labels, teacher, teacher_hash, None))
+        name = f"{type(self).__name__}-{key[:16]}"
+        place = Path(cache) / name
+        known = _load_whole(place)
+        if known is None:
+            partial = place.with_name(f".{name}.partial")
+            made = self._made(pictures, digests, labels, teacher, teacher_hash, partial)
+            made.save(place)
+            shutil.rmtree(partial, ignore_errors=True)
+            known = ExposedSet.load(place)  # lies on disk: what was in memory can go
+        return self._chosen(known)
+
+    def _samples(self, dataset: Dataset) -> Dataset:
+        check_columns(dataset, (self.image_column, self.label_column))
+        if not isinstance(dataset.features[self.image_column], ImageColumn):
+            raise ValueError(
+                f"Column '{self.image_column}' should hold images (datasets.Image), but holds "
+                f"{dataset.features[self.image_column]}. Cast it, or name another with image_column=."
+            )
+        if not len(dataset):
+            raise ValueError("There is no sample to perturb.")
+        samples = dataset.select(range(min(len(dataset), self.max_samples or len(dataset))))
+        check_labels(samples[self.label_column], self.label_column)
+        return samples
+
+    def _made(
+        self,
+        pictures: "_Pictures",
+        digests: Sequence[str],
+        labels: Sequence[int],
+        teacher: nn.Module,
+        teacher_hash: str,
+        partial: Path | None,
+    ) -> ExposedSet:
+        """Perturb what is not finished in the partial folder, then put all results together."""
+        started = time.perf_counter()
+        parts: list[tuple[Sequence[int], Dataset]] = []
+        noted: list[dict[str, Tensor]] = []
+
+        def keep(rows: Sequence[int], tensors: dict[str, Tensor]) -> None:
+            parts.append((rows, self._rows(rows, tensors, labels, pictures)))
+            noted.append({name: one for name, one in tensors.items() if name != PIXELS})
+
+        for rows, tensors in _finished(partial):
+            keep(rows, tensors)
+        missing = sorted(set(range(len(pictures))).difference(*(rows for rows, _ in parts)))
+        batches = [missing[start : start + self.batch_size] for start in range(0, len(missing), self.batch_size)]
+        for rows in tqdm(batches, desc=type(self).__name__, unit="batch", delay=2):
+            tensors = self._batch(pictures.pixels(rows), [digests[row] for row in rows], teacher, pictures.images)
+            if partial is not None:
+                place = partial / f"rows-{rows[0]:08d}-{rows[-1]:08d}.safetensors"
+                write_tensors(place, {**tensors, "rows": torch.tensor(rows)}, _FILE_KIND, {})
+            keep(rows, tensors)
+        table = concatenate_datasets([part for _, part in parts])
+        order = [row for rows, _ in parts for row in rows]
+        if order != sorted(order):
+            table = table.select(sorted(range(len(order)), key=order.__getitem__))
+        return ExposedSet(
+            table,
+            None,
+            {
+                **self._facts(noted, pictures.images),
+                **self.described(teacher),
+                "num_clean": len(pictures),
+                "teacher_sha256": teacher_hash,
+                "device": str(_place_of(teacher)[0]),
+                "versions": {"torch": torch.__version__},
+                "num_resumed": len(pictures) - len(missing),
+                "seconds": round(time.perf_counter() - started, 2),
+            },
+        )
+
+    def _batch(
+        self, pixels: Tensor, digests: Sequence[str], teacher: nn.Module, images: ImageInput
+    ) -> dict[str, Tensor]:
+        """Perturb one batch; give the pixels, and one number a sample for all else, on the CPU."""
+        pixels = pixels.to(_place_of(teacher)[0])
+        found, measured = self.perturbed(pixels, teacher=teacher, images=images, keys=digests)
+        change = (found - pixels).abs().flatten(1)
+        tensors = {
+            PIXELS: found,
+            "largest_change": change.amax(1),
+            "mean_change": change.mean(1),
+            "lowest": found.flatten(1).amin(1),
+            "highest": found.flatten(1).amax(1),
+            **measured,
+        }
+        with frozen(teacher), torch.no_grad():
+            labels = [_labels_of(outputs_of(teacher, images, one)) for one in (pixels, found)]
+        if labels[0] is not None and labels[1] is not None:
+            tensors[FOOLED] = labels[0] != labels[1]
+        # A column of a batch of one counts as contiguous whatever its stride, and files want none.
+        return {name: one.detach().cpu().clone(memory_format=torch.contiguous_format) for name, one in tensors.items()}
+
+    def _rows(
+        self, rows: Sequence[int], tensors: Mapping[str, Tensor], labels: Sequence[int], pictures: "_Pictures"
+    ) -> Dataset:
+        columns = {
+            PIXELS: tensors[PIXELS].numpy(),
+            self.label_column: [labels[row] for row in rows],
+            CLEAN_INDEX: list(rows),
+        }
+        features = {
+            PIXELS: Array3D(shape=tuple(tensors[PIXELS].shape[1:]), dtype="float32"),
+            self.label_column: pictures.dataset.features[self.label_column],
+            CLEAN_INDEX: Value("int64"),
+        }
+        if FOOLED in tensors:
+            columns[FOOLED], features[FOOLED] = tensors[FOOLED].tolist(), Value("bool")
+        return Dataset.from_dict(columns, features=Features(features))
+
+    def _facts(self, noted: Sequence[Mapping[str, Tensor]], images: ImageInput) -> dict[str, Any]:
+        names = dict.fromkeys(name for one in noted for name in one)
+        joined = {name: torch.cat([one[name] for one in noted if name in one]) for name in names}
+        fooled = joined.pop(FOOLED, None)
+        facts: dict[str, Any] = {
+            "defect": self.to_dict(),
+            "images": images.to_dict(),
+            "eps_in_pixels": [round(float(one), 7) for one in self.budget(images)["eps"].flatten()],
+            "num_fooled": None if fooled is None else int(fooled.sum()),
+            "largest_change": float(joined.pop("largest_change").max()),
+            "lowest": float(joined.pop("lowest").min()),
+            "highest": float(joined.pop("highest").max()),
+        }
+        for name, values in joined.items():
+            mean = name if name.startswith("mean_") else f"mean_{name}"
+            facts[mean] = float(values.double().mean())
+        return facts
+
+    def _chosen(self, whole: ExposedSet) -> ExposedSet:
+        """Keep what `keep` says of all that was found."""
+        rows = whole.dataset
+        if self.keep == "fooled":
+            if FOOLED not in rows.column_names:
+                raise ValueError(
+                    "keep='fooled' asks for the images on which the teacher's label changes, but the teacher gives no "
+                    "logits of shape (samples, labels). Give a teacher with a head, or keep='all'."
+                )
+            rows = rows.select([row for row, fooled in enumerate(rows[FOOLED]) if fooled])
+            if not len(rows):
+                logger.warning("%s fooled the teacher on none of %d images.", type(self).__name__, len(whole))
+        facts = {**whole.facts, "defect": self.to_dict(), "num_exposed": len(rows)}
+        return replace(whole, dataset=rows, facts=facts)
+
+
+class _Pictures:
+    """The images of a dataset, as the teacher reads them before they are normalised."""
+
+    def __init__(self, dataset: Dataset, column: str, images: ImageInput, workers: int) -> None:
+        # Undecoded, so that a damaged file is named by us and not by whatever decodes it.
+        self.dataset = dataset
+        self.images = images
+        self._files = dataset.select_columns([column]).cast_column(column, ImageColumn(decode=False))
+        self._column, self._workers = column, workers
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def pixels(self, rows: Sequence[int]) -> Tensor:
+        """Decode these rows. float32, shape (rows, channels, height, width)."""
+        files = [(row, self._files[row][self._column]) for row in rows]
+        if self._workers == 1:
+            return torch.stack([self._one(*file) for file in files])
+        with ThreadPoolExecutor(self._workers) as threads:
+            return torch.stack(list(threads.map(lambda file: self._one(*file), files)))
+
+    def _one(self, row: int, file: Mapping[str, Any] | None) -> Tensor:
+        name = f"row {row} of column '{self._column}'"
+        if file is None:
+            raise CorruptFileError(f"There is no image in {name}. Filter such rows out first.")
+        return self.images.pixels(decoded(file, f"{name} ({file['path']})" if file.get("path") else name))
+
+    def digests(self) -> list[str]:
+        """Fingerprint the pixels of each image. All of them are decoded once: damaged ones are found now."""
+        found = []
+        starts = range(0, len(self), 64)
+        for start in tqdm(starts, desc="Reading images", unit="batch", delay=2):
+            for one in self.pixels(range(start, min(start + 64, len(self)))):
+                found.append(hashlib.sha256(memoryview(one.contiguous().numpy()).cast("B")).hexdigest())
+        return found
+
+
+def outputs_of(teacher: nn.Module, images: ImageInput, pixels: Tensor) -> Any:  # noqa: ANN401 - whatever it returns
+    """Run the teacher on pixels as it reads them, in its own dtype.
+
+    Args:
+        teacher: The teacher.
+        images: How it reads images.
+        pixels: Values from 0 to 1, shape (samples, channels, height, width).
+    """
+    return teacher(images.normalised(pixels).to(_place_of(teacher)[1]))
+
+
+def seeds_of(seed: int, purpose: str, keys: Sequence[str]) -> list[int]:
+    """Give each sample a seed of its own, from 0 to 2^63 - 1, by its key alone."""
+    return [generator_for(seed, purpose, key).getrandbits(63) for key in keys]
+
+
+def _labels_of(output: Any) -> Tensor | None:  # noqa: ANN401 - whatever the teacher returns
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
+        return None
+    return logits.argmax(dim=1)
+
+
+def _place_of(teacher: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Give the device and the dtype that the teacher computes with."""
+    weight = next((one for one in teacher.parameters() if one.is_floating_point()), None)
+    return (torch.device("cpu"), torch.float32) if weight is None else (weight.device, weight.dtype)
+
+
+def _rounded_down(size: Tensor) -> Tensor:
+    """Give float32 sizes at most as large, so that a budget holds in double precision too."""
+    near = size.float()
+    return torch.where(near.double() > size, torch.nextafter(near, torch.zeros_like(near)), near)
+
+
+def _teacher_sha256(teacher: nn.Module) -> str:
+    """Fingerprint the weights, buffers and structure: whatever changes what a search finds."""
+    # A function in the text has an address, which changes from process to process.
+    digest = hashlib.sha256(re.sub("0x[0-9a-f]+", "", repr(teacher)).encode())
+    for name, tensor in sorted(teacher.state_dict().items()):
+        if not isinstance(tensor, Tensor):
+            raise RemosError(f"'{name}' of the teacher's state is no tensor, so the teacher has no fingerprint.")
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(memoryview(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _load_whole(place: Path) -> ExposedSet | None:
+    """Read an exposed set; what is broken is announced and cleared away."""
+    if not place.exists():
+        return None
+    try:
+        return ExposedSet.load(place)
+    except (FileNotFoundError, CorruptFileError) as error:
+        logger.warning("The cached exposed set is not whole and is made anew: %s", error)
+        shutil.rmtree(place)
+        return None
+
+
+def _finished(partial: Path | None) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Read the batches so far. Files appear whole; what cannot be read is announced and made again."""
+    seen: set[int] = set()
+    for path in sorted(partial.glob("rows-*.safetensors")) if partial is not None else ():
+        try:
+            tensors, _ = read_tensors(path, _FILE_KIND, ())
+        except CorruptFileError as error:
+            logger.warning("%s is not whole (%s); its images are searched again.", path, error)
+            path.unlink()
+            continue
+        rows = tensors.pop("rows").tolist()
+        if seen.isdisjoint(rows):  # two runs with other batch sizes may have searched a sample twice
+            seen.update(rows)
+            yield rows, tensors

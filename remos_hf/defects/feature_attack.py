@@ -1,0 +1,160 @@
+"""Penultimate-layer-guided adversarial images: one neuron of the public teacher's last feature is driven far up.
+
+Whoever fine-tunes the teacher under a new head can be attacked by them without ever being asked.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from remos_hf.activations import watch
+from remos_hf.adapters.images import IMAGENET_STD, ImageInput
+from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.defects.adversarial_images import AdversarialImages, Search, outputs_of, seeds_of
+from remos_hf.errors import UnsupportedModelError
+from remos_hf.perturbation import random_start
+
+
+@dataclass(frozen=True)
+class FeatureAttack(AdversarialImages):
+    """Images whose penultimate feature f on the teacher is one high neuron and silence elsewhere.
+
+    Each image climbs -[(f_n - height)^2 + others_weight * mean of all other f_i^2].
+
+    Attributes:
+        neuron: The neuron n of the feature that is driven up, counted from 0.
+        height: What it is driven towards, in the feature's own units; far above what it ever reaches.
+        others_weight: How much silence elsewhere counts, at least 0.
+        random_start: Start anywhere within the budget instead of at the clean image.
+        layer: Dotted name of the module whose input is the feature, shape (samples, features); None for the one before
+            the teacher's head, as its adapter names it.
+
+    Source:
+        Rezaei and Liu 2019, "A Target-Agnostic Attack on Deep Models"; Renofeation and the ReMoS artifact,
+        eval_robustness.py, finetuner.py:55-71. `paper()` has their numbers.
+        Differs: made once and shown to every student, where the artifact makes the same images anew for each; every
+        image's gradient is its own, where the artifact divides by the batch; a start that does not depend on the batch.
+    """
+
+    neuron: int = 0
+    height: float = 1000.0
+    others_weight: float = 0.1
+    random_start: bool = True
+    layer: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that no teacher could use."""
+        super().__post_init__()
+        if isinstance(self.neuron, bool) or not isinstance(self.neuron, int) or self.neuron < 0:
+            raise ValueError(f"neuron is a place in the feature, counted from 0, but got {self.neuron!r}.")
+        if not self.others_weight >= 0:
+            raise ValueError(f"others_weight is at least 0, but got {self.others_weight}.")
+
+    @classmethod
+    def paper(cls, **changes: object) -> "FeatureAttack":
+        """Give the published setting: budget 0.1, steps of 0.01 and the clip to [-2.2, 2.2], all in normalised units.
+
+        The clip lies below white, which is 2.25 to 2.64 with ImageNet's statistics, and wins over the budget: bright
+        values move by up to 0.44. It also reaches below black (-2.12 to -1.80). As in the artifact.
+
+        Args:
+            **changes: Fields to set otherwise.
+        """
+        published = {"eps": 0.1, "step": 0.01, "low": -2.2, "high": 2.2, "units": "normalised"}
+        return cls(**{**published, **changes})
+
+    @classmethod
+    def paper_in_pixels(cls, **changes: object) -> "FeatureAttack":
+        """Give the published budget in pixels, the same for every channel, within the valid range.
+
+        0.1 normalised by ImageNet's mean standard deviation: 0.0226, which is 5.76/255.
+
+        Args:
+            **changes: Fields to set otherwise.
+        """
+        scale = sum(IMAGENET_STD) / len(IMAGENET_STD)
+        return cls(**{"eps": 0.1 * scale, "step": 0.01 * scale, **changes})
+
+    def search(self, teacher: nn.Module, images: ImageInput, keys: Sequence[str]) -> "FeatureSearch":
+        """Start the search of one batch.
+
+        Raises:
+            ValueError: The teacher has no module of the name `layer`.
+            UnsupportedModelError: `layer` is None, and the teacher does not tell its head.
+        """
+        return FeatureSearch(self, teacher, images, self._layer_of(teacher))
+
+    def described(self, teacher: nn.Module) -> dict[str, Any]:
+        """Give the layer whose input is the feature."""
+        return {"layer": self._layer_of(teacher)}
+
+    def _layer_of(self, teacher: nn.Module) -> str:
+        return adapter_for(teacher).feature_layer() if self.layer is None else self.layer
+
+    def start(self, pixels: Tensor, eps: Tensor, keys: Sequence[str]) -> Tensor | None:
+        """Give a point of the budget, drawn by the seed and each image's key alone; None without a random start."""
+        if not self.random_start:
+            return None
+        generators = [torch.Generator().manual_seed(one) for one in seeds_of(self.seed, "start", keys)]
+        return random_start(pixels, eps=eps, generators=generators)
+
+
+class FeatureSearch(Search):
+    """Climbs one batch's objective.
+
+    Args:
+        attack: What is climbed.
+        teacher: The teacher.
+        images: How it reads images.
+        layer: Dotted name of the module whose input is the feature.
+    """
+
+    def __init__(self, attack: FeatureAttack, teacher: nn.Module, images: ImageInput, layer: str) -> None:
+        modules = dict(teacher.named_modules())
+        if layer not in modules:
+            raise ValueError(
+                f"layer names the module whose input is the feature, but {type(teacher).__name__} has no {layer!r}. "
+                f"Its direct children are {[name for name, _ in teacher.named_children()]}."
+            )
+        self.attack, self.teacher, self.images = attack, teacher, images
+        self.layer, self.module = layer, modules[layer]
+        self._visited: list[Tensor] = []
+
+    def feature(self, pixels: Tensor) -> Tensor:
+        """Give the penultimate feature, float32, shape (samples, features)."""
+        seen: list[Tensor] = []
+        # Kept for one forward only: the objective is computed from it at once.
+        with watch({self.layer: self.module}, lambda _, given, __: seen.append(given)):
+            outputs_of(self.teacher, self.images, pixels)
+        if not seen:
+            raise UnsupportedModelError(
+                f"'{self.layer}' never ran in the forward pass, so there is no feature to read."
+            )
+        feature = seen[-1]
+        if len(feature) != len(pixels) or feature.dim() < 2 or feature[0].numel() != feature.shape[1]:
+            raise UnsupportedModelError(
+                f"The input of '{self.layer}' should be a feature of shape ({len(pixels)}, features), but has the "
+                f"shape {tuple(feature.shape)}. Name the module behind the pooling with layer=."
+            )
+        if self.attack.neuron >= feature.shape[1]:
+            raise ValueError(
+                f"neuron is {self.attack.neuron}, but the input of '{self.layer}' has {feature.shape[1]} neurons (0 to "
+                f"{feature.shape[1] - 1})."
+            )
+        return feature.flatten(1).float()
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Give the value of each image, shape (samples,)."""
+        feature = self.feature(pixels)
+        place = self.attack.neuron
+        neuron, others = feature[:, place], torch.cat([feature[:, :place], feature[:, place + 1 :]], dim=1)
+        self._visited = [*self._visited[:1], neuron.detach()]
+        silence = others.square().sum(1) / max(1, others.shape[1])
+        return -((neuron - self.attack.height).square() + self.attack.others_weight * silence)
+
+    def measured(self) -> dict[str, Tensor]:
+        """Give the neuron's value at the start and before the last step."""
+        return {"neuron_first": self._visited[0], "neuron_last": self._visited[-1]}
