@@ -57,12 +57,12 @@ def settings(args: argparse.Namespace) -> dict[str, list[str]]:
         ],
         "imdb_sst2": [
             *("--name", "IMDB to SST-2", *files(imdb["train"], sst2["train"], sst2["dev"], sst2["test"])),
-            *("--num_attacker", "800", "--num_student", "800", "--attacker_text_columns", "text", *SMALL),
+            *("--num_attacker", "800", "--num_student", "600", "--attacker_text_columns", "text", *SMALL),
             *("--defects", *BACKDOORS),
         ],
         "sst2_imdb": [
             *("--name", "SST-2 to IMDB", *files(sst2["train"], imdb["train"], imdb["train"], imdb["test"])),
-            *("--num_attacker", "1200", "--num_student", "700", "--attacker_text_columns", "sentence"),
+            *("--num_attacker", "1000", "--num_student", "600", "--attacker_text_columns", "sentence"),
             *("--text_columns", "text", *SMALL, "--defects", *BACKDOORS),
         ],
     }
