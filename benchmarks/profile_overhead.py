@@ -1,13 +1,15 @@
-"""What profiling costs beyond a plain forward pass over the same batches of real text, and where it goes.
+"""What profiling costs beyond a plain forward pass over the same batches, and where it goes: real text, or images.
 
 Both are run in turn, so that a machine that slows down slows both. `--teacher` is any folder or Hub id of an encoder;
 `--config-only` takes its shape from a named BERT-base configuration with random weights (time does not depend on
-values).
+values). `--timm` takes the shape of any model of timm, with random weights and random images.
 
     python benchmarks/profile_overhead.py --data train.tsv --teacher sentence-transformers/all-MiniLM-L6-v2 \
         --output benchmarks/results/profile_overhead_minilm.json
     python benchmarks/profile_overhead.py --data train.tsv --tokenizer sentence-transformers/all-MiniLM-L6-v2 \
         --bert-base --output benchmarks/results/profile_overhead_bert_base.json
+    python benchmarks/profile_overhead.py --timm resnet18 --pixels 224 --samples 64 --batch-size 16 \
+        --output benchmarks/results/profile_overhead_resnet18.json
 """
 
 import argparse
@@ -23,6 +25,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
+from remos_hf.adapters.timm_models import image_classifier
 from remos_hf.coverage.profiler import profile_coverage
 
 
@@ -39,6 +42,28 @@ def load(args: argparse.Namespace) -> tuple[nn.Module, list[dict]]:
     batches = [texts[start : start + args.batch_size] for start in range(0, len(texts), args.batch_size)]
     tokens = [tokenizer(batch, padding=True, truncation=True, max_length=128, return_tensors="pt") for batch in batches]
     return model.eval().to(args.device), [dict(batch.to(args.device)) for batch in tokens]
+
+
+def load_images(args: argparse.Namespace) -> tuple[nn.Module, list[dict]]:
+    """Build a model of timm and random images for it."""
+    model = image_classifier(args.timm, pretrained=False).eval().to(args.device)
+    generator = torch.Generator().manual_seed(0)
+    sizes = [min(args.batch_size, args.samples - start) for start in range(0, args.samples, args.batch_size)]
+    shape = (3, args.pixels, args.pixels)
+    batches = [{"pixel_values": torch.randn(size, *shape, generator=generator).to(args.device)} for size in sizes]
+    return model, batches
+
+
+def facts(args: argparse.Namespace, batches: list[dict]) -> dict[str, object]:
+    """Say what was run on."""
+    if args.timm:
+        return {"model": args.name or args.timm, "pixels": args.pixels, "samples": args.samples}
+    return {
+        "model": args.name or ("BERT-base shape" if args.bert_base else Path(args.teacher).name),
+        "samples": sum(len(batch["input_ids"]) for batch in batches),
+        "positions": sum(batch["input_ids"].numel() for batch in batches),
+        "real_positions": sum(int(batch["attention_mask"].sum()) for batch in batches),
+    }
 
 
 def seconds(run: Callable, device: str) -> float:
@@ -64,7 +89,7 @@ def time_by_operator(run: Callable, plain: Callable) -> dict[str, float]:
 def main(args: argparse.Namespace) -> None:
     """Alternate the two, print and write the median ratio."""
     warnings.filterwarnings("ignore", message=".*never covered")
-    model, batches = load(args)
+    model, batches = load_images(args) if args.timm else load(args)
 
     def plain() -> None:
         with torch.no_grad():
@@ -77,13 +102,9 @@ def main(args: argparse.Namespace) -> None:
     plain(), profiling()  # warm up
     pairs = [(seconds(plain, args.device), seconds(profiling, args.device)) for _ in range(args.repeats)]
     plain_seconds, profile_seconds = (statistics.median(times) for times in zip(*pairs, strict=True))
-    real = sum(int(batch["attention_mask"].sum()) for batch in batches)
     result = {
-        "model": args.name or ("BERT-base shape" if args.bert_base else Path(args.teacher).name),
-        "samples": sum(len(batch["input_ids"]) for batch in batches),
+        **facts(args, batches),
         "batch_size": args.batch_size,
-        "positions": sum(batch["input_ids"].numel() for batch in batches),
-        "real_positions": real,
         "device": torch.cuda.get_device_name() if args.device != "cpu" else "cpu",
         "threads": torch.get_num_threads(),
         "repeats": args.repeats,
@@ -99,7 +120,9 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="tsv with a header; the first column is the text")
+    parser.add_argument("--data", type=Path, help="tsv with a header; the first column is the text")
+    parser.add_argument("--timm", help="a model of timm instead of text, such as resnet18")
+    parser.add_argument("--pixels", type=int, default=224, help="with --timm: side of the images")
     parser.add_argument("--teacher", help="folder or Hub id of an encoder")
     parser.add_argument("--name", help="what to call the model in the result")
     parser.add_argument("--tokenizer", help="with --bert-base: where the tokenizer comes from")

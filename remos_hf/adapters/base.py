@@ -46,6 +46,32 @@ class Adapter:
         names = self._embedding_names() if embeddings else ()
         return sliceable_layers(self.model, exclude=self.head, embeddings=names)
 
+    def feature_layer(self) -> str:
+        """Name the module whose input is the penultimate feature: the last Linear of the head.
+
+        Returns:
+            Dotted name. The input has the shape (samples, features); (samples, positions, features) where a head reads
+            every position, as those of decoders do.
+
+        Raises:
+            UnsupportedModelError: There is no head, or no Linear in it.
+        """
+        return self._last_linear(self.head)
+
+    def _last_linear(self, head: tuple[str, ...]) -> str:
+        found = [
+            name
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear) and any(f"{name}.".startswith(f"{root}.") for root in head)
+        ]
+        if not found:
+            reason = f"its head {list(head)} holds no Linear" if head else "it has no head"
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} has no classifier whose input is its penultimate feature: {reason}. "
+                "Give it a head with the number of labels of its task, or name the head that it has."
+            )
+        return found[-1]
+
     def _embedding_names(self) -> tuple[str, ...]:
         return tuple(name for name, module in self.model.named_modules() if isinstance(module, nn.Embedding))
 

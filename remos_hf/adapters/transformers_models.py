@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from remos_hf.adapters.base import Adapter
+from remos_hf.adapters.timm_models import ImageClassifier, TimmAdapter, copy_with_new_head, timm_place
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.layers import Layer, sliceable_layers
 
@@ -47,10 +48,16 @@ class TransformersAdapter(Adapter):
         pooler = [f"{prefix}.{name}".lstrip(".") for name, _ in body.named_children() if name == "pooler"]
         return (*outside, *pooler)
 
+    def feature_layer(self) -> str:
+        """Name the module whose input is the penultimate feature: the last Linear outside the body and its pooler."""
+        body = {id(module) for module in self.model.base_model.modules()}
+        return self._last_linear(tuple(name for name in self.head if id(self.model.get_submodule(name)) not in body))
+
     def layers(self, *, embeddings: bool = False) -> dict[str, Layer]:
         """Find the weights outside the head that can be sliced, by module name in registration order."""
         config = self.model.config.get_text_config()
-        heads = getattr(config, "num_attention_heads", 0) or 0
+        heads = getattr(config, "num_attention_heads", 0)
+        heads = heads if isinstance(heads, int) else 0  # a list, one a stage: Swin and PVT, which fuse nothing
         return sliceable_layers(
             self.model,
             exclude=self.head,
@@ -113,17 +120,27 @@ class TransformersAdapter(Adapter):
         return torch.empty(layer.weight.shape).normal_(std=std, generator=generator)
 
 
-def with_new_head(teacher: PreTrainedModel, num_labels: int, *, seed: int) -> PreTrainedModel:
+def with_new_head(teacher: nn.Module, num_labels: int, *, seed: int) -> nn.Module:
     """Start a student: a copy of the teacher's body under a head that was never trained.
 
     Args:
-        teacher: The teacher; it stays as it is.
+        teacher: A model of transformers or timm, or an `ImageClassifier`; it stays as it is.
         num_labels: Labels of the student's task.
-        seed: Seed of the new head.
+        seed: Seed of the new head. The global random state stays as it is.
 
     Returns:
         A model of the same class, on the teacher's device.
+
+    Raises:
+        UnsupportedModelError: The teacher is another kind of module, which does not say what its head is.
     """
+    if isinstance(teacher, ImageClassifier) or timm_place(teacher) is not None:
+        return copy_with_new_head(teacher, num_labels, seed=seed)
+    if not isinstance(teacher, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"{type(teacher).__name__} does not say what its head is. If it classifies images, wrap it: "
+            "ImageClassifier(module, head=(...,)); otherwise copy it and replace its head yourself."
+        )
     config = copy.deepcopy(teacher.config)
     config.num_labels = num_labels
     with torch.random.fork_rng():
@@ -148,5 +165,9 @@ def adapter_for(model: nn.Module, head: tuple[str, ...] | None = None) -> Adapte
         model: The module, before any wrapping.
         head: Dotted names of the modules that are never sliced; None lets the adapter find them.
     """
+    if isinstance(model, ImageClassifier) and head is None:
+        head = tuple(f"body.{name}" for name in model.head)
+    if timm_place(model) is not None:
+        return TimmAdapter(model, head)
     kind = TransformersAdapter if isinstance(model, PreTrainedModel) else Adapter
     return kind(model, head)

@@ -62,3 +62,13 @@ def test_fresh_weights_are_spread_like_pytorch_starts_them():
 def test_hidden_states_of_a_plain_module_are_refused():
     with pytest.raises(UnsupportedModelError, match="source='hooks'"):
         Adapter(tiny.mlp(), ()).blocks()
+
+
+def test_the_feature_layer_of_a_plain_module_is_the_last_linear_of_the_head_that_is_named():
+    assert Adapter(tiny.mlp(), ("2", "4")).feature_layer() == "4"
+    assert Adapter(tiny.mlp(), ("2",)).feature_layer() == "2"
+    assert Adapter(nn.Sequential(tiny.mlp(), nn.ReLU()), ("0",)).feature_layer() == "0.4"
+    with pytest.raises(UnsupportedModelError, match="Sequential has no classifier.*it has no head"):
+        Adapter(tiny.mlp(), ()).feature_layer()
+    with pytest.raises(UnsupportedModelError, match=r"its head \['grouped'\] holds no Linear"):
+        Adapter(tiny.ConvNet(), ("grouped",)).feature_layer()

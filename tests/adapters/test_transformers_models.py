@@ -1,9 +1,47 @@
 import pytest
 import torch
-from transformers import BertModel
+from transformers import (
+    BertModel,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+)
 
-from remos_hf.adapters.transformers_models import adapter_for
-from tests import tiny
+from remos_hf.activations import watch
+from remos_hf.adapters.transformers_models import adapter_for, with_new_head
+from remos_hf.coverage.criteria import threshold_coverage
+from remos_hf.coverage.profiler import profile_coverage
+from remos_hf.errors import UnsupportedModelError
+from tests import reference, tiny
+
+
+def resnet():
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 6], depths=[1, 1], layer_type="basic", num_labels=3)
+    return _in_eval(ResNetForImageClassification, config)
+
+
+def convnext():
+    config = ConvNextConfig(hidden_sizes=[4, 6, 8, 8], depths=[1, 1, 1, 1], num_labels=3)
+    return _in_eval(ConvNextForImageClassification, config)
+
+
+def swin():
+    config = SwinConfig(
+        image_size=32, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4, num_labels=3
+    )
+    return _in_eval(SwinForImageClassification, config)
+
+
+def _in_eval(kind, config):
+    torch.manual_seed(0)
+    model = kind(config)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.2)
+    return model.eval()
 
 
 @pytest.mark.parametrize(
@@ -88,3 +126,50 @@ def test_fresh_weights_are_spread_like_transformers_starts_them():
     layer = adapter.layers()["bert.encoder.layer.0.intermediate.dense"]
     fresh = adapter.fresh_weight(layer, torch.Generator().manual_seed(0))
     assert fresh.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("make", "feature"),
+    [(resnet, "classifier.1"), (convnext, "classifier"), (swin, "classifier"), (tiny.vit, "classifier")],
+)
+def test_image_models_are_profiled_and_their_feature_gives_the_logits(make, feature):
+    model = make()
+    adapter = adapter_for(model)
+    pixels = torch.randn(4, 3, 8 if make is tiny.vit else 32, 8 if make is tiny.vit else 32)
+    profile = profile_coverage(model, [{"pixel_values": pixels}], criterion=threshold_coverage(0.4), progress=False)
+    assert set(profile.input_counts) == set(adapter.layers())
+    if make is not swin:  # whose windows the reference takes for samples
+        expected = reference.brute_force_profile(model, adapter.layers(), [(pixels,)], "nc", 0.4)
+        for (name, end), counts in expected.items():
+            assert torch.equal(getattr(profile, f"{end}_counts")[name], counts), (name, end)
+    assert adapter.feature_layer() == feature
+    seen = {}
+    with (
+        torch.no_grad(),
+        watch({"feature": model.get_submodule(feature)}, lambda _, given, made: seen.update(made=made)),
+    ):
+        assert torch.equal(model(pixels).logits, seen["made"])
+
+
+def test_the_feature_layer_of_text_models_is_their_classifier_and_never_the_pooler():
+    assert adapter_for(tiny.bert()).feature_layer() == "classifier"
+    assert adapter_for(tiny.bart()).feature_layer() == "classification_head.out_proj"
+    assert adapter_for(tiny.gpt2()).feature_layer() == "score"
+    with pytest.raises(UnsupportedModelError, match="BertModel has no classifier"):
+        adapter_for(BertModel(tiny.bert().config)).feature_layer()
+
+
+@pytest.mark.parametrize("make", [tiny.bert, resnet], ids=lambda make: make.__name__)
+def test_a_student_has_the_teachers_body_and_statistics_under_a_head_from_its_seed(make):
+    teacher = make()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    state = torch.random.get_rng_state()
+    student, again, other = (with_new_head(teacher, 5, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    after = student.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items() if not name.startswith("classifier"))
+    weight = adapter_for(student).feature_layer() + ".weight"
+    assert len(after[weight]) == 5
+    assert torch.equal(after[weight], again.state_dict()[weight])
+    assert not torch.equal(after[weight], other.state_dict()[weight])
