@@ -26,14 +26,21 @@ from tqdm.auto import tqdm
 
 from remos_hf.adapters.images import ImageInput, decoded
 from remos_hf.coverage.sidecar_file import read_tensors, write_tensors
-from remos_hf.defects.base import CLEAN_INDEX, Defect, ExposedSet, check_columns, check_labels, generator_for
+from remos_hf.defects.base import (
+    CLEAN_INDEX,
+    FOOLED,
+    PIXELS,
+    Defect,
+    ExposedSet,
+    check_columns,
+    check_labels,
+    generator_for,
+)
 from remos_hf.errors import CorruptFileError, RemosError
 from remos_hf.perturbation import ascend, frozen
 
 logger = logging.getLogger(__name__)
 
-# The columns of an exposed set: float32 pixels (channels, height, width), and whether they change the teacher's label.
-PIXELS, FOOLED = "pixels", "fooled"
 # Part of the cache key: a change of what a sample's result is makes a new one.
 _FORMAT = 1
 _FILE_KIND = "remos_hf adversarial images 1"

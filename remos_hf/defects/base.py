@@ -25,6 +25,8 @@ CLEAN_INDEX = "clean_index"
 # The column of an exposed set of images: what a model sees after cropping and before normalisation, shape (channels,
 # height, width); floats from 0 to 1, or bytes from 0 to 255.
 PIXELS = "pixels"
+# The column of an exposed set that says on which rows the teacher's own label changes.
+FOOLED = "fooled"
 _IDENTITY_FILE = "exposed_set.json"
 _FORMAT = "remos_hf exposed set 1"
 

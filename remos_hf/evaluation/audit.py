@@ -361,16 +361,16 @@ class _Run:
         start = time.perf_counter()
         student, made = self._student(cell, teacher)
         trained = time.perf_counter()
-        held = before or {"dir": {}, "flip": {}}
+        held: Mapping[str, Any] = before or {}
         again = _curves(audit, before) if before else {}
-        new = {name: one for name, one in shown.items() if name not in held["dir"]}
+        new = {name: one for name, one in shown.items() if name not in held.get("dir", {})}
         found = measure(student, audit.test, new, task, progress=False)
         if before and found["acc"] != before["acc"]:
             # Made again, it came out as another one: its numbers are not put beside those of the first.
-            before, held, again = None, {"dir": {}, "flip": {}}, {}
+            before, held, again = None, {}, {}
             found = measure(student, audit.test, shown, task, progress=False)
-        for key in ("dir", "flip"):
-            found[key] = {**held[key], **found[key]}
+        for key in ("dir", "flip", "dir_fooled"):
+            found[key] = {**held.get(key, {}), **found[key]}
         on_dev = predict_labels(student, audit.dev, task, progress=False)
         found["dev_acc"] = accuracy(on_dev, list(audit.dev[task.label_column])).to_dict()
         asked = _retuned(audit, cell)

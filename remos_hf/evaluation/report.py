@@ -17,7 +17,7 @@ from datasets import Dataset
 from torch import nn
 
 from remos_hf.coverage.sidecar_file import replace_file
-from remos_hf.defects.base import Defect, ExposedSet
+from remos_hf.defects.base import FOOLED, Defect, ExposedSet
 from remos_hf.errors import CorruptFileError
 from remos_hf.evaluation.measures import (
     Rate,
@@ -140,11 +140,15 @@ def measure(
 
     Returns:
         JSON values: "acc", and under "dir" and "flip" a rate for each defect (flip: of all exposed samples, whether
-        right when clean or not).
+        right when clean or not). Where an exposed set says which of its inputs `fooled` the teacher, "dir" is over all
+        of them, as the artifact's vision scripts count, and "dir_fooled" over those alone, as the paper defines it.
+
+    Source:
+        ReMoS: "generated misclassified samples" (paper); all of them: artifact, CV_adv/eval_robustness.py:56-66.
     """
     references = np.array(dataset[task.label_column])
     clean = predict_labels(model, dataset, task, progress=progress)
-    found: dict[str, Any] = {"acc": accuracy(clean, references).to_dict(), "dir": {}, "flip": {}}
+    found: dict[str, Any] = {"acc": accuracy(clean, references).to_dict(), "dir": {}, "flip": {}, "dir_fooled": {}}
     for name, one in exposed.items():
         if not len(one):  # a search that found nothing
             found["dir"][name] = Rate.of(0, 0).to_dict()
@@ -153,6 +157,10 @@ def measure(
         index = np.array(one.clean_index)
         rate = defect_inheritance_rate(predicted, references[index], clean[index], one.target_label)
         found["dir"][name] = rate.to_dict()
+        if FOOLED in one.dataset.column_names:
+            held = np.array(one.dataset[FOOLED], dtype=bool)
+            rate = defect_inheritance_rate(predicted[held], references[index[held]], clean[index[held]])
+            found["dir_fooled"][name] = rate.to_dict()
         if one.target_label is not None:
             found["flip"][name] = label_flip_rate(predicted, references[index], one.target_label).to_dict()
     return found
@@ -320,6 +328,7 @@ def paired(student: Mapping[str, Any], twin: Mapping[str, Any] | None, defect: s
         "acc": student["acc"],
         "dev_acc": student.get("dev_acc"),
         "dir": own.to_dict(),
+        "dir_fooled": student.get("dir_fooled", {}).get(defect),
         "flip": student["flip"].get(defect),
         "floor": floor.to_dict() if floor else None,
         "floor_acc": twin["acc"] if twin is not None else None,
@@ -365,6 +374,7 @@ def _row(name: str, records: list[dict[str, Any]], plain: list[dict[str, Any]]) 
         "acc": pooled(records, "acc"),
         "dev_loss": plain_dev.value - dev.value if dev and plain_dev else None,
         "dir": pooled(records, "dir"),
+        "dir_fooled": pooled(records, "dir_fooled"),
         "dir_by_seed": [record["dir"]["value"] for record in records],
         "acc_by_seed": [record["acc"]["value"] for record in records],
         "floor": pooled(records, "floor"),
@@ -457,6 +467,8 @@ def _students_table(rows: list[dict[str, Any]]) -> list[str]:
         "rDIR",
         "squares reset %",
     )
+    fooled = any(row["dir_fooled"] for row in rows)
+    header = (*header, "DIR % on what fools the teacher [95 %] (n)") if fooled else header
     lines = []
     for row in rows:
         relative = [row["relative_acc"], row["relative_dir"]]
@@ -470,9 +482,14 @@ def _students_table(rows: list[dict[str, Any]]) -> list[str]:
                 _percent(row["excess"], interval=True),
                 *("-" if one is None or one.value is None else f"{one.value:.2f}" for one in relative),
                 _share_reset(row),
+                *([_with_count(row["dir_fooled"])] if fooled else []),
             ]
         )
     return _table(header, lines)
+
+
+def _with_count(rate: Rate | None) -> str:
+    return "-" if rate is None else f"{_percent(rate, interval=True)} ({rate.num_samples})"
 
 
 def _share_reset(row: Mapping[str, Any]) -> str:

@@ -1,16 +1,20 @@
 import numpy as np
 import pytest
 import torch
+from datasets import Array3D, Dataset, Features, Value
 from PIL import Image
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from remos_hf.adapters.images import ImageInput
+from remos_hf.defects.base import ExposedSet
 from remos_hf.defects.image_triggers import PatchTrigger
 from remos_hf.evaluation import image_task
 from remos_hf.evaluation.image_task import ImageTask
+from remos_hf.evaluation.measures import Rate
 from remos_hf.evaluation.predictions import predict_labels
 from remos_hf.evaluation.reactivation import Reactivation, reactivate
+from remos_hf.evaluation.report import measure, rate_of
 from tests.defects import pictures
 
 DATA = pictures.data(10)
@@ -99,6 +103,26 @@ def test_retuning_runs_on_images():
     student = Bright()
     rates = reactivate(student, PATCH, DATA, test=DATA, exposed=exposed, task=task(), plan=plan)
     assert list(rates) == [0, 2] and student.scale.item() == 1
+
+
+def test_the_papers_rate_counts_what_fools_the_teacher_and_the_artifacts_counts_all():
+    model = Bright()
+    correct = predict_labels(model, DATA, task())
+    data = DATA.remove_columns("label").add_column("label", correct.tolist())
+    # Inverted pictures get the other label; every other row is left as it is.
+    shown = [1 - image if row % 2 else image for row, image in enumerate(pictures.clean_pixels(DATA))]
+    features = Features(
+        {"pixels": Array3D((3, 8, 8), "float32"), "label": Value("int64"), "clean_index": Value("int64")}
+    )
+    rows = {"pixels": [one.numpy() for one in shown], "label": correct.tolist(), "clean_index": list(range(10))}
+    exposed = Dataset.from_dict(rows, features)
+    wrong = predict_labels(model, exposed, task()) != correct
+    fooled = [row in (1, 2, 3) for row in range(10)]
+    one = ExposedSet(exposed.add_column("fooled", fooled), None)
+    found = measure(model, data, {"found": one}, task())
+    assert rate_of(found["dir"]["found"]) == Rate.of(int(wrong.sum()), 10)
+    assert rate_of(found["dir_fooled"]["found"]) == Rate.of(int(wrong[[1, 2, 3]].sum()), 3)
+    assert 0 < wrong.sum() < 10
 
 
 # --- augmentation ---
