@@ -67,7 +67,10 @@ class TransformersAdapter(Adapter):
         )
 
     def _embedding_names(self) -> tuple[str, ...]:
-        tokens = self.model.get_input_embeddings()
+        try:
+            tokens = self.model.get_input_embeddings()
+        except NotImplementedError:  # a convolutional net has none
+            return ()
         return tuple(name for name, module in self.model.named_modules() if module is tokens)
 
     def _is_label(self, key: str) -> bool:

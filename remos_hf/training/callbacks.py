@@ -148,14 +148,17 @@ def student_batches(trainer: Trainer, max_samples: int | None = None) -> Iterabl
     Raises:
         ValueError: The trainer has no training data.
     """
-    if trainer.train_dataset is None:
+    # What an augmented training set looks like without augmentation.
+    given = getattr(trainer, "profile_dataset", None)
+    data = trainer.train_dataset if given is None else given
+    if data is None:
         raise ValueError("The student's data decides what is kept, but the trainer has no train_dataset.")
     # The public way to the dataset and the collator without the columns that the model does not take.
-    prepared = trainer.get_test_dataloader(trainer.train_dataset)
+    prepared = trainer.get_test_dataloader(data)
     args = trainer.args
     sharded = isinstance(prepared.dataset, IterableDataset) and args.world_size > 1
     return ordered_batches(
-        trainer.train_dataset if sharded else prepared.dataset,
+        data if sharded else prepared.dataset,
         prepared.collate_fn,
         size=args.per_device_eval_batch_size,
         max_samples=max_samples,

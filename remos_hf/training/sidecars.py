@@ -130,7 +130,9 @@ class Sidecars:
 
 def _teacher_identity(student: nn.Module) -> dict[str, str | None]:
     config = getattr(student, "config", None)
-    name = getattr(config, "_name_or_path", None) or type(student).__name__
+    body = getattr(student, "body", student)  # of an ImageClassifier
+    published = getattr(body, "pretrained_cfg", None) or {}  # timm's
+    name = getattr(config, "_name_or_path", None) or published.get("hf_hub_id") or type(body).__name__
     # A local path says nothing to others and may tell them more than its owner wants.
     public = Path(name).name if Path(name).is_dir() else name
     return {"id": public, "revision": getattr(config, "_commit_hash", None)}

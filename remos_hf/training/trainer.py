@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
@@ -31,6 +32,8 @@ class RemosTrainer(Trainer):
         args: Trainer's arguments.
         slice_ratio: Share of the teacher's weights that ReMoS keeps, in (0, 1].
         strategy: Any other strategy; give one of the two.
+        profile_dataset: The samples that decide the coverage, if they are not to be read as `train_dataset` is: without
+            its augmentation, or another share of the task's data.
         peft_config: Add adapters after slicing (LoRA, ...). `save_model` writes the merged student, since the adapters
             alone would be loaded onto the unsliced teacher; checkpoints hold the adapters.
         **trainer_arguments: Passed on to Trainer.
@@ -46,6 +49,7 @@ class RemosTrainer(Trainer):
         *,
         slice_ratio: float | None = None,
         strategy: Strategy | None = None,
+        profile_dataset: Dataset | IterableDataset | None = None,
         peft_config: "PeftConfig | None" = None,
         **trainer_arguments: Any,  # noqa: ANN401 - Trainer's own
     ) -> None:
@@ -56,7 +60,7 @@ class RemosTrainer(Trainer):
                 "model_init every train() would start from another model; make one RemosTrainer for each instead."
             )
         adapter_for(model, ())  # refuse wrapped models now, not after the data is loaded
-        self.peft_config = peft_config
+        self.peft_config, self.profile_dataset = peft_config, profile_dataset
         self.sidecars: Sidecars | None = None
         super().__init__(model, args, **trainer_arguments)
         # With it, Trainer neither divides the loss by the accumulation steps nor by the processes, while classification

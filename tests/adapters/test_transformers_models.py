@@ -173,3 +173,8 @@ def test_a_student_has_the_teachers_body_and_statistics_under_a_head_from_its_se
     assert len(after[weight]) == 5
     assert torch.equal(after[weight], again.state_dict()[weight])
     assert not torch.equal(after[weight], other.state_dict()[weight])
+
+
+def test_a_convolutional_model_has_no_embedding_rows():
+    adapter = adapter_for(resnet())
+    assert adapter.layers(embeddings=True).keys() == adapter.layers().keys()

@@ -51,6 +51,16 @@ def test_the_student_is_sliced_before_it_trains_and_trains_from_there(tmp_path):
     assert ours.relevant_slice.slice_ratio == 0.9
 
 
+def test_the_coverage_is_that_of_the_profile_dataset_where_there_is_one(tmp_path):
+    plain = trainer(tmp_path, slice_ratio=0.9)
+    part = torch.utils.data.Subset(plain.train_dataset, range(5))
+    ours = trainer(tmp_path, slice_ratio=0.9, profile_dataset=part)
+    ours.train()
+    other = trainer(tmp_path, strategy=Finetune(), train_dataset=part)
+    assert ours.profile == profile_coverage(tiny.bert(), student_batches(other))
+    assert ours.profile.num_samples == 5 and len(ours.train_dataset) == len(plain.train_dataset)
+
+
 def test_plain_finetuning_is_trainers_own_bit_for_bit(tmp_path):
     ours = trainer(tmp_path / "a", strategy=Finetune())
     ours.train()

@@ -1,0 +1,111 @@
+"""Which image defects of a teacher do its students inherit, and which way of starting them helps?
+
+    python benchmarks/image_defects.py --cifar <folder with train/ and test/> --cifar_resnet resnet20.th \
+        --caltech <folder> --flowers <folder> --mobilenet <folder with config.json and model.safetensors> \
+        --patch firefox.png --work_dir work --output benchmarks/results/image_defects
+
+Runs examples/audit_image_defects.py on each setting below, in two processes, one thread each, and puts the reports
+together: image_defects.json and image_defects.md. Killed, it goes on where it was. Hours on two cores.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from remos_hf import DefectReport
+
+AUDIT = Path(__file__).parents[1] / "examples" / "audit_image_defects.py"
+BUDGETS = (0.02, 0.05, 0.1)  # accuracy on dev
+COMMON = "--seeds 0 1 --use_cpu --slice_ratios 0.9 0.95 0.97 --curves_for patch --keep_students".split()
+AGAIN = "--reactivate 0 5 20 50 --num_reactivated 100 --reactivated_seeds 1".split()
+# Photographs of 224 pixels cost twenty times as much as CIFAR's: smaller images, fewer defects and one slice ratio.
+PHOTOS = (
+    "--size 128 --epochs 3 --teacher_epochs 3 --num_test 240 --num_attacked 120 --attack_steps 20 --slice_ratios 0.9 "
+    "--defects patch penultimate --reactivate"
+).split()
+
+
+def settings(args: argparse.Namespace) -> dict[str, list[str]]:
+    """Give each setting's arguments, by its folder's name."""
+
+    def folders(root: Path) -> list[str]:
+        return ["--train_folder", str(root / "train"), "--test_folder", str(root / "test")]
+
+    patch = [] if args.patch is None else ["--patch", str(args.patch)]
+    found = {
+        "cifar": [
+            *("--name", "CIFAR-10", "--cifar_resnet", str(args.cifar_resnet), *folders(args.cifar), *patch),
+            *"--num_attacker 4000 --num_student 3000 --num_dev 500 --num_test 800 --num_attacked 400".split(),
+            *"--learning_rate 1e-3 --teacher_learning_rate 1e-3 --epochs 3 --teacher_epochs 3 --batch_size 64".split(),
+            *("--augment", "none", *AGAIN),
+        ]
+    }
+    for name, root, sizes in (
+        ("caltech", args.caltech, "--num_attacker 500 --num_student 450 --num_dev 68"),
+        ("flowers", args.flowers, "--num_attacker 340 --num_student 300 --num_dev 80"),
+    ):
+        if root is not None:
+            found[name] = [
+                *("--name", name.title(), "--teacher", str(args.mobilenet), *folders(root), *patch),
+                *(*sizes.split(), *PHOTOS),
+            ]
+    return found
+
+
+def run(command: list[str], processes: int, log: Path) -> None:
+    """Run the same command in several processes that share its work."""
+    # A second thread that waits by spinning makes shared cores slower.
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    started = []
+    for process in range(processes):
+        with log.with_suffix(f".{process}.log").open("a") as file:
+            started.append(subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT))  # noqa: S603
+    codes = [one.wait() for one in started]
+    if any(codes):
+        sys.exit(f"{' '.join(command)} failed; see {log}.*.log")
+
+
+def main() -> None:
+    """Run the settings, and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cifar", type=Path, required=True)
+    parser.add_argument("--cifar_resnet", type=Path, required=True)
+    parser.add_argument("--mobilenet", type=Path, help="needed for --caltech and --flowers")
+    parser.add_argument("--caltech", type=Path)
+    parser.add_argument("--flowers", type=Path)
+    parser.add_argument("--patch", type=Path, help="image file of the patch; a checkerboard if not given")
+    parser.add_argument("--only", nargs="+", help="names of settings")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--report_only", action="store_true", help="put together what is done")
+    parser.add_argument("--work_dir", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/image_defects"))
+    args = parser.parse_args()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    report = None
+    for name, options in settings(args).items():
+        folder = args.work_dir / name
+        if (args.only and name not in args.only) or (args.report_only and not (folder / "cells").is_dir()):
+            continue
+        # What is given twice counts as given last.
+        command = [sys.executable, str(AUDIT), *COMMON, *options, "--output_dir", str(folder)]
+        start = time.time()
+        run(
+            [*command, *(["--report_only"] if args.report_only else [])],
+            1 if args.report_only else args.processes,
+            folder,
+        )
+        print(f"{name}: {time.time() - start:.0f} s")
+        one = DefectReport.load(folder / "report.json")
+        report = one if report is None else report + one
+    if report is None:
+        sys.exit("Nothing was run.")
+    report.save(args.output.with_suffix(".json"))
+    args.output.with_suffix(".md").write_text(f"# Image defects\n\n{report.to_markdown(budgets=BUDGETS)}")
+    print(f"{len(report.records)} records; plain fine-tuning does not inherit: {report.not_inheriting()}")
+
+
+if __name__ == "__main__":
+    main()
