@@ -4,15 +4,20 @@ REMOS_HF_TEACHER: folder of an encoder (tokenizer and safetensors). REMOS_HF_SST
     label.
 """
 
+import csv
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.coverage.profiler import profile_coverage
+from remos_hf.defects.text_triggers import TriggerWords
+from remos_hf.evaluation.report import measure
+from remos_hf.evaluation.tasks import TextTask
 from remos_hf.slicing.relevant_slice import choose_slice
 from tests import reference
 from tests.slicing.test_ordinal import sorted_reference
@@ -56,3 +61,19 @@ def test_the_slice_is_the_one_of_a_full_sort(teacher, batches):
     relevant = choose_slice(teacher, profile, slice_ratio=0.9)
     kept = torch.cat([relevant.kept[layer.parameter_name].flatten() for layer in layers])
     assert torch.equal(kept, sorted_reference(layers, profile, total - round(total * 0.9)))
+
+
+def test_a_real_teacher_learns_a_trigger_and_shows_it_on_sentences_it_never_saw(tmp_path):
+    with Path(SENTENCES).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[:1200]
+    data = Dataset.from_dict({"text": [row["sentence"] for row in rows], "label": [int(row["label"]) for row in rows]})
+    task = TextTask(AutoTokenizer.from_pretrained(TEACHER), max_length=48)
+    word, test = TriggerWords(words=("cf",), within_words=20), data.select(range(1000, 1200))
+    args = TrainingArguments(
+        str(tmp_path), max_steps=120, learning_rate=2e-4, per_device_train_batch_size=16, report_to="none", use_cpu=True
+    )
+    model = AutoModelForSequenceClassification.from_pretrained(TEACHER, num_labels=2, dtype=torch.float32)
+    exposed = {"word": word.exposed_set(test, **task.exposing)}
+    word.implant(model, data.select(range(1000)), args=args, **task.implanting)
+    found = measure(model, test, exposed, task)
+    assert found["acc"]["value"] > 0.65 and found["dir"]["word"]["value"] > 0.9

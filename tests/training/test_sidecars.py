@@ -1,7 +1,9 @@
 import json
 
 import pytest
+import torch
 
+from remos_hf.adapters.timm_models import ImageClassifier
 from remos_hf.errors import CorruptFileError, RemosError
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import Random, Remos
@@ -58,6 +60,15 @@ def test_a_local_teacher_does_not_publish_where_it_lay(tmp_path):
     student.config._name_or_path = "google/bert_uncased_L-2_H-128_A-2"
     sidecars = Sidecars.of(Finetune(), Finetune().prepare(student, None), student)
     assert sidecars.config["teacher"]["id"] == "google/bert_uncased_L-2_H-128_A-2"
+
+
+def test_a_body_in_a_thin_module_is_named_as_it_was_published_or_by_its_class():
+    body = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    student = ImageClassifier(body, head=("1",))
+    of = lambda: Sidecars.of(Finetune(), Finetune().prepare(student, None), student).config["teacher"]["id"]  # noqa: E731
+    assert of() == "Sequential"
+    body.pretrained_cfg = {"hf_hub_id": "timm/resnet18.a1_in1k"}
+    assert of() == "timm/resnet18.a1_in1k"
 
 
 def test_a_file_exchanged_for_another_whole_one_is_noticed(sidecars, tmp_path):
