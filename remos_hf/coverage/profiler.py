@@ -286,13 +286,15 @@ class _Counter:
         # q, k and v read one tensor. It is the same one only if this very object is still alive and was not written to
         # since; an address says nothing, because freed memory is reused.
         known = self._known.get(id(activation))
-        if known is not None and known[0]() is activation and known[1] == activation._version:
+        written = None if activation.is_inference() else activation._version  # inference tensors do not count writes
+        if known is not None and known[0]() is activation and known[1] == written:
             known[2].slots.append(slot)
             return
         reduced = _reduce(slot[0], activation, self._samples, axis, padding)
         reduced.slots.append(slot)
         self._reduced.append(reduced)
-        self._known[id(activation)] = (weakref.ref(activation), activation._version, reduced)
+        if written is not None:
+            self._known[id(activation)] = (weakref.ref(activation), written, reduced)
 
     def _see_tokens(self, layer: Layer, tokens: Tensor, padding: _Padding | None) -> None:
         tokens = tokens.reshape(self._samples, -1)

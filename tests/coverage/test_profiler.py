@@ -340,3 +340,10 @@ def test_two_processes_count_what_one_counts(tmp_path, name):
     alone = profile_coverage(tiny.bert(), tiny.text_batches(count=1 if name == "few" else 5))
     for rank in range(2):
         assert CoverageProfile.load(tmp_path / f"{name}.{rank}.safetensors") == alone
+
+
+def test_inference_mode_around_the_call_changes_nothing():
+    model, batches = tiny.ConvNet().eval(), tiny.image_batches()
+    expected = profile_coverage(model, batches)
+    with torch.inference_mode():
+        assert profile_coverage(model, [tuple(part.clone() for part in batch) for batch in batches]) == expected
