@@ -22,8 +22,9 @@ def file_in(path: str | os.PathLike, name: str) -> Path:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, metadata: Mapping[str, object]) -> Path:
     """Write tensors and JSON metadata with a checksum over both; the old file stays until the new one is whole."""
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(metadata, sort_keys=True)
+    # A copy even of what is contiguous: one element counts as such whatever its stride, and cannot be seen as bytes.
+    tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    text = json.dumps(metadata)  # keys keep their order: that of a slice is the order of its layers
     header = {"format": kind, "metadata": text, "checksum": _checksum(tensors, text)}
     replace_file(path, save(tensors, metadata=header))
     return path

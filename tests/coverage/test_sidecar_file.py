@@ -21,6 +21,19 @@ def test_what_is_written_is_read(path):
     assert metadata == {"n": 5}
 
 
+def test_one_element_of_a_larger_tensor_is_written(tmp_path):
+    column = torch.arange(6).reshape(1, 6)[:, 2:3].T[:, :1]
+    strided = torch.arange(8).as_strided((1,), (4,))
+    path = sidecar_file.write_tensors(tmp_path / "a", {"x": column, "y": strided}, KIND, {})
+    tensors, _ = sidecar_file.read_tensors(path, KIND, [])
+    assert tensors["x"].tolist() == [[2]] and tensors["y"].tolist() == [0]
+
+
+def test_metadata_keep_their_order(tmp_path):
+    path = sidecar_file.write_tensors(tmp_path / "a", {}, KIND, {"b": {"10": 0, "2": 1, "1": 2}})
+    assert list(sidecar_file.read_tensors(path, KIND, ["b"])[1]["b"]) == ["10", "2", "1"]
+
+
 @pytest.mark.parametrize("keep", [0, 4, 60, -1])
 def test_a_truncated_file_is_refused_by_name(path, keep):
     path.write_bytes(path.read_bytes()[:keep])

@@ -482,20 +482,16 @@ def test_a_layer_that_lost_nothing_has_no_mark_of_reset_weights():
         (["layer1.conv.weight", "layer2.conv.weight"], ["layer1.conv", "layer2.conv"]),
         (["conv.weight"], ["conv"]),
         (["weight"], ["weight"]),
-        (["a.b.weight", "a.weight"], ["b", "a"]),
+        (["a.b.weight", "a.weight"], ["a.b", "a"]),
+        (["encoder.layer.0.attention.query", "head.projection"], ["layer.0.attention.query", "head.projection"]),
         (
-            ["encoder.layer.0.attention.attention.query", "embeddings.projection"],
-            ["0.attention.attention.query"[2:], "embeddings.projection"],
+            [f"a.{n}.aVeryLongComponent.attention.key" for n in "01"],
+            [f"{n}.aVeryLongComponent.attention.key" for n in "01"],
         ),
     ],
 )
 def test_names_leave_out_what_they_share_and_what_comes_first(names, short):
-    found = pictures._short_names(names)
-    assert len(set(found)) == len(names)
-    if names[0].startswith("a."):
-        assert all(one for one in found)
-    else:
-        assert found == short
+    assert pictures._short_names(names) == short
 
 
 @given(st.lists(st.lists(st.sampled_from("abc0123456789"), min_size=1, max_size=20), min_size=1, max_size=8))
@@ -693,7 +689,8 @@ def test_tasks_are_told_apart():
 
 
 def test_seeds_are_pooled_and_the_reference_gives_the_floor():
-    records = [record("plain", 90, 60, floor=4), record("plain", 80, 40, seed=1, floor=2), record("remos", 70, 10)]
+    records = [record("remos", 70, 10, floor=50), record("plain", 90, 60, floor=4)]
+    records.append(record("plain", 80, 40, seed=1, floor=2))
     (axes,) = pictures._accuracy_figure(DefectReport(records, {"reference": "plain"}), None).axes
     assert [(0.5, 0.85)] in scatter(axes).values()
     assert list(lines(axes, ":")[0].get_xdata()) == [0.03, 0.03]
