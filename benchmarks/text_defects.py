@@ -51,7 +51,8 @@ def settings(args: argparse.Namespace) -> dict[str, list[str]]:
     return {
         "sst2_sst2": [
             *("--name", "SST-2 to SST-2", *files(sst2["train"], sst2["train"], sst2["dev"], sst2["test"])),
-            *"--num_attacker 2500 --num_student 2000 --num_dev 400 --num_test 800 --curves_for word sentence lwp".split(),
+            *"--num_attacker 2500 --num_student 2000 --num_dev 400 --num_test 800".split(),
+            *("--curves_for", "word", "sentence", "lwp"),
             *("--max_length", "64", "--slice_ratios", "0.9", "0.7", *AGAIN, "--num_attacked", "250", *resources),
             *("--defects", *BACKDOORS, *([] if args.without_textattack else ["textfooler", "kuleshov"]), *syntax),
         ],
