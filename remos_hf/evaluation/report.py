@@ -159,8 +159,8 @@ def measure(
         found["dir"][name] = rate.to_dict()
         if FOOLED in one.dataset.column_names:
             held = np.array(one.dataset[FOOLED], dtype=bool)
-            rate = defect_inheritance_rate(predicted[held], references[index[held]], clean[index[held]])
-            found["dir_fooled"][name] = rate.to_dict()
+            some = (predicted[held], references[index[held]], clean[index[held]])
+            found["dir_fooled"][name] = (defect_inheritance_rate(*some) if held.any() else Rate.of(0, 0)).to_dict()
         if one.target_label is not None:
             found["flip"][name] = label_flip_rate(predicted, references[index], one.target_label).to_dict()
     return found

@@ -123,6 +123,8 @@ def test_the_papers_rate_counts_what_fools_the_teacher_and_the_artifacts_counts_
     assert rate_of(found["dir"]["found"]) == Rate.of(int(wrong.sum()), 10)
     assert rate_of(found["dir_fooled"]["found"]) == Rate.of(int(wrong[[1, 2, 3]].sum()), 3)
     assert 0 < wrong.sum() < 10
+    none = ExposedSet(exposed.add_column("fooled", [False] * 10), None)
+    assert rate_of(measure(model, data, {"found": none}, task())["dir_fooled"]["found"]) == Rate.of(0, 0)
 
 
 # --- augmentation ---
