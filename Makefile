@@ -22,11 +22,12 @@ $(OLDEST)/.installed: setup.cfg pyproject.toml constraints-oldest.txt
 	$(OLDEST)/bin/python -m pip install -q -c constraints-oldest.txt torch -e ".[test,textattack]"
 	touch $@
 
+# Two processes; whatever needs the order of the tests or a quiet machine has no place among them.
 test: install install-oldest
-	$(TEST_ENV) $(VENV)/bin/python -m pytest
+	$(TEST_ENV) $(VENV)/bin/python -m pytest -n 2
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(TEST_ENV) $(OLDEST)/bin/python -m pytest
+	$(TEST_ENV) $(OLDEST)/bin/python -m pytest -n 2
 
 lint: install
 	$(VENV)/bin/ruff check --fix .

@@ -58,7 +58,7 @@ def settings(args: argparse.Namespace) -> dict[str, list[str]]:
         ],
         "imdb_sst2": [
             *("--name", "IMDB to SST-2", *files(imdb["train"], sst2["train"], sst2["dev"], sst2["test"])),
-            *("--num_attacker", "800", "--num_student", "600", "--attacker_text_columns", "text", *SMALL),
+            *("--num_attacker", "800", "--num_student", "500", "--attacker_text_columns", "text", *SMALL),
             *("--defects", *BACKDOORS),
         ],
         "sst2_imdb": [
