@@ -24,10 +24,10 @@ $(OLDEST)/.installed: setup.cfg pyproject.toml constraints-oldest.txt
 
 # Two processes; whatever needs the order of the tests or a quiet machine has no place among them.
 test: install install-oldest
-	$(TEST_ENV) $(VENV)/bin/python -m pytest -n 2
+	$(TEST_ENV) $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(TEST_ENV) $(OLDEST)/bin/python -m pytest -n 2
+	$(TEST_ENV) $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(VENV)/bin/ruff check --fix .
