@@ -17,8 +17,9 @@ FLOORS = [
     {"coverage"},
     {"slicing"},
     {"defects", "strategies"},  # neighbours on one floor do not know each other
-    {"training", "evaluation", "applications"},
+    {"evaluation", "applications"},
     {"sharing"},
+    {"training"},  # a trainer writes the record and the card of its student, and pushes them
     {"cli"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

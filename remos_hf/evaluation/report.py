@@ -265,15 +265,22 @@ class DefectReport:
         Returns:
             Pairs of task and defect. Where plain fine-tuning was not measured nothing is known, and nothing named.
         """
-        plain = {key: _row_of(rows, self._reference) for key, rows in self._tables().items()}
+        plain = {key: _row_of(rows, self._reference) for key, rows in self.tables().items()}
         return [key for key, row in plain.items() if row is not None and not _inherits(row)]
 
     @property
     def _reference(self) -> str:
         return self.settings.get("reference", "finetune")
 
-    def _tables(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
-        """Give the mean over seeds of each student, by task and defect."""
+    def tables(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        """Give the students of each task and defect, their seeds pooled; what `to_markdown` and every picture show.
+
+        Returns:
+            Rows by task and defect, in the order of the records. A row holds rates ("acc", "dir", "dir_fooled",
+            "floor", "floor_acc"), differences and ratios ("excess", "relative_acc", "relative_dir"), or None where
+            nothing was measured; values by seed ("acc_by_seed", "dir_by_seed"); "reactivation" and
+            "floor_reactivation", rates by number of poisoned samples; "made", how the first seed's student was made.
+        """
         grouped: dict[tuple[str, str], dict[str, list[dict]]] = {}
         for record in self.records:
             table = grouped.setdefault((record.get("task") or "", record["defect"]), {})
@@ -298,7 +305,7 @@ class DefectReport:
             if number:
                 told = f"{number} students are still to be made or measured; the tables hold what is done"
                 parts += [f"**{task}: {told}.**", ""]
-        for (task, defect), rows in self._tables().items():
+        for (task, defect), rows in self.tables().items():
             title = f"{task}: {defect}" if task else defect
             parts += [f"## {title}", "", *_students_table(rows), ""]
             for remark in _remarks(_row_of(rows, self._reference), self._reference):

@@ -31,6 +31,7 @@ from remos_hf.adapters.base import LABEL_KEYS, inputs_of
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.coverage.sidecar_file import replace_file
 from remos_hf.errors import CorruptFileError, NonFiniteError
+from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Strategy
 from remos_hf.training.callbacks import (
     chosen_strategy,
@@ -39,7 +40,6 @@ from remos_hf.training.callbacks import (
     prepare_student,
     resumed_sidecars,
 )
-from remos_hf.training.sidecars import Sidecars
 
 MODEL_FILE = "model.safetensors"
 PROGRESS_FILE = "fit_progress.json"

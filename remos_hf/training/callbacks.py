@@ -16,9 +16,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from remos_hf.errors import RemosError
+from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Batches, Preparation, Strategy
 from remos_hf.strategies.slice_and_reset import Remos
-from remos_hf.training.sidecars import Sidecars
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_l
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.coverage.profile import CoverageProfile
+from remos_hf.sharing.record import Sidecars
 from remos_hf.slicing.relevant_slice import RelevantSlice
 from remos_hf.strategies.base import Strategy
 from remos_hf.training.callbacks import RemosCallback, chosen_strategy, resumed_sidecars, start_student, student_batches
-from remos_hf.training.sidecars import Sidecars
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from remos_hf.coverage.profiler import profile_coverage
 from remos_hf.errors import CorruptFileError, NonFiniteError, RemosError, UnsupportedModelError
+from remos_hf.sharing.record import Sidecars
 from remos_hf.slicing.relevant_slice import RelevantSlice, choose_slice
 from remos_hf.slicing.reset import reset_outside
 from remos_hf.strategies.base import Strategy
@@ -23,7 +24,6 @@ from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import Remos
 from remos_hf.training import accelerate_loop
 from remos_hf.training.accelerate_loop import MODEL_FILE, PROGRESS_FILE, fit
-from remos_hf.training.sidecars import Sidecars
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")
 

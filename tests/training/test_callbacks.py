@@ -6,12 +6,12 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
 
+from remos_hf.sharing.record import Sidecars
 from remos_hf.slicing.relevant_slice import RelevantSlice
 from remos_hf.strategies.base import Strategy
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import Random, Remos
 from remos_hf.training.callbacks import attach_remos, student_batches
-from remos_hf.training.sidecars import Sidecars
 from tests import tiny
 from tests.training.runs import trainer
 

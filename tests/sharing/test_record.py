@@ -5,9 +5,9 @@ import torch
 
 from remos_hf.adapters.timm_models import ImageClassifier
 from remos_hf.errors import CorruptFileError, RemosError
+from remos_hf.sharing.record import CONFIG_FILE, Sidecars
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import Random, Remos
-from remos_hf.training.sidecars import CONFIG_FILE, Sidecars
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")

@@ -1,0 +1,1 @@
+"""Telling others: the files beside a student, its model card, and the Hub."""
