@@ -1,4 +1,7 @@
-"""Hooks that live as long as a `with` block. The only file that registers hooks."""
+"""A model while it is looked at: hooks and eval mode that last as long as a `with` block.
+
+The only file that registers hooks.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -45,6 +48,25 @@ def capture(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
 
     with watch(modules, keep):
         yield outputs
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Hold a model in eval mode while the block runs.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing. Every module's own mode is put back, whether the block returned or raised.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode  # train() would also change the children
 
 
 def _reporter(name: str, see: See) -> Callable[..., None]:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from remos_hf.activations import capture, watch
+from remos_hf.activations import capture, evaluating, watch
 from tests import tiny
 
 
@@ -60,3 +60,12 @@ def test_a_call_without_tensors_is_an_error_that_names_the_module():
     module = Silent()
     with pytest.raises(TypeError, match="'silent' was called"), watch({"silent": module}, lambda *_: None):
         module(torch.ones(1))
+
+
+def test_modes_are_put_back_module_by_module_also_after_an_error():
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout()))
+    model[1].eval()
+    with pytest.raises(RuntimeError), evaluating(model):
+        assert not any(module.training for module in model.modules())
+        raise RuntimeError
+    assert [module.training for module in model.modules()] == [True, True, False, False]

@@ -11,7 +11,6 @@ import warnings
 import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from accelerate.utils import send_to_device, slice_tensors
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from remos_hf.activations import watch
+from remos_hf.activations import evaluating, watch
 from remos_hf.adapters.base import LABEL_KEYS, Adapter, inputs_of
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.coverage.criteria import ActivationStatistics, Criterion, threshold_coverage
@@ -89,7 +88,7 @@ def profile_coverage(
     counter = _Counter(adapter, layers, threshold_coverage() if criterion is None else criterion)
     quiet = not (progress and on_main_process())
     batches = tqdm(_limited(dataloader, max_samples), desc="Profiling coverage", delay=2, disable=quiet)
-    with _evaluating(teacher), torch.no_grad():
+    with evaluating(teacher), torch.no_grad():
         for batch in batches:
             counter.count(batch, source)
     if across_processes:
@@ -387,17 +386,6 @@ def _stack(group: list[_Reduced]) -> ActivationStatistics:
         low, high = low.masked_fill(~padding.real, float("inf")), high.masked_fill(~padding.real, float("-inf"))
         mean = mean / padding.lengths
     return ActivationStatistics(low.amin(-1), high.amax(-1), mean)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _limited(batches: Iterable, max_samples: int | None) -> Iterable:

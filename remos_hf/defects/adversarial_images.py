@@ -35,8 +35,9 @@ from remos_hf.defects.base import (
     check_columns,
     check_labels,
     generator_for,
+    teacher_sha256,
 )
-from remos_hf.errors import CorruptFileError, RemosError
+from remos_hf.errors import CorruptFileError
 from remos_hf.perturbation import ascend, frozen
 
 logger = logging.getLogger(__name__)
@@ -218,7 +219,7 @@ class AdversarialImages(Defect):
         pictures = _Pictures(samples, self.image_column, images, workers)
         digests = pictures.digests()
         labels = list(samples[self.label_column])
-        teacher_hash = _teacher_sha256(teacher)
+        teacher_hash = _fingerprint(teacher)
         facts = {
             "format": _FORMAT,
             "defect": {key: one for key, one in self.to_dict().items() if key not in _NO_PART_OF_THE_SEARCH},
@@ -231,7 +232,7 @@ class AdversarialImages(Defect):
             return self._chosen(self._made(pictures, digests, labels, teacher, teacher_hash, None))
         name = f"{type(self).__name__}-{key[:16]}"
         place = Path(cache) / name
-        known = _load_whole(place)
+        known = ExposedSet.load_cached(place)
         if known is None:
             partial = place.with_name(f".{name}.partial")
             made = self._made(pictures, digests, labels, teacher, teacher_hash, partial)
@@ -445,28 +446,9 @@ def _rounded_down(size: Tensor) -> Tensor:
     return torch.where(near.double() > size, torch.nextafter(near, torch.zeros_like(near)), near)
 
 
-def _teacher_sha256(teacher: nn.Module) -> str:
-    """Fingerprint the weights, buffers and structure: whatever changes what a search finds."""
-    # A function in the text has an address, which changes from process to process.
-    digest = hashlib.sha256(re.sub("0x[0-9a-f]+", "", repr(teacher)).encode())
-    for name, tensor in sorted(teacher.state_dict().items()):
-        if not isinstance(tensor, Tensor):
-            raise RemosError(f"'{name}' of the teacher's state is no tensor, so the teacher has no fingerprint.")
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(memoryview(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()))
-    return digest.hexdigest()
-
-
-def _load_whole(place: Path) -> ExposedSet | None:
-    """Read an exposed set; what is broken is announced and cleared away."""
-    if not place.exists():
-        return None
-    try:
-        return ExposedSet.load(place)
-    except (FileNotFoundError, CorruptFileError) as error:
-        logger.warning("The cached exposed set is not whole and is made anew: %s", error)
-        shutil.rmtree(place)
-        return None
+def _fingerprint(teacher: nn.Module) -> str:
+    # A function in the structure's text has an address, which changes from process to process.
+    return teacher_sha256(teacher, about=re.sub("0x[0-9a-f]+", "", repr(teacher)))
 
 
 def _finished(partial: Path | None) -> Iterator[tuple[list[int], dict[str, Tensor]]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 import os
 import random
@@ -14,11 +15,14 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from datasets import ClassLabel, Dataset, IterableDataset, load_from_disk
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from remos_hf.errors import CorruptFileError
+from remos_hf.errors import CorruptFileError, RemosError
+
+logger = logging.getLogger(__name__)
 
 # The column of an exposed set that says which row of the clean data each row was made from.
 CLEAN_INDEX = "clean_index"
@@ -82,6 +86,19 @@ class ExposedSet:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         return folder
+
+    @classmethod
+    def load_cached(cls, folder: str | os.PathLike) -> "ExposedSet | None":
+        """Read what a cache holds, or None; what is broken there is announced and cleared away."""
+        folder = Path(folder)
+        if not folder.exists():
+            return None
+        try:
+            return cls.load(folder)
+        except (FileNotFoundError, CorruptFileError) as error:
+            logger.warning("The cached exposed set is not whole and is made anew: %s", error)
+            shutil.rmtree(folder)
+            return None
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "ExposedSet":
@@ -321,3 +338,25 @@ def _files_in(folder: Path) -> list[str]:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def teacher_sha256(teacher: nn.Module, about: str) -> str:
+    """Fingerprint a teacher that is searched: all weights and buffers, the head's too.
+
+    Args:
+        teacher: The teacher.
+        about: What else decides what a search finds: how the model computes with its weights.
+
+    Returns:
+        SHA-256 in hex, the same on every device.
+
+    Raises:
+        RemosError: A value of the teacher's state is no tensor.
+    """
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in sorted(teacher.state_dict().items()):
+        if not isinstance(tensor, Tensor):
+            raise RemosError(f"'{name}' of the teacher's state is no tensor, so the teacher has no fingerprint.")
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(memoryview(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from remos_hf.activations import watch
+from remos_hf.activations import evaluating, watch
 from remos_hf.adapters.images import ImageInput, check_pixels, decoded, to_pixels
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.defects.backdoor import Backdoor, fine_tune
@@ -765,17 +765,12 @@ class _LatentTrainer(Trainer):
     @torch.no_grad()
     def take_mean(self, model: nn.Module) -> None:
         """Take the mean feature of the target class, with the weights as they are now."""
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
         total, count = 0.0, 0
-        try:
+        with evaluating(model):
             for batch in DataLoader(self._targets, batch_size=self.args.train_batch_size):
                 with self.compute_loss_context_manager():
                     features, _ = _features_and_logits(model, self._layer, batch["pixel_values"].to(self.args.device))
                 total, count = total + features.float().sum(0), count + len(features)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
         self._mean = total / count
 
     def compute_loss(
@@ -844,15 +839,10 @@ def _logits(output: Any, model: nn.Module) -> Tensor:  # noqa: ANN401 - whatever
 
 @torch.no_grad()
 def _check_head(teacher: nn.Module, images: ImageInput, labels: Sequence[int]) -> None:
-    modes = {module: module.training for module in teacher.modules()}
-    teacher.eval()
-    try:
+    with evaluating(teacher):
         device = next((one.device for one in teacher.parameters()), torch.device("cpu"))
         black = images.normalised(torch.zeros(1, images.channels, *images.size, device=device))
         number = _logits(teacher(pixel_values=black), teacher).shape[1]
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if max(labels) >= number:
         raise ValueError(
             f"The teacher's head has {number} labels (0 to {number - 1}), but the data or the target label go to "

@@ -41,8 +41,16 @@ from transformers import (
 )
 
 from remos_hf.coverage.sidecar_file import replace_file
-from remos_hf.defects.base import CLEAN_INDEX, Defect, ExposedSet, check_columns, check_labels, generator_for
-from remos_hf.errors import CorruptFileError, RemosError
+from remos_hf.defects.base import (
+    CLEAN_INDEX,
+    Defect,
+    ExposedSet,
+    check_columns,
+    check_labels,
+    generator_for,
+    teacher_sha256,
+)
+from remos_hf.errors import RemosError
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +216,7 @@ class AdversarialText(Defect):
                 return self._made(dataset, samples, teacher, tokenizer, Path(folder), workers)
         name = f"{self.recipe}-{self._key(samples, teacher, tokenizer)[:16]}"
         place = Path(cache) / name
-        known = _load_whole(place)
+        known = ExposedSet.load_cached(place)
         if known is not None:
             # The other columns are no part of the key: they come from the data at hand.
             texts = [known.dataset[column] for column in self.text_columns]
@@ -245,7 +253,7 @@ class AdversarialText(Defect):
         facts = {
             "format": _FORMAT,
             "defect": self.to_dict(),
-            "teacher": _teacher_sha256(teacher),
+            "teacher": _fingerprint(teacher),
             "tokenizer": _tokenizer_facts(tokenizer),
             "samples": samples,
             "textattack": importlib.metadata.version("textattack"),
@@ -287,7 +295,7 @@ class AdversarialText(Defect):
             "num_failed": outcomes["failed"],
             "num_goal_without_fooling": outcomes["unfooled"],
             "mean_queries": round(sum(queries) / len(queries), 2) if queries else None,
-            "teacher_sha256": _teacher_sha256(teacher),
+            "teacher_sha256": _fingerprint(teacher),
             "versions": {name: importlib.metadata.version(name) for name in ("textattack", "transformers", "torch")},
             "num_resumed": len(samples) - len(missing),
             "seconds": round(time.perf_counter() - started, 2),
@@ -309,18 +317,6 @@ def _exposed_rows(
     columns.update({name: list(values) for name, values in zip(text_columns, texts, strict=True)})
     columns[CLEAN_INDEX] = list(rows)
     return Dataset.from_dict(columns, features=Features({**dataset.features, CLEAN_INDEX: Value("int64")}))
-
-
-def _load_whole(place: Path) -> ExposedSet | None:
-    """Read an exposed set; what is broken is announced and cleared away."""
-    if not place.exists():
-        return None
-    try:
-        return ExposedSet.load(place)
-    except (FileNotFoundError, CorruptFileError) as error:
-        logger.warning("The cached exposed set is not whole and is made anew: %s", error)
-        shutil.rmtree(place)
-        return None
 
 
 def _finished(partial: Path) -> dict[int, dict[str, Any]]:
@@ -345,17 +341,11 @@ def _files_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _teacher_sha256(teacher: PreTrainedModel) -> str:
-    """Fingerprint all weights, the head's too, and what the configuration says about computing with them."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(teacher.state_dict().items()):
-        digest.update(f"{name}|{weight.dtype}|{tuple(weight.shape)}|".encode())
-        digest.update(memoryview(weight.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()))
+def _fingerprint(teacher: PreTrainedModel) -> str:
     config = teacher.config.to_diff_dict()
     for name in ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"):
         config.pop(name, None)
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
+    return teacher_sha256(teacher, about=json.dumps(config, sort_keys=True, default=str))
 
 
 def _tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Where a model looks: activation maps, Grad-CAM, and the share of a map that lies inside a trigger."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import repeat, zip_longest
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from remos_hf.activations import watch
+from remos_hf.activations import evaluating, watch
 from remos_hf.adapters.timm_models import check_images, timm_place
 from remos_hf.errors import NonFiniteError, UnsupportedModelError
 from remos_hf.evaluation.measures import bootstrap_interval
@@ -59,7 +58,7 @@ def activation_map(model: nn.Module, layer: str, inputs: Tensor) -> Tensor:
         # At once: an in-place ReLU after the layer would overwrite what it gave.
         maps.append(_channels_first(output, inputs, model, layer).float().mean(1))
 
-    with _in_eval_mode(model), watch({layer: module}, see):
+    with evaluating(model), watch({layer: module}, see):
         model(inputs)
     _check_ran_once(layer, len(maps))
     return maps[0]
@@ -112,7 +111,7 @@ def grad_cam(model: nn.Module, layer: str, inputs: Tensor, labels: Tensor) -> Te
         # A copy, because an in-place ReLU after the layer would overwrite what is kept.
         return _channels_first(output, inputs, model, layer).float().clone()
 
-    with _in_eval_mode(model), torch.enable_grad():
+    with evaluating(model), torch.enable_grad():
         cam = _library().GradCAM(model, [module], reshape_transform=read)
         try:
             # Gradients with respect to the inputs pass the layer and leave those of the parameters alone.
@@ -265,17 +264,6 @@ def _layer_of(model: nn.Module, layer: str) -> nn.Module:
             f"children are {[name for name, _ in model.named_children()]}."
         )
     return modules[layer]
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _library() -> Any:  # noqa: ANN401 - a module

@@ -8,6 +8,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from remos_hf.activations import evaluating
 from remos_hf.errors import NonFiniteError
 from remos_hf.evaluation.tasks import Task
 
@@ -30,17 +31,12 @@ def predict_labels(model: nn.Module, dataset: Dataset, task: Task, *, progress: 
         NonFiniteError: A logit is NaN or infinite.
     """
     predicted = np.empty(len(dataset), dtype=np.int64)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     device = next((one.device for one in model.parameters()), torch.device("cpu"))
-    try:
-        with tqdm(total=len(dataset), desc="predict", delay=2, leave=False, disable=not progress) as bar:
-            for rows, batch in task.batches(dataset):
-                predicted[rows] = _predict(model, batch, device, task.bf16)
-                bar.update(len(rows))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode  # train() would also change the children
+    bar = tqdm(total=len(dataset), desc="predict", delay=2, leave=False, disable=not progress)
+    with evaluating(model), bar:
+        for rows, batch in task.batches(dataset):
+            predicted[rows] = _predict(model, batch, device, task.bf16)
+            bar.update(len(rows))
     return predicted
 
 

@@ -3,9 +3,11 @@ import threading
 from collections import Counter
 
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from remos_hf.defects.base import (
     ExposedSet,
@@ -15,9 +17,10 @@ from remos_hf.defects.base import (
     checked_text_columns,
     generator_for,
     resolved_label,
+    teacher_sha256,
     tokenize,
 )
-from remos_hf.errors import CorruptFileError
+from remos_hf.errors import CorruptFileError, RemosError
 from tests.defects import toy
 
 INFINITY = float("inf")
@@ -117,6 +120,43 @@ class TestExposedSets:
         assert not failed
         assert ExposedSet.load(tmp_path / "set").target_label in range(4)
         assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+class TestACachedSet:
+    def test_a_whole_one_is_read(self, exposed, tmp_path):
+        exposed.save(tmp_path / "set")
+        assert ExposedSet.load_cached(tmp_path / "set").dataset.to_dict() == exposed.dataset.to_dict()
+
+    def test_none_is_none(self, tmp_path):
+        assert ExposedSet.load_cached(tmp_path / "set") is None
+
+    def test_a_broken_one_is_announced_and_cleared_away(self, exposed, tmp_path, caplog):
+        exposed.save(tmp_path / "set")
+        (rows,) = (tmp_path / "set").rglob("*.arrow")
+        rows.write_bytes(b"cut")
+        assert ExposedSet.load_cached(tmp_path / "set") is None
+        assert not (tmp_path / "set").exists()
+        assert "made anew" in caplog.text
+
+
+class TestATeachersFingerprint:
+    def test_weights_buffers_and_what_is_said_of_the_teacher_decide(self):
+        teacher = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        first = teacher_sha256(teacher, about="relu")
+        assert first == teacher_sha256(teacher, about="relu") != teacher_sha256(teacher, about="gelu")
+        teacher[1].running_mean += 1
+        second = teacher_sha256(teacher, about="relu")
+        with torch.no_grad():
+            teacher[0].weight[0, 0] += 1
+        assert len({first, second, teacher_sha256(teacher, about="relu")}) == 3
+
+    def test_a_state_that_is_no_tensor_is_refused(self):
+        class Odd(nn.Module):
+            def get_extra_state(self):
+                return {"a": 1}
+
+        with pytest.raises(RemosError, match="no tensor"):
+            teacher_sha256(Odd(), about="")
 
 
 class TestLabels:

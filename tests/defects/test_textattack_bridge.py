@@ -268,7 +268,7 @@ def test_a_truncated_cached_set_is_announced_and_made_anew(world, made, tmp_path
 def test_a_cached_folder_without_its_last_file_is_not_read(tmp_path, caplog):
     (tmp_path / "set" / "rows").mkdir(parents=True)
     with caplog.at_level(logging.WARNING):
-        assert textattack_bridge._load_whole(tmp_path / "set") is None
+        assert ExposedSet.load_cached(tmp_path / "set") is None
     assert "not whole" in caplog.text and not (tmp_path / "set").exists()
 
 
