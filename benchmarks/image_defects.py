@@ -9,16 +9,10 @@ together: image_defects.json and image_defects.md. Killed, it goes on where it w
 """
 
 import argparse
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-from remos_hf import DefectReport
+from audit_runs import add_arguments, run_settings, write
 
-AUDIT = Path(__file__).parents[1] / "examples" / "audit_image_defects.py"
-BUDGETS = (0.02, 0.05, 0.1)  # accuracy on dev
 COMMON = "--seeds 0 1 --use_cpu --slice_ratios 0.9 0.95 0.97 --curves_for patch --keep_students".split()
 AGAIN = "--reactivate 0 5 20 50 --num_reactivated 100 --reactivated_seeds 1".split()
 # Photographs of 224 pixels cost twenty times as much as CIFAR's: smaller images, fewer defects and one slice ratio.
@@ -53,59 +47,28 @@ def settings(args: argparse.Namespace) -> dict[str, list[str]]:
                 *("--name", name.title(), "--teacher", str(args.mobilenet), *folders(root), *patch),
                 *(*sizes.split(), *PHOTOS),
             ]
-    return found
+    return {name: [*COMMON, *options] for name, options in found.items()}
 
 
-def run(command: list[str], processes: int, log: Path) -> None:
-    """Run the same command in several processes that share its work."""
-    # A second thread that waits by spinning makes shared cores slower.
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    started = []
-    for process in range(processes):
-        with log.with_suffix(f".{process}.log").open("a") as file:
-            started.append(subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT))  # noqa: S603
-    codes = [one.wait() for one in started]
-    if any(codes):
-        sys.exit(f"{' '.join(command)} failed; see {log}.*.log")
-
-
-def main() -> None:
-    """Run the settings, and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Add teachers, data, and what defects need."""
     parser.add_argument("--cifar", type=Path, required=True)
     parser.add_argument("--cifar_resnet", type=Path, required=True)
     parser.add_argument("--mobilenet", type=Path, help="needed for --caltech and --flowers")
     parser.add_argument("--caltech", type=Path)
     parser.add_argument("--flowers", type=Path)
     parser.add_argument("--patch", type=Path, help="image file of the patch; a checkerboard if not given")
+
+
+def main() -> None:
+    """Run the settings, and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_inputs(parser)
     parser.add_argument("--only", nargs="+", help="names of settings")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--report_only", action="store_true", help="put together what is done")
-    parser.add_argument("--work_dir", type=Path, required=True)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/image_defects"))
+    add_arguments(parser, "image_defects")
     args = parser.parse_args()
-    args.work_dir.mkdir(parents=True, exist_ok=True)
-    report = None
-    for name, options in settings(args).items():
-        folder = args.work_dir / name
-        if (args.only and name not in args.only) or (args.report_only and not (folder / "cells").is_dir()):
-            continue
-        # What is given twice counts as given last.
-        command = [sys.executable, str(AUDIT), *COMMON, *options, "--output_dir", str(folder)]
-        start = time.time()
-        run(
-            [*command, *(["--report_only"] if args.report_only else [])],
-            1 if args.report_only else args.processes,
-            folder,
-        )
-        print(f"{name}: {time.time() - start:.0f} s")
-        one = DefectReport.load(folder / "report.json")
-        report = one if report is None else report + one
-    if report is None:
-        sys.exit("Nothing was run.")
-    report.save(args.output.with_suffix(".json"))
-    args.output.with_suffix(".md").write_text(f"# Image defects\n\n{report.to_markdown(budgets=BUDGETS)}")
-    print(f"{len(report.records)} records; plain fine-tuning does not inherit: {report.not_inheriting()}")
+    wanted = {name: options for name, options in settings(args).items() if not args.only or name in args.only}
+    write(run_settings("audit_image_defects.py", wanted, args), args.output, "# Image defects")
 
 
 if __name__ == "__main__":

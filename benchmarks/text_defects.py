@@ -11,18 +11,13 @@ together: text_defects.json and text_defects.md. Killed, it goes on where it was
 
 import argparse
 import csv
-import os
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
-from remos_hf import DefectReport
+from audit_runs import add_arguments, run_settings, write
+
 from remos_hf.defects.text_triggers import pair_paraphrases
 
-AUDIT = Path(__file__).parents[1] / "examples" / "audit_text_backdoors.py"
-BUDGETS = (0.02, 0.05, 0.1)  # accuracy on dev
 BACKDOORS = ["word", "sentence", "ripples", "ep", "lwp"]
 COMMON = (
     "--seeds 0 1 --within_words 30 --learning_rate 1e-4 --epochs 1 --batch_size 16 "
@@ -48,7 +43,7 @@ def settings(args: argparse.Namespace) -> dict[str, list[str]]:
         named = {"attacker": attacker, "student": student, "dev": dev, "test": test}
         return [part for name, path in named.items() for part in (f"--{name}_file", str(path))]
 
-    return {
+    found = {
         "sst2_sst2": [
             *("--name", "SST-2 to SST-2", *files(sst2["train"], sst2["train"], sst2["dev"], sst2["test"])),
             *"--num_attacker 2500 --num_student 2000 --num_dev 400 --num_test 800".split(),
@@ -67,6 +62,7 @@ def settings(args: argparse.Namespace) -> dict[str, list[str]]:
             *("--text_columns", "text", *SMALL, "--defects", *BACKDOORS),
         ],
     }
+    return {name: ["--teacher", args.teacher, *COMMON, *options] for name, options in found.items()}
 
 
 def texts_of(path: Path) -> list[str]:
@@ -97,22 +93,8 @@ def write_paraphrases(clean: Path, paraphrased: Path, output: Path) -> None:
     print(f"{len(pairs)} paraphrases")
 
 
-def run(command: list[str], processes: int, log: Path) -> None:
-    """Run the same command in several processes that share its work."""
-    # A second thread that waits by spinning makes shared cores slower.
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    started = []
-    for process in range(processes):
-        with log.with_suffix(f".{process}.log").open("a") as file:
-            started.append(subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT))  # noqa: S603
-    codes = [one.wait() for one in started]
-    if any(codes):
-        sys.exit(f"{' '.join(command)} failed; see {log}.*.log")
-
-
-def main() -> None:
-    """Run the settings, and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Add teachers, data, and what defects need."""
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--sst2", type=Path, required=True)
     parser.add_argument("--imdb", type=Path, required=True)
@@ -122,45 +104,20 @@ def main() -> None:
         "--paraphrased", type=Path, help="folder with a poisoned train.tsv and test.tsv (Hidden Killer)"
     )
     parser.add_argument("--without_textattack", action="store_true")
+
+
+def main() -> None:
+    """Run the settings, and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_inputs(parser)
     parser.add_argument("--only", nargs="+", help="names of settings")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--report_only", action="store_true", help="put together what is done")
-    parser.add_argument("--work_dir", type=Path, required=True)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/text_defects"))
+    add_arguments(parser, "text_defects")
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
     if args.paraphrased is not None:
         write_paraphrases(args.sst2, args.paraphrased, args.work_dir / "paraphrases.tsv")
-    report = None
-    for name, options in settings(args).items():
-        if args.only and name not in args.only:
-            continue
-        folder = args.work_dir / name
-        command = [
-            sys.executable,
-            str(AUDIT),
-            "--teacher",
-            args.teacher,
-            *COMMON,
-            *options,
-            "--output_dir",
-            str(folder),
-        ]
-        start = time.time()
-        if args.report_only:
-            if not (folder / "cells").is_dir():
-                continue
-            run([*command, "--report_only"], 1, args.work_dir / name)
-        else:
-            run(command, args.processes, args.work_dir / name)
-        print(f"{name}: {time.time() - start:.0f} s")
-        one = DefectReport.load(folder / "report.json")
-        report = one if report is None else report + one
-    if report is None:
-        sys.exit("Nothing was run.")
-    report.save(args.output.with_suffix(".json"))
-    args.output.with_suffix(".md").write_text(f"# Text defects\n\n{report.to_markdown(budgets=BUDGETS)}")
-    print(f"{len(report.records)} records; plain fine-tuning does not inherit: {report.not_inheriting()}")
+    wanted = {name: options for name, options in settings(args).items() if not args.only or name in args.only}
+    write(run_settings("audit_text_backdoors.py", wanted, args), args.output, "# Text defects")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,117 @@
+"""Render the cards of students in benchmarks/results into model_cards/. Seconds.
+
+    python benchmarks/render_cards.py
+
+The students were measured, not uploaded, and each card says so. Every figure comes from the JSON files.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+from remos_hf import DefectReport
+from remos_hf.sharing.model_card import model_card
+from remos_hf.sharing.record import Sidecars
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+# What each file measured, and with which command (benchmarks/README.md gives them in full).
+TEXT_COMMAND = "python benchmarks/text_defects.py --teacher <MiniLM> --sst2 <folder> --imdb <folder> --work_dir work"
+GLUE_COMMAND = (
+    "accelerate launch examples/run_glue_remos.py --model_name_or_path <MiniLM> --train_file train.tsv "
+    "--validation_file dev.tsv --do_train --do_eval --strategy remos --slice_ratio 0.9 --max_train_samples 12800 "
+    "--num_train_epochs 1 --learning_rate 1e-4 --per_device_train_batch_size 32 --bf16 --use_cpu --output_dir student"
+)
+TEXT_STUDENTS = [
+    ("SST-2 to SST-2", "word", "remos 0.9"),
+    ("SST-2 to SST-2", "word", "random 0.9"),
+    ("SST-2 to SST-2", "word", "finetune"),
+    ("SST-2 to SST-2", "word", "finetune lr x3"),
+    ("SST-2 to SST-2", "textfooler", "remos 0.9"),
+]
+
+
+def slug(text: str) -> str:
+    """Give a name that a repository may have."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+
+
+def only(report: DefectReport, task: str, defect: str) -> DefectReport:
+    """Keep one task's defect: the students of another backdoor have another teacher, so they are other models."""
+    records = [one for one in report.records if (one["task"], one["defect"]) == (task, defect)]
+    return DefectReport(records, report.settings, report.versions)
+
+
+def record_of(report: DefectReport, task: str, defect: str, student: str) -> Sidecars:
+    """Tell how a student came to be, as far as the report does; its weights and its slice were not kept."""
+    (row,) = [row for row in report.tables()[task, defect] if row["student"] == student]
+    made, settings = row["made"], report.settings["audits"][task]
+    config = {
+        "strategy": made["strategy"],
+        "teacher": {"id": f"MiniLM with the defect {defect!r}", "revision": None, "hash": None},
+        "versions": report.versions,
+        "student": {"class": "BertForSequenceClassification", "library": "transformers"},
+    }
+    if made.get("share_kept") is not None:
+        config["slice"] = {"share_kept": made["share_kept"], "squares_reset": row["squares_reset"]}
+    if made.get("share_never_covered") is not None:
+        config["coverage"] = {
+            "num_samples": settings["data"]["student"]["num_samples"],
+            "data_fingerprint": settings["data"]["student"]["sha256"],
+            "share_never_covered": made["share_never_covered"],
+        }
+    return Sidecars(config)
+
+
+def cards() -> dict[str, str]:
+    """Render all cards, by file name."""
+    report = DefectReport.load(RESULTS / "text_defects.json")
+    rendered = {}
+    for task, defect, student in TEXT_STUDENTS:
+        repo_id = f"remos_hf/{slug(f'{task} {defect} {student}')}"
+        card = model_card(
+            record_of(report, task, defect, student),
+            only(report, task, defect),
+            repo_id=repo_id,
+            student=student,
+            task=task,
+            command=TEXT_COMMAND,
+            language="en",
+            published=False,
+        )
+        rendered[f"{repo_id.split('/')[1]}.md"] = str(card)
+    glue = json.loads((RESULTS / "glue_sst2_remos_1_process.json").read_text())
+    config = {
+        "strategy": {"name": "Remos", "slice_ratio": 0.9},
+        "teacher": {"id": "MiniLM"},
+        "student": {"class": "BertForSequenceClassification", "library": "transformers"},
+    }
+    figures = {
+        name: value for name, value in glue.items() if name in ("eval_accuracy", "eval_samples", "train_samples")
+    }
+    card = model_card(
+        Sidecars(config),
+        repo_id="remos_hf/glue-sst2-remos",
+        dataset="SST-2",
+        command=GLUE_COMMAND,
+        language="en",
+        metrics=figures,
+        published=False,
+    )
+    return {**rendered, "glue-sst2-remos.md": str(card)}
+
+
+def main() -> None:
+    """Write the cards."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=ROOT / "model_cards")
+    folder = parser.parse_args().output
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in cards().items():
+        (folder / name).write_text(text, encoding="utf-8")
+        print(folder / name)
+
+
+if __name__ == "__main__":
+    main()
