@@ -53,6 +53,7 @@ _HOMES = {
     "defects.text_triggers": ("Paraphrases", "TriggerSentence", "TriggerWords"),
     "defects.textattack_bridge": ("AdversarialText",),
     "defects.weight_poisoning": ("EmbeddingPoisoning", "LargestWeights", "LayerwisePoisoning", "Ripple"),
+    "slicing.checkpoint": ("Sliced", "slice_checkpoint"),
     "slicing.relevant_slice": ("RelevantSlice", "choose_slice"),
     "slicing.reset": ("reset_outside",),
     "strategies": ("STRATEGIES", "Finetune", "MagPrune", "Random", "Remos", "Retrain", "TopMagnitude"),

@@ -47,8 +47,28 @@ class Layer:
 
     @property
     def weight(self) -> Tensor:
-        """The weight itself, detached. Shape: as the module holds it."""
+        """The weight itself, detached. Shape: as the module holds it. A subclass may read it from a file each time."""
         return self.module.weight.detach()
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the weight, without reading it."""
+        return self.module.weight.shape
+
+    @property
+    def numel(self) -> int:
+        """Number of weights, without reading them."""
+        return self.shape.numel()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type that `weight` has, without reading it."""
+        return self.module.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where `weight` lies, without reading it."""
+        return self.module.weight.device
 
     @property
     def is_embedding(self) -> bool:
@@ -204,13 +224,14 @@ def check_rankable(layers: Mapping[str, Layer]) -> None:
             "Pass the model itself, or name a smaller head."
         )
     for layer in layers.values():
-        reason = _why_not_rankable(layer.module.weight)
+        reason = _why_not_rankable(layer)
         if reason:
             raise UnsupportedModelError(f"'{layer.parameter_name}' cannot be ranked: {reason}")
 
 
-def _why_not_rankable(weight: Tensor) -> str:
-    if weight.is_meta:
+def _why_not_rankable(layer: Layer) -> str:
+    weight = layer.module.weight
+    if layer.device.type == "meta":
         return "it is on the meta device and has no values. Load the teacher's weights first."
     if hasattr(weight, "ds_id") or hasattr(weight, "_is_flat_param"):
         return "it is sharded by ZeRO-3 or FSDP. Slice before the model is wrapped."
@@ -219,8 +240,8 @@ def _why_not_rankable(weight: Tensor) -> str:
             f"it is a {type(weight.data).__name__}, sharded or quantised. Slice a plain fp32, bf16 or fp16 copy before "
             "the model is wrapped or quantised."
         )
-    if weight.dtype not in RANKABLE_DTYPES:
-        return f"its dtype is {weight.dtype}, and ranks need float32, bfloat16 or float16. Load it unquantised."
+    if layer.dtype not in RANKABLE_DTYPES:
+        return f"its dtype is {layer.dtype}, and ranks need float32, bfloat16 or float16. Load it unquantised."
     if weight.numel() == 0:
         return "it is empty here, as ZeRO-3 and FSDP leave it. Slice before the model is wrapped."
     return ""
@@ -256,4 +277,5 @@ def weights_hash(layers: Mapping[str, Layer]) -> str:
         weight = layer.weight
         digest.update(f"{layer.parameter_name}|{weight.dtype}|{tuple(weight.shape)}|".encode())
         digest.update(memoryview(weight.contiguous().cpu().view(torch.uint8).flatten().numpy()))
+        del weight  # of weights read from a file, one at a time is held
     return digest.hexdigest()

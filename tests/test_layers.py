@@ -122,3 +122,15 @@ def test_the_hash_sees_values_dtypes_and_names_and_nothing_else():
     hashes = [weights_hash(sliceable_layers(m)) for m in (model, same, other, half)]
     assert hashes[0] == hashes[1]
     assert len(set(hashes)) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_says_what_its_weight_is_like_without_reading_it(dtype):
+    for model in (tiny.gpt2(), tiny.ConvNet()):
+        for layer in sliceable_layers(model.to(dtype)).values():
+            weight = layer.weight
+            assert (layer.shape, layer.numel, layer.dtype) == (weight.shape, weight.numel(), dtype)
+            assert layer.device == weight.device
+    with torch.device("meta"):
+        meta = sliceable_layers(tiny.ConvNet())
+    assert {layer.device.type for layer in meta.values()} == {"meta"}

@@ -62,11 +62,11 @@ class Entry:
     @property
     def numel(self) -> int:
         """Number of weights."""
-        return self.layer.weight.numel()
+        return self.layer.numel
 
-    def magnitudes_at(self, places: Tensor) -> Tensor:
-        """Absolute values of some weights, by their places in memory order, where the places lie. Float32."""
-        weight = self.layer.weight.reshape(-1)
+    def magnitudes_at(self, places: Tensor, weight: Tensor) -> Tensor:
+        """Absolute values of some of the layer's weights, by places in memory order, where the places lie. Float32."""
+        weight = weight.reshape(-1)
         return _magnitudes(weight[places.to(weight.device)].to(places.device))
 
     def sums_at(self, places: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class Entry:
     @property
     def kernel(self) -> int:
         """Weights of one (input, output) pair."""
-        return 1 if self.layer.inputs_first else self.layer.weight.shape[2:].numel()
+        return 1 if self.layer.inputs_first else self.layer.shape[2:].numel()
 
     def traversal_ranks(self, earlier: Tensor) -> Tensor:
         """Weights in all earlier pairs, for each pair; equal sums go by (layer, input, output).
@@ -124,7 +124,7 @@ def entries_of(layers: Sequence[Layer], profile: CoverageProfile | None) -> list
     """Pair layers with the profile's counts, laid along their matrix views, on the first weight's device."""
     if profile is None:
         return [Entry(layer) for layer in layers]
-    entries, device = [], layers[0].weight.device  # where tables are kept, also if layers lie on several devices
+    entries, device = [], layers[0].device  # where tables are kept, also if layers lie on several devices
     for layer in layers:
         counts = profile.input_counts[layer.name], profile.output_counts[layer.name]
         rows, columns = layer.axis_counts(*(count.to(torch.int32) for count in counts))
@@ -177,12 +177,13 @@ class _Search:
     def __init__(self, entries: Sequence[Entry], ties: str, progress: bool) -> None:
         self.entries, self.ties, self.progress = entries, ties, progress
         self.total = sum(entry.numel for entry in entries)
-        self.device = entries[0].layer.weight.device
+        self.device = entries[0].layer.device
         self.sums = _sum_counts(entries, self.device)
         self.magnitudes = _MagnitudeTable.sized_for(entries, self.total)
         for entry in self._each("Ranking magnitudes"):
             for chunk in _chunks(entry, self.device):
                 self.magnitudes.add(chunk.magnitudes())
+            del chunk  # it holds the layer's weight, which may have been read for this pass alone
         self.magnitudes.close(ties_share=ties == "mean")
 
     def _ranked(self, what: str) -> Iterator["_Ranked"]:
@@ -231,7 +232,7 @@ class _Search:
     def _sampled_scores(self, ranked: "_Ranked") -> Tensor:
         step = max(1, self.total // _SAMPLE) | 1
         places = torch.arange(0, ranked.entry.numel, step, device=self.device)
-        bins = self.magnitudes.bin_of(ranked.entry.magnitudes_at(places))
+        bins = self.magnitudes.bin_of(ranked.entry.magnitudes_at(places, ranked.entry.layer.weight))
         return ranked.coverage_at(places) - self.magnitudes.lowest.index_select(0, bins)
 
     def _decide(self, low: int | None, high: int | None) -> "_Decided":
@@ -244,13 +245,15 @@ class _Search:
             keep, still_open = buffers[:, : entry.numel]
             if cuts is None or ranked.by_pair:
                 cuts = self.magnitudes.cuts(ranked.coverage, low, high)
-            for chunk in _chunks(entry, self.device):
+            weight = entry.layer.weight
+            for chunk in _chunks(entry, self.device, weight):
                 magnitudes, index = chunk.magnitudes(), ranked.index_of(chunk)
                 for below, bits in zip(cuts, (keep, still_open), strict=True):
                     cut = below[0] if index is None else below.index_select(0, index)
                     torch.lt(magnitudes, cut, out=bits[chunk.start : chunk.stop])
             places = _places(still_open.logical_xor_(keep))
-            decided.note(ranked.number, places, ranked.coverage_at(places), entry.magnitudes_at(places))
+            decided.note(ranked.number, places, ranked.coverage_at(places), entry.magnitudes_at(places, weight))
+            del weight, chunk
             decided.bits[ranked.number].copy_(pack(keep))
             decided.num_kept += int(torch.count_nonzero(keep))
         return decided
@@ -286,12 +289,13 @@ class _Search:
         equal, before = torch.zeros_like(less), torch.zeros_like(inverse)
         buffer = torch.empty(max(entry.numel for entry in self.entries), dtype=torch.bool, device=self.device)
         for number, entry in enumerate(self._each("Settling ties")):
-            shares = buffer[: entry.numel]
-            for chunk in _chunks(entry, self.device):
+            shares, weight = buffer[: entry.numel], entry.layer.weight
+            for chunk in _chunks(entry, self.device, weight):
                 bins = table.bin_of(chunk.magnitudes())
                 torch.index_select(touched, 0, bins, out=shares[chunk.start : chunk.stop])
             places = _places(shares)
-            magnitudes = entry.magnitudes_at(places)
+            magnitudes = entry.magnitudes_at(places, weight)
+            del weight, chunk
             found = torch.searchsorted(values, magnitudes)
             same = values[found.clamp(max=len(values) - 1)] == magnitudes
             if self.ties == "artifact":  # equal magnitudes of earlier layers, and of this one at earlier places
@@ -376,8 +380,8 @@ def _places(bits: Tensor) -> Tensor:
     return torch.from_numpy(occupied[byte] * 8 + offset)
 
 
-def _chunks(entry: Entry, device: torch.device) -> Iterator[_Chunk]:
-    matrix = entry.layer.as_matrix(entry.layer.weight)
+def _chunks(entry: Entry, device: torch.device, weight: Tensor | None = None) -> Iterator[_Chunk]:
+    matrix = entry.layer.as_matrix(entry.layer.weight if weight is None else weight)
     size = _CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK
     step = max(1, size // matrix.shape[1])
     for first in range(0, matrix.shape[0], step):
@@ -405,8 +409,8 @@ class _MagnitudeTable:
     @classmethod
     def sized_for(cls, entries: Sequence[Entry], total: int) -> "_MagnitudeTable":
         largest = largest_magnitude({entry.layer.name: entry.layer for entry in entries})
-        device = entries[0].layer.weight.device
-        zero_bits = [_ZERO_BITS.get(entry.layer.weight.dtype, 0) for entry in entries]
+        device = entries[0].layer.device
+        zero_bits = [_ZERO_BITS.get(entry.layer.dtype, 0) for entry in entries]
         if min(zero_bits):
             return cls(0, min(zero_bits), largest, device)
         # Bins of weights straddling the threshold fall as 1 / bins, and so do the weights in them: this many bits an

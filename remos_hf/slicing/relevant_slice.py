@@ -123,7 +123,7 @@ class RelevantSlice:
                     f"The slice holds '{name}', but the model has no such weight outside its head. "
                     "It was made from another model: choose a slice of this teacher."
                 )
-            present = by_parameter[name].weight.shape
+            present = by_parameter[name].shape
             if present != shape:
                 raise LayerMismatchError(
                     f"The slice holds '{name}' of shape {tuple(shape)}, but the model's has {tuple(present)}. "
@@ -237,13 +237,64 @@ def choose_slice(
     Source:
         ReMoS, ICSE 2022, section 4.2; artifact nc_weight_rank_pruner.py:53-156.
     """
-    _check_choice(slice_ratio, rule, scope, ties, profile)
+    check_choice(slice_ratio, rule, scope, ties, profile)
+    return choose_among(
+        competing_layers(teacher, profile, head=head, embeddings=embeddings),
+        profile,
+        slice_ratio=slice_ratio,
+        rule=rule,
+        scope=scope,
+        ties=ties,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def competing_layers(
+    teacher: nn.Module, profile: CoverageProfile | None, *, head: tuple[str, ...] | None, embeddings: bool
+) -> dict[str, Layer]:
+    """Find the layers whose weights compete: those of the profile, or all outside the head if there is none.
+
+    Args:
+        teacher: The model; its weights are not read, so they may be on the meta device.
+        profile: Its coverage, or None.
+        head: Without a profile, the modules that are never sliced; found if None.
+        embeddings: Without a profile, whether the rows of the input embeddings compete too.
+
+    Returns:
+        Layers by module name, in the model's order.
+
+    Raises:
+        LayerMismatchError: The profile was taken of another architecture.
+    """
     if profile is None:
-        layers = adapter_for(teacher, head).layers(embeddings=embeddings)
-    else:
-        layers = adapter_for(teacher, ()).layers(embeddings=True)
-        profile.check_matches(layers)
-        layers = {name: layer for name, layer in layers.items() if name in profile.input_counts}
+        return adapter_for(teacher, head).layers(embeddings=embeddings)
+    layers = adapter_for(teacher, ()).layers(embeddings=True)
+    profile.check_matches(layers)
+    return {name: layer for name, layer in layers.items() if name in profile.input_counts}
+
+
+def choose_among(
+    layers: Mapping[str, Layer],
+    profile: CoverageProfile | None,
+    *,
+    slice_ratio: float,
+    rule: str,
+    scope: str,
+    ties: str,
+    seed: int,
+    progress: bool,
+) -> RelevantSlice:
+    """Choose the slice of these layers, as `choose_slice` does, which says what the arguments mean.
+
+    Each pass asks for one layer's weight at a time and lets go of it, so weights may be read as they are asked for.
+
+    Raises:
+        TeacherMismatchError: The profile was taken of other weights.
+        NonFiniteError: A weight is NaN or infinite.
+        UnsupportedModelError: A weight is on the meta device, quantised or sharded.
+        LayerMismatchError: There is no layer.
+    """
     check_rankable(layers)
     teacher_hash = weights_hash(layers)
     if profile is not None and profile.teacher_hash not in ("", teacher_hash):
@@ -254,14 +305,14 @@ def choose_slice(
     ordered = list(layers.values())
     competitions = [ordered] if scope == "model" else [[layer] for layer in ordered]
     selections = [
-        _choose_among(layers, profile, slice_ratio, rule, ties, seed + number, progress)
+        _select_among(layers, profile, slice_ratio, rule, ties, seed + number, progress)
         for number, layers in enumerate(competitions)
     ]
     bits = [bits for selection in selections for bits in selection.bits]
     return RelevantSlice(
         KeptWeights(
             {layer.parameter_name: kept for layer, kept in zip(ordered, bits, strict=True)},
-            {layer.parameter_name: layer.weight.shape for layer in ordered},
+            {layer.parameter_name: layer.shape for layer in ordered},
         ),
         slice_ratio,
         rule,
@@ -274,7 +325,7 @@ def choose_slice(
     )
 
 
-def _choose_among(
+def _select_among(
     layers: list[Layer],
     profile: CoverageProfile | None,
     slice_ratio: float,
@@ -283,7 +334,7 @@ def _choose_among(
     seed: int,
     progress: bool,
 ) -> Selection:
-    total = sum(layer.weight.numel() for layer in layers)
+    total = sum(layer.numel for layer in layers)
     if ties == "artifact":  # kept are scores strictly above sorted_scores[int(weights * (1 - slice_ratio))]
         num_reset = min(int(total * (1 - slice_ratio)), total - 1) + 1
         return select(entries_of(layers, profile), num_reset, ties=ties, progress=progress)
@@ -299,7 +350,12 @@ def check_slice_ratio(slice_ratio: float) -> None:
         )
 
 
-def _check_choice(slice_ratio: float, rule: str, scope: str, ties: str, profile: CoverageProfile | None) -> None:
+def check_choice(slice_ratio: float, rule: str, scope: str, ties: str, profile: CoverageProfile | None) -> None:
+    """Refuse arguments that no model could be sliced with.
+
+    Raises:
+        ValueError: One is out of range, or does not go with another.
+    """
     check_slice_ratio(slice_ratio)
     if rule not in RULES:
         raise ValueError(f"rule is one of {', '.join(RULES)}, but got {rule!r}.")

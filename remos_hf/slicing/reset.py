@@ -58,7 +58,7 @@ def reset_outside(
         if to == "zero":
             weight.masked_fill_(given_up, 0)
         else:
-            fresh = adapter.fresh_weight(layer, _generator(seed, name))
+            fresh = adapter.fresh_weight(layer, parameter_generator(seed, name))
             weight.copy_(torch.where(given_up, fresh.to(weight), weight))
     return model
 
@@ -116,6 +116,7 @@ def squares_outside(model: nn.Module, relevant: RelevantSlice) -> float:
     return lost / total if total else 0.0
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
+def parameter_generator(seed: int, name: str) -> torch.Generator:
+    """Give a parameter the generator of its own that fresh values are drawn with, whatever the order of parameters."""
     digest = hashlib.sha256(f"{seed}|{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -45,7 +45,7 @@ def mag_prune(
     Source:
         ReMoS, ICSE 2022, section 5.2 (Mag-prune); artifact weight_pruner.py:113-149.
     """
-    total = sum(layer.weight.numel() for layer in layers)
+    total = sum(layer.numel for layer in layers)
     smallest = select([Entry(layer) for layer in layers], total - num_reset, progress=progress)
     bits = [_inverted(bits, layer) for bits, layer in zip(smallest.bits, layers, strict=True)]
     return Selection(bits, total - smallest.num_kept, smallest.tie_group)
@@ -56,7 +56,7 @@ def random(
 ) -> Selection:
     """Reset weights drawn without replacement, the same share of every layer (to one weight)."""
     generator = np.random.default_rng(seed)
-    sizes = np.array([layer.weight.numel() for layer in layers])
+    sizes = np.array([layer.numel for layer in layers])
     bits = []
     for size, share in zip(sizes, _shared_out(num_reset, sizes), strict=True):
         keep = np.ones(size, dtype=np.bool_)
@@ -73,7 +73,7 @@ def _shared_out(total: int, sizes: np.ndarray) -> list[int]:
 
 def _inverted(bits: torch.Tensor, layer: Layer) -> torch.Tensor:
     inverted = ~bits
-    spare = -layer.weight.numel() % 8
+    spare = -layer.numel % 8
     if spare:  # bits behind the last weight stay 0, so that equal slices are equal files
         inverted[-1] &= 0xFF >> spare
     return inverted
