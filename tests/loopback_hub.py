@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlparse
@@ -15,14 +16,27 @@ USER = {"type": "user", "name": "me", "orgs": [], "auth": {"accessToken": {"role
 class Hub:
     """Repositories in memory.
 
+    Args:
+        tokens: Tokens that are accepted; None for any, and for none at all. Then a repository that is private, or that
+            does not exist, is refused without a token, and so is every change.
+        lfs: Whether safetensors are uploaded as large files, as the Hub does, rather than within the commit.
+
     Attributes:
-        repos: File contents by path, by repository id.
-        revisions: Latest commit by repository id.
+        repos: File contents by path, by repository id; those of another branch under "id@branch".
+        revisions: Latest commit, by the same keys.
+        private: Whether a repository is private, by repository id.
+        moved: New id by the old one.
+        breaks: How many of the next commits break off while they are sent.
+        large: Large files that arrived, by SHA-256.
+        commits: How many were made.
         log: (method, path, bytes of the body) of every request.
     """
 
-    def __init__(self):
+    def __init__(self, tokens=None, lfs=False):
         self.repos, self.revisions, self.log = {}, {}, []
+        self.private, self.moved, self.large = {}, {}, {}
+        self.tokens, self.lfs = tokens, lfs
+        self.breaks = self.commits = 0
 
     def start(self):
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -34,6 +48,19 @@ class Hub:
     def stop(self):
         self.server.shutdown()
         self.server.server_close()
+
+    def hold(self, repo, files, private=False):
+        """Put a repository there, as if it had been pushed before."""
+        self.repos[repo], self.private[repo] = dict(files), private
+        self.revisions[repo] = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+
+    def sent(self):
+        """Bytes of all bodies so far."""
+        return sum(size for _, _, size in self.log)
+
+    def key(self, repo, revision):
+        branch = f"{repo}@{revision}"
+        return branch if branch in self.repos else repo
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -68,15 +95,46 @@ class _Handler(BaseHTTPRequestHandler):
         return content
 
     def respond(self):
-        path, body = unquote(urlparse(self.path).path), self.body()
+        path = unquote(urlparse(self.path).path)
+        if self.hub.breaks and "/commit/" in path:
+            self.hub.breaks -= 1
+            self.rfile.read(1)
+            self.hub.log.append((self.command, self.path, 1))
+            self.close_connection = True
+            return self.connection.shutdown(socket.SHUT_RDWR)
+        body = self.body()
         self.hub.log.append((self.command, self.path, len(body)))
         for pattern, handle in ROUTES:
             found = re.fullmatch(pattern, path)
-            if found:
+            if found and not self.turned_away(path, found):
                 return handle(self, *found.groups(), body=body)
+            if found:
+                return None
         return self.answer(404, {"error": f"not here: {path}"})
 
     do_GET = do_POST = do_HEAD = do_PUT = do_DELETE = respond
+
+    def turned_away(self, path, found):
+        """Answer for the Hub where it says where a repository went, or that it is none of the asker's business."""
+        repo = found.group(1).removesuffix(".git") if found.groups() else ""
+        if repo in self.hub.moved:
+            there = self.path.replace(repo, self.hub.moved[repo], 1)
+            self.answer(307, {"url": there}, {"Location": there})
+            return True
+        if self.hub.tokens is None or path.startswith("/large/"):  # storage has addresses of its own
+            return False
+        given = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if given and given not in self.hub.tokens:
+            message = "Invalid credentials in Authorization header"
+            self.answer(401, {"error": message}, {"X-Error-Message": message})
+            return True
+        reads = self.command in ("GET", "HEAD")
+        public = repo in self.hub.repos and not self.hub.private.get(repo)
+        if given or (reads and public):
+            return False
+        code = {"X-Error-Code": "RepoNotFound"} if repo else {}
+        self.answer(401, {"error": "Invalid username or password."}, code)
+        return True
 
     def whoami(self, body):
         self.answer(200, USER)
@@ -87,49 +145,98 @@ class _Handler(BaseHTTPRequestHandler):
     def create(self, body):
         wanted = json.loads(body)
         repo = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
+        if repo not in self.hub.repos:
+            # huggingface_hub 2 says it in words.
+            self.hub.private[repo] = bool(wanted.get("private")) or wanted.get("visibility") == "private"
         self.hub.repos.setdefault(repo, {})
         self.hub.revisions.setdefault(repo, NO_REVISION)
         self.answer(200, {"url": f"{self.hub.url}/{repo}", "id": repo, "name": repo})
 
+    def branch(self, repo, name, body):
+        if f"{repo}@{name}" in self.hub.repos:
+            return self.answer(409, {"error": "Reference already exists"})
+        self.hub.repos[f"{repo}@{name}"] = dict(self.hub.repos[repo])
+        self.hub.revisions[f"{repo}@{name}"] = self.hub.revisions[repo]
+        return self.answer(200, {})
+
     def preupload(self, repo, revision, body):
-        files = [file["path"] for file in json.loads(body)["files"]]
-        modes = [{"path": path, "uploadMode": "regular", "shouldIgnore": False, "oid": None} for path in files]
-        self.answer(200, {"files": modes})
+        if repo not in self.hub.repos:
+            return self.missing()
+        held, modes = self.hub.repos[self.hub.key(repo, revision)], []
+        for file in json.loads(body)["files"]:
+            path, large = file["path"], self.hub.lfs and file["path"].endswith(".safetensors")
+            oid = None if path not in held else _sha256(held[path]) if large else _blob(held[path])
+            modes.append({"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid})
+        return self.answer(200, {"files": modes})
+
+    def large_files(self, repo, body):
+        objects = []
+        for file in json.loads(body)["objects"]:
+            here = f"{self.hub.url}/large/{file['oid']}"
+            asked = {} if file["oid"] in self.hub.large else {"actions": {"upload": {"href": here}}}
+            objects.append({**file, **asked})
+        self.answer(200, {"transfer": "basic", "objects": objects}, {"Content-Type": "application/vnd.git-lfs+json"})
+
+    def large_file(self, oid, body):
+        assert _sha256(body) == oid
+        self.hub.large[oid] = body
+        self.answer(200, {})
 
     def commit(self, repo, revision, body):
-        files = self.hub.repos[repo]
+        if repo not in self.hub.repos:
+            return self.missing()
+        place = self.hub.key(repo, revision)
+        files = dict(self.hub.repos[place])
         for line in body.splitlines():
             operation = json.loads(line)
+            value = operation["value"]
             if operation["key"] == "file":
-                files[operation["value"]["path"]] = base64.b64decode(operation["value"]["content"])
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif operation["key"] == "lfsFile":
+                files[value["path"]] = self.hub.large[value["oid"]]
             elif operation["key"] == "deletedFile":
-                files.pop(operation["value"]["path"], None)
-        oid = self.hub.revisions[repo] = hashlib.sha1(body).hexdigest()
+                files.pop(value["path"], None)
+        oid = self.hub.revisions[place] = hashlib.sha1(body).hexdigest()
+        self.hub.repos[place] = files
+        self.hub.commits += 1
         answer = {"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{repo}/commit/{oid}"}
-        self.answer(200, {**answer, "hookOutput": "", "pullRequestUrl": None})
+        return self.answer(200, {**answer, "hookOutput": "", "pullRequestUrl": None})
+
+    def missing(self):
+        self.answer(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
 
     def tree(self, repo, revision, body):
-        files = self.hub.repos.get(repo, {})
-        entries = [{"type": "file", "path": path, "size": len(c), "oid": _oid(c)} for path, c in files.items()]
+        files = self.hub.repos.get(self.hub.key(repo, revision), {})
+        entries = [{"type": "file", "path": path, "size": len(c), "oid": _blob(c)} for path, c in files.items()]
         self.answer(200, entries)
 
     def info(self, repo, revision=None, body=b""):
         if repo not in self.hub.repos:
-            return self.answer(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
-        files = [{"rfilename": path, "size": len(content)} for path, content in self.hub.repos[repo].items()]
-        described = {"_id": "x", "id": repo, "modelId": repo, "sha": self.hub.revisions[repo], "private": False}
+            return self.missing()
+        place = self.hub.key(repo, revision)
+        files = [{"rfilename": path, "size": len(content)} for path, content in self.hub.repos[place].items()]
+        described = {"_id": "x", "id": repo, "modelId": repo, "sha": self.hub.revisions[place]}
+        described["private"] = self.hub.private.get(repo, False)
         return self.answer(200, {**described, "tags": [], "downloads": 0, "likes": 0, "siblings": files})
 
     def resolve(self, repo, revision, path, body):
-        content = self.hub.repos.get(repo, {}).get(path)
-        commit = {"X-Repo-Commit": self.hub.revisions.get(repo, NO_REVISION)}
+        place = self.hub.key(repo, revision)
+        if repo not in self.hub.repos:
+            return self.missing()
+        commit = {"X-Repo-Commit": self.hub.revisions.get(place, NO_REVISION)}
+        content = self.hub.repos[place].get(path)
         if content is None:
             return self.answer(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound", **commit})
-        return self.answer(200, raw=content, headers={"ETag": f'"{_oid(content)}"', **commit})
+        return self.answer(200, raw=content, headers={"ETag": f'"{_blob(content)}"', **commit})
 
 
-def _oid(content):
-    return hashlib.sha1(content).hexdigest()
+def _sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def _blob(content):
+    """What git calls a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 REPO = "([^/]+/[^/]+)"
@@ -137,7 +244,10 @@ ROUTES = [
     ("/api/repos/create", _Handler.create),
     ("/api/whoami-v2", _Handler.whoami),
     ("/api/validate-yaml", _Handler.validate),
+    ("/large/([0-9a-f]{64})", _Handler.large_file),
+    (f"/{REPO}\\.git/info/lfs/objects/batch", _Handler.large_files),
     (f"/api/models/{REPO}/preupload/(.+)", _Handler.preupload),
+    (f"/api/models/{REPO}/branch/(.+)", _Handler.branch),
     (f"/api/models/{REPO}/commit/(.+)", _Handler.commit),
     (f"/api/models/{REPO}/(?:tree|paths-info)/([^/]+).*", _Handler.tree),
     (f"/api/models/{REPO}(?:/revision/(.+))?", _Handler.info),

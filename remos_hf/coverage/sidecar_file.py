@@ -26,8 +26,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, metadata
     tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     text = json.dumps(metadata)  # keys keep their order: that of a slice is the order of its layers
     header = {"format": kind, "metadata": text, "checksum": _checksum(tensors, text)}
-    replace_file(path, save(tensors, metadata=header))
+    replace_file(path, _in_order(save(tensors, metadata=header)))
     return path
+
+
+def _in_order(content: bytes) -> bytes:
+    # safetensors writes its metadata in another order each time, so that a file pushed again would be another file.
+    stop = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:stop])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[stop:]
 
 
 def read_tensors(path: Path, kind: str, fields: Iterable[str]) -> tuple[dict[str, Tensor], dict]:

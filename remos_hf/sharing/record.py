@@ -4,12 +4,22 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from torch import nn
+from transformers import PreTrainedModel
 
 from remos_hf.coverage.profile import COVERAGE_FILE, CoverageProfile
 from remos_hf.coverage.sidecar_file import replace_file
@@ -18,6 +28,9 @@ from remos_hf.slicing.relevant_slice import SLICE_FILE, RelevantSlice
 from remos_hf.strategies.base import Preparation, Strategy
 
 CONFIG_FILE = "remos_config.json"
+SIDECAR_FILES = (CONFIG_FILE, COVERAGE_FILE, SLICE_FILE)
+# Python's pickles by name. One runs whatever its writer wanted as soon as it is read.
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill")
 _FORMAT_VERSION = 1
 _PACKAGES = ("remos_hf", "torch", "transformers", "accelerate", "safetensors")
 
@@ -37,16 +50,44 @@ class Sidecars:
     relevant_slice: RelevantSlice | None = None
 
     @classmethod
-    def of(cls, strategy: Strategy, preparation: Preparation, student: nn.Module) -> "Sidecars":
-        """Describe a student that was just prepared."""
+    def of(
+        cls,
+        strategy: Strategy,
+        preparation: Preparation,
+        student: nn.Module | None = None,
+        *,
+        teacher: Mapping[str, str | None] | None = None,
+    ) -> "Sidecars":
+        """Describe a student that was just prepared.
+
+        Args:
+            strategy: How it was started.
+            preparation: What that did.
+            student: The student, whose config names its teacher; None where there are only files.
+            teacher: "id" and "revision" where the caller knows better than the student's config. What is not given
+                comes from the student.
+
+        Raises:
+            ValueError: Neither the student nor the caller says which teacher it was.
+        """
+        if student is None and not (teacher or {}).get("id"):
+            raise ValueError("The record names the teacher: give the student, or teacher={'id': ..., 'revision': ...}.")
+        identity = {"id": None, "revision": None} if student is None else _teacher_identity(student)
+        if teacher and teacher.get("id"):
+            # The revision in the student's config is that of the teacher which the config names.
+            identity = {"id": _public(str(teacher["id"])), "revision": teacher.get("revision")}
+        elif teacher and teacher.get("revision"):
+            identity["revision"] = teacher["revision"]
         profile, relevant = preparation.profile, preparation.relevant_slice
         config: dict[str, Any] = {
             "format_version": _FORMAT_VERSION,
             "strategy": strategy.to_dict(),
-            "teacher": {**_teacher_identity(student), "hash": relevant.teacher_hash if relevant else None},
+            "teacher": {**identity, "hash": relevant.teacher_hash if relevant else None},
             "seconds": {step: round(seconds, 3) for step, seconds in preparation.seconds.items()},
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         }
+        if student is not None:
+            config["student"] = _kind_of(student)
         if profile is not None:
             config["coverage"] = {
                 "num_samples": profile.num_samples,
@@ -97,7 +138,7 @@ class Sidecars:
             )
         try:
             config = json.loads(path.read_text())
-            files = config.pop("files")
+            files = dict(config.pop("files"))
             found = int(config["format_version"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptFileError(f"{path} is no sidecar config ({error!r}). It is truncated or broken.") from error
@@ -105,6 +146,9 @@ class Sidecars:
             raise CorruptFileError(
                 f"{path} has format {found}, newer than the {_FORMAT_VERSION} this remos_hf reads. Update remos_hf."
             )
+        foreign = [name for name in files if name not in SIDECAR_FILES]
+        if foreign:
+            raise CorruptFileError(f"{path} names {foreign[0]!r}, which is no file of ours. It was changed by others.")
         for name, digest in files.items():
             if not (folder / name).is_file() or _sha256(folder / name) != digest:
                 raise CorruptFileError(
@@ -113,6 +157,46 @@ class Sidecars:
         profile = CoverageProfile.load(folder) if COVERAGE_FILE in files else None
         relevant = RelevantSlice.from_pretrained(folder) if SLICE_FILE in files else None
         return cls(config, profile, relevant)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_repo_id: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        endpoint: str | None = None,
+    ) -> "Sidecars":
+        """Read the files beside a student, wherever it is. From a Hub only they are fetched, never weights.
+
+        Args:
+            folder_or_repo_id: A folder, or a repository on the Hub.
+            revision: Branch, tag or commit on the Hub.
+            token: Token for the Hub; the stored one if None.
+            endpoint: Another hub than the one that HF_ENDPOINT names.
+
+        Raises:
+            FileNotFoundError: Nothing there says how the student was made.
+            RemosError: It holds pickled weights only; or the Hub does not give the repository, or cannot be reached.
+            CorruptFileError: A file is missing, truncated, tampered with, or of a newer version.
+        """
+        place = Path(folder_or_repo_id)
+        if place.exists() or not _is_repo_id(str(folder_or_repo_id)):
+            if place.is_dir() and not (place / CONFIG_FILE).is_file():
+                refuse_pickles([path.name for path in place.iterdir()], place)
+            return cls.load(place)
+        repo_id, asked = str(folder_or_repo_id), {"token": token, "endpoint": endpoint}
+        path = _fetched(repo_id, CONFIG_FILE, revision, asked)
+        if path is None:
+            refuse_pickles(_listed(repo_id, revision, asked), repo_id)
+            raise FileNotFoundError(
+                f"{repo_id} holds no {CONFIG_FILE}, so nothing says how this model was made. It may be a teacher, or a "
+                "student that was pushed without its record: push_to_hub(student, ..., record=...) writes it."
+            )
+        for name in _named_files(path):
+            # Of the first file's commit, so that a push in between does not mix two students.
+            _fetched(repo_id, name, path.parent.name, asked)
+        return cls.load(path.parent)
 
     def check_strategy(self, strategy: Strategy) -> None:
         """Refuse to go on with a student that was made another way.
@@ -128,14 +212,89 @@ class Sidecars:
             )
 
 
+def refuse_pickles(names: Collection[str], place: str | os.PathLike) -> None:
+    """Refuse a model of which there are pickled weights and no others.
+
+    Raises:
+        RemosError: Among the names are pickles, and no weights as safetensors.
+    """
+    pickles = sorted(name for name in names if name.endswith(PICKLES))
+    weights = [name for name in names if name.endswith(".safetensors") and name not in SIDECAR_FILES]
+    if pickles and not weights:
+        raise RemosError(
+            f"{place} holds its weights as pickles only ({', '.join(pickles[:3])}). Reading a pickle runs whatever its "
+            "writer put into it, so it is never opened here. Ask its owner for safetensors, or convert it where "
+            "nothing can be harmed, with save_pretrained."
+        )
+
+
+def _named_files(config: Path) -> list[str]:
+    try:
+        files = json.loads(config.read_text())["files"]
+        return [name for name in (COVERAGE_FILE, SLICE_FILE) if name in files]
+    except (ValueError, KeyError, TypeError):
+        return []  # `load` says what is wrong with it
+
+
+def _fetched(repo_id: str, name: str, revision: str | None, asked: Mapping[str, Any]) -> Path | None:
+    """Give a file of a repository on the Hub; None if the repository does not hold it."""
+    try:
+        return Path(hf_hub_download(repo_id, name, revision=revision, **asked))
+    except (HTTPError, OSError, EntryNotFoundError) as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
+        raise _not_given(error, repo_id, revision) from error
+
+
+def _listed(repo_id: str, revision: str | None, asked: Mapping[str, Any]) -> list[str]:
+    try:
+        return HfApi(**asked).list_repo_files(repo_id, revision=revision)
+    except (HTTPError, OSError) as error:
+        raise _not_given(error, repo_id, revision) from error
+
+
+def _not_given(error: Exception, repo_id: str, revision: str | None) -> RemosError:
+    """Say what a reader can do about a Hub that does not give a file."""
+    if isinstance(error, RepositoryNotFoundError):
+        return RemosError(
+            f"There is no repository {repo_id} on the Hub, or the token may not see it. A private one needs a token: "
+            "run `hf auth login`, or pass token=. A folder of that name was not found either."
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return RemosError(f"{repo_id} has no revision {revision!r}. Give a branch, a tag or a commit that it has.")
+    return RemosError(
+        f"The Hub did not give the record of {repo_id} ({type(error).__name__}: {str(error).strip()[:300]}). Without a "
+        "network, give the folder of a copy, or fetch it once while there is one: then it is read from the cache."
+    )
+
+
+def _is_repo_id(text: str) -> bool:
+    return text.count("/") <= 1 and not text.startswith((".", "/", "~"))
+
+
 def _teacher_identity(student: nn.Module) -> dict[str, str | None]:
     config = getattr(student, "config", None)
     body = getattr(student, "body", student)  # of an ImageClassifier
     published = getattr(body, "pretrained_cfg", None) or {}  # timm's
     name = getattr(config, "_name_or_path", None) or published.get("hf_hub_id") or type(body).__name__
-    # A local path says nothing to others and may tell them more than its owner wants.
-    public = Path(name).name if Path(name).is_dir() else name
-    return {"id": public, "revision": getattr(config, "_commit_hash", None)}
+    return {"id": _public(name), "revision": getattr(config, "_commit_hash", None)}
+
+
+def _public(name: str) -> str:
+    """A local path says nothing to others and may tell them more than its owner wants."""
+    local = Path(name).is_dir() or name.startswith(("/", "~", ".")) or "\\" in name
+    return PurePosixPath(name.replace("\\", "/")).name or name if local else name
+
+
+def _kind_of(student: nn.Module) -> dict[str, str | None]:
+    """Say what loads a student: the class, and what it comes from."""
+    body = getattr(student, "body", student)
+    published = getattr(body, "pretrained_cfg", None) or {}
+    if isinstance(student, PreTrainedModel):
+        return {"class": type(student).__name__, "library": "transformers"}
+    if published.get("architecture"):
+        return {"class": type(student).__name__, "library": "timm", "architecture": str(published["architecture"])}
+    return {"class": type(student).__name__, "library": "torch", "architecture": type(body).__name__}
 
 
 def _sha256(path: Path) -> str:

@@ -34,6 +34,13 @@ def test_metadata_keep_their_order(tmp_path):
     assert list(sidecar_file.read_tensors(path, KIND, ["b"])[1]["b"]) == ["10", "2", "1"]
 
 
+def test_the_same_content_makes_the_same_file(tmp_path):
+    files = {
+        sidecar_file.write_tensors(tmp_path / "a", {"ü": torch.ones(3)}, KIND, {"n": 5}).read_bytes() for _ in range(9)
+    }
+    assert len(files) == 1
+
+
 @pytest.mark.parametrize("keep", [0, 4, 60, -1])
 def test_a_truncated_file_is_refused_by_name(path, keep):
     path.write_bytes(path.read_bytes()[:keep])

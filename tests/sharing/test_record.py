@@ -6,6 +6,7 @@ import torch
 from remos_hf.adapters.timm_models import ImageClassifier
 from remos_hf.errors import CorruptFileError, RemosError
 from remos_hf.sharing.record import CONFIG_FILE, Sidecars
+from remos_hf.strategies.base import Preparation
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import Random, Remos
 from tests import tiny
@@ -103,3 +104,134 @@ def test_another_strategy_may_not_go_on(sidecars, tmp_path):
     loaded.check_strategy(Remos(0.9))
     with pytest.raises(RemosError, match="'slice_ratio': 0.9.*'slice_ratio': 0.8"):
         loaded.check_strategy(Remos(0.8))
+
+
+# --- of a teacher that the caller knows ---
+
+
+def test_the_caller_may_know_the_teacher_better_than_the_students_config(tmp_path):
+    student, teacher = tiny.bert(), {"id": "owner/teacher", "revision": "abc"}
+    student.config._name_or_path, student.config._commit_hash = "runs/copy", "of the copy"
+    prepared = Finetune().prepare(student, None)
+    found = Sidecars.of(Finetune(), prepared, student, teacher=teacher).config["teacher"]
+    assert (found["id"], found["revision"]) == ("owner/teacher", "abc")
+    found = Sidecars.of(Finetune(), prepared, student, teacher={"id": "owner/teacher"}).config["teacher"]
+    assert found["revision"] is None  # that of the copy is another's
+    found = Sidecars.of(Finetune(), prepared, student, teacher={"revision": "abc"}).config["teacher"]
+    assert (found["id"], found["revision"]) == ("runs/copy", "abc")
+    without = Sidecars.of(Finetune(), prepared, teacher={"id": str(tmp_path)}).config
+    assert without["teacher"]["id"] == tmp_path.name and "student" not in without
+    for nothing in (None, {}, {"revision": "abc"}):
+        with pytest.raises(ValueError, match="names the teacher"):
+            Sidecars.of(Finetune(), prepared, teacher=nothing)
+
+
+@pytest.mark.parametrize(
+    "path", ["/home/me/secret/teacher", "~/secret/teacher", "../secret/teacher", "C:\\secret\\teacher"]
+)
+def test_a_path_that_is_gone_is_not_published_either(path):
+    found = Sidecars.of(Finetune(), Preparation(), teacher={"id": path}).config["teacher"]["id"]
+    assert found == "teacher"
+
+
+def test_the_record_says_what_loads_the_student():
+    assert made_by(Finetune()).config["student"] == {
+        "class": "BertForSequenceClassification",
+        "library": "transformers",
+    }
+    student = ImageClassifier(torch.nn.Sequential(torch.nn.Linear(3, 2)), head=("0",))
+    kind = lambda: Sidecars.of(Finetune(), Preparation(), student).config["student"]  # noqa: E731
+    assert kind() == {"class": "ImageClassifier", "library": "torch", "architecture": "Sequential"}
+    student.body.pretrained_cfg = {"architecture": "resnet18"}
+    assert kind() == {"class": "ImageClassifier", "library": "timm", "architecture": "resnet18"}
+
+
+# --- from wherever it is ---
+
+
+def test_a_folder_is_read_as_load_reads_it(sidecars, tmp_path):
+    sidecars.save(tmp_path)
+    assert Sidecars.from_pretrained(tmp_path).relevant_slice == sidecars.relevant_slice
+    with pytest.raises(FileNotFoundError, match="nothing says how"):
+        Sidecars.from_pretrained(tmp_path / "nowhere")
+
+
+def test_only_the_record_is_fetched_from_a_hub(hub, sidecars, tmp_path):
+    hold(hub, sidecars, tmp_path)
+    found = Sidecars.from_pretrained("me/student", endpoint=hub.url)
+    assert found.profile == sidecars.profile and found.relevant_slice == sidecars.relevant_slice
+    assert not [path for _, path, _ in hub.log if "model.safetensors" in path]
+    # Of the config's commit, whatever is pushed meanwhile.
+    assert all(hub.revisions["me/student"] in path for _, path, _ in hub.log if path.endswith("slice.safetensors"))
+
+
+def test_what_the_config_does_not_name_is_not_fetched(hub, tmp_path):
+    hold(hub, made_by(Finetune()), tmp_path, **{"remos_slice.safetensors": b"of another student"})
+    assert Sidecars.from_pretrained("me/student", endpoint=hub.url).relevant_slice is None
+    assert not [path for _, path, _ in hub.log if "remos_slice" in path]
+
+
+def hold(hub, sidecars, tmp_path, **more):
+    sidecars.save(tmp_path / "held")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "held").iterdir()}
+    hub.hold("me/student", {"model.safetensors": b"weights", **files, **more}, private=True)
+
+
+def test_a_repository_without_a_record_says_so(hub):
+    hub.hold("me/teacher", {"model.safetensors": b"x", "pytorch_model.bin": b"x"})
+    with pytest.raises(FileNotFoundError, match="me/teacher holds no remos_config.json.*record="):
+        Sidecars.from_pretrained("me/teacher", endpoint=hub.url)
+
+
+def test_pickles_alone_are_refused_with_the_reason(hub, tmp_path):
+    hub.hold("me/pickled", {"config.json": b"{}", "pytorch_model.bin": b"x"})
+    (tmp_path / "weights.pt").write_bytes(b"x")
+    for place, name in (("me/pickled", "pytorch_model.bin"), (tmp_path, "weights.pt")):
+        with pytest.raises(RemosError, match=f"pickles only.*{name}.*runs whatever"):
+            Sidecars.from_pretrained(place, endpoint=hub.url)
+    assert not [path for _, path, _ in hub.log if path.endswith("pytorch_model.bin")]
+
+
+@pytest.mark.parametrize("name", ["remos_slice.safetensors", "remos_coverage.safetensors"])
+@pytest.mark.parametrize("how", ["changed", "missing"])
+def test_a_tampered_file_on_the_hub_is_noticed(hub, sidecars, tmp_path, name, how):
+    hold(hub, sidecars, tmp_path)
+    content = hub.repos["me/student"].pop(name)
+    if how == "changed":
+        hub.repos["me/student"][name] = content[:-1] + bytes([content[-1] ^ 1])
+    with pytest.raises(CorruptFileError, match=f"{name} is missing or is not the file"):
+        Sidecars.from_pretrained("me/student", endpoint=hub.url, revision="main")
+
+
+def test_a_newer_record_on_the_hub_asks_for_an_update(hub, sidecars, tmp_path):
+    hold(hub, Sidecars({**sidecars.config, "format_version": 99}), tmp_path)
+    with pytest.raises(CorruptFileError, match="Update remos_hf"):
+        Sidecars.from_pretrained("me/student", endpoint=hub.url)
+
+
+def test_a_record_that_names_files_of_others_is_refused(sidecars, tmp_path):
+    sidecars.save(tmp_path)
+    config = json.loads((tmp_path / CONFIG_FILE).read_text())
+    config["files"]["../../etc/passwd"] = "0"
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
+    with pytest.raises(CorruptFileError, match="no file of ours"):
+        Sidecars.load(tmp_path)
+
+
+def test_a_hub_that_does_not_give_it_says_why(hub):
+    with pytest.raises(RemosError, match="no repository me/none.*token"):
+        Sidecars.from_pretrained("me/none", endpoint=hub.url)
+    hub.hold("me/secret", {CONFIG_FILE: b"{}"}, private=True)
+    with pytest.raises(RemosError, match="no repository me/secret.*token"):
+        Sidecars.from_pretrained("me/secret", endpoint=hub.url, token=False)
+
+
+def test_without_a_network_the_cache_is_named():
+    with pytest.raises(RemosError, match="did not give the record of me/far.*Without a network"):
+        Sidecars.from_pretrained("me/far")
+
+
+def test_a_repository_that_moved_is_followed(hub, sidecars, tmp_path):
+    hold(hub, sidecars, tmp_path)
+    hub.moved["me/old"] = "me/student"
+    assert Sidecars.from_pretrained("me/old", endpoint=hub.url).profile == sidecars.profile
