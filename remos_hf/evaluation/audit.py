@@ -46,7 +46,8 @@ _WEIGHTS_FILE = "model.safetensors"
 _WAIT = 2.0  # seconds until a process looks again for work that another one holds
 
 
-# Trains a student in place: (student, strategy, data, lr_factor, seed) -> JSON facts about how it was made.
+# Trains a student in place: (student, strategy, data, lr_factor, seed) -> JSON facts about how it was made. Of these,
+# "anatomy" is kept apart and reported once, and "seconds" may tell what the time went to: "profile", "choose", "reset".
 FineTune = Callable[[nn.Module, Strategy, Dataset, float, int], dict[str, Any]]
 
 
@@ -198,9 +199,20 @@ def report_of(audit: Audit, folder: str | os.PathLike) -> DefectReport:
     settings = {"reference": "finetune", "audits": {audit.name: audit.to_dict()}}
     teachers = {path.stem: json.loads(path.read_text()) for path in sorted((folder / "teachers").glob("*.json"))}
     settings["teachers"] = {audit.name: teachers}
+    anatomies = _anatomies(audit, shown)
     settings["missing"] = {audit.name: sum(not _is_done(audit, cell, found) for cell, found in done.items())}
     made_with = [found["versions"] for found in done.values() if found and "versions" in found]
-    return DefectReport(records, settings, joined_versions(made_with or [installed_versions()]))
+    return DefectReport(records, settings, joined_versions(made_with or [installed_versions()]), anatomies)
+
+
+def _anatomies(audit: Audit, done: Mapping[_Cell, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Give what students are made of, each of the first seed that tells it."""
+    first: dict[tuple[str, str], dict[str, Any]] = {}
+    for cell, found in done.items():
+        if found.get("anatomy") and (cell.kind, cell.student) not in first:
+            about = {"task": audit.name, "teacher": cell.kind, "student": cell.student, "seed": cell.seed}
+            first[cell.kind, cell.student] = {**about, "anatomy": found["anatomy"]}
+    return list(first.values())
 
 
 def _pair_of(audit: Audit, name: str, defect: Defect, student: str, seed: int) -> tuple[_Cell, _Cell | None]:
@@ -381,9 +393,15 @@ class _Run:
                 name: self._reactivated(student, name, shown[name], cell.seed) for name in asked if name not in again
             }
             found |= {"reactivation": {**again, **curves}, "retuned_as": _retuning(audit.reactivation)}
-        seconds = {"train": trained - start, "measure": time.perf_counter() - trained}
+        parts = made.get("seconds", {})
+        # The caller's parts are in what making took: together they add up to it.
+        seconds = {"train": max(0.0, trained - start - sum(parts.values())), **parts}
+        seconds["measure"] = time.perf_counter() - trained
+        anatomy = (before or {}).get("anatomy") or made.get("anatomy")
         made = {**_facts(plan), **made, "seconds": {key: round(value, 2) for key, value in seconds.items()}}
+        made.pop("anatomy", None)
         found["made"] = before["made"] if before else made
+        found |= {"anatomy": anatomy} if anatomy else {}
         versions = [installed_versions(), *([before["versions"]] if before and "versions" in before else [])]
         return {**found, "versions": joined_versions(versions)}
 

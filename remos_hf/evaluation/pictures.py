@@ -7,20 +7,30 @@ import io
 import math
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from remos_hf.adapters.images import check_pixels
-from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.coverage.profile import CoverageProfile
 from remos_hf.coverage.sidecar_file import replace_file
-from remos_hf.errors import LayerMismatchError, NonFiniteError
+from remos_hf.evaluation.anatomy import (
+    FREQUENCY_BINS,
+    POINTS,
+    Weights,
+    body_names,
+    change_of_weights,
+    coverage_of,
+    curves_of,
+    in_order,
+    layers_of,
+    slice_facts,
+    weights_of,
+)
 from remos_hf.evaluation.maps import resized_mass, share_in_trigger
 from remos_hf.evaluation.measures import Rate
 from remos_hf.evaluation.report import DefectReport
@@ -40,15 +50,12 @@ except ImportError as error:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _GREY = "#8C8C8C"
 _MARKERS = "os^DvPX<>*p"  # as many as a prime, so that colour and marker together repeat late
-QUANTILES = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
 
 _WIDTH = 6.4  # inches, which make 1280 pixels
 _DPI = 200
 _ROW = 0.2  # inches for one layer of a picture with a row a layer
 _LETTERS = 26  # of a layer's name
-_POINTS = 200  # of a curve; longer ones are averaged
 _NONE = 0.5  # where a log axis draws no weight at all
-_PART = 1 << 22  # weights looked at together
 _STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 11,
@@ -77,8 +84,6 @@ _STYLE = {
 _PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g}")
 # Whatever style the caller has set: the same numbers make the same file.
 _styled = context(_STYLE, after_reset=True)
-
-Weights = nn.Module | Mapping[str, Tensor]
 
 
 def overlay(
@@ -145,12 +150,17 @@ def weight_changes(
         ReMoS (ICSE 2022), Fig. 9, whose axis says w_S / w_T and which shows the difference.
         Differs: kept and reset weights stand apart.
     """
-    figure, numbers = _weight_changes_figure(teacher, student, relevant, head)
-    return _written(path, figure), numbers
+    names = body_names(teacher, relevant, head)
+    # The slice is made of the teacher, so only there can its hash be compared.
+    before = weights_of(teacher, names, relevant, is_teacher=True)
+    change = change_of_weights(before, weights_of(student, list(before), relevant), relevant)
+    told = ("num_weights", "share_unchanged", "quantiles")
+    numbers = {group: {key: found[key] for key in told} for group, found in change.items()}
+    return _written(path, _changes_figure(change)), numbers
 
 
 def reset_magnitudes(teacher: Weights, relevant: RelevantSlice, path: str | os.PathLike) -> Path:
-    """Draw the magnitudes of the reset weights beside those of all weights, layer by layer: median and quartiles.
+    """Draw the magnitudes of the reset weights beside those of the kept ones, layer by layer: median and quartiles.
 
     Args:
         teacher: Module or state dict.
@@ -165,7 +175,8 @@ def reset_magnitudes(teacher: Weights, relevant: RelevantSlice, path: str | os.P
         TeacherMismatchError: The teacher is a module and not the one that the slice was made from.
         NonFiniteError: A weight is NaN or infinite.
     """
-    return _written(path, _reset_magnitudes_figure(teacher, relevant))
+    before = weights_of(teacher, in_order(relevant.kept), relevant, is_teacher=True)
+    return _written(path, _magnitudes_figure(layers_of(before, relevant)))
 
 
 def share_kept(relevant: RelevantSlice, path: str | os.PathLike) -> Path:
@@ -178,7 +189,7 @@ def share_kept(relevant: RelevantSlice, path: str | os.PathLike) -> Path:
     Returns:
         The file written.
     """
-    return _written(path, _share_kept_figure(relevant))
+    return _written(path, _share_kept_figure(layers_of(None, relevant), slice_facts(relevant)))
 
 
 def coverage_frequencies(profile: CoverageProfile, path: str | os.PathLike) -> Path:
@@ -194,17 +205,21 @@ def coverage_frequencies(profile: CoverageProfile, path: str | os.PathLike) -> P
     Raises:
         ValueError: The profile counted no sample or no layer.
     """
-    return _written(path, _coverage_figure(profile))
+    return _written(path, _coverage_figure(coverage_of(profile)))
 
 
 def convergence(
-    histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | os.PathLike, *, metric: str = "accuracy"
+    histories: Mapping[str, Sequence[Mapping[str, Any]] | Mapping[str, Any]],
+    path: str | os.PathLike,
+    *,
+    metric: str = "accuracy",
 ) -> Path:
     """Draw the training loss and, where it was measured, a share on held-out data, against steps; one line a student.
 
     Args:
         histories: By student: `trainer.state.log_history`, or `fit(...).history`. Entries with "step" and "loss" make
-            the loss; those with "eval_<metric>", or with "evaluation" that holds the metric, make the other curve.
+            the loss; those with "eval_<metric>", or with "evaluation" that holds the metric, make the other curve. Or
+            the "history" of an `anatomy`.
         path: The PNG file.
         metric: A share in [0, 1].
 
@@ -212,9 +227,32 @@ def convergence(
         The file written. Of curves with more than 200 losses, neighbours are averaged.
 
     Raises:
+        NonFiniteError: A value is NaN or infinite.
         ValueError: A history holds nothing that can be drawn.
     """
-    return _written(path, _convergence_figure(histories, metric))
+    curves = {name: one if isinstance(one, Mapping) else curves_of(one) for name, one in histories.items()}
+    return _written(path, _convergence_figure(curves, metric))
+
+
+def anatomy_pictures(anatomy: Mapping[str, Any], stem: str | os.PathLike) -> dict[str, Path]:
+    """Draw what an `anatomy` summarises of one student, from its numbers alone.
+
+    Args:
+        anatomy: The summary.
+        stem: Path and beginning of the file names, to which "_share_kept.png" and the like is added.
+
+    Returns:
+        The files written, by "share_kept", "reset_magnitudes", "weight_changes" and "coverage_frequencies"; without
+        those that the summary does not hold: a student without a slice has no share kept.
+    """
+    figures = {"weight_changes": lambda: _changes_figure(anatomy["change"])}
+    if anatomy["slice"] is not None:
+        figures["share_kept"] = lambda: _share_kept_figure(anatomy["layers"], anatomy["slice"])
+        figures["reset_magnitudes"] = lambda: _magnitudes_figure(anatomy["layers"])
+    if anatomy["coverage"] is not None:
+        figures["coverage_frequencies"] = lambda: _coverage_figure(anatomy["coverage"])
+    order = ("share_kept", "reset_magnitudes", "weight_changes", "coverage_frequencies")
+    return {kind: _written(f"{os.fspath(stem)}_{kind}.png", figures[kind]()) for kind in order if kind in figures}
 
 
 def reactivation_curve(records: Mapping[str, Any] | Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Path:
@@ -234,7 +272,9 @@ def reactivation_curve(records: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     return _written(path, _reactivation_figure([records] if isinstance(records, Mapping) else list(records)))
 
 
-def accuracy_against_dir(report: DefectReport, path: str | os.PathLike, defect: str | None = None) -> Path:
+def accuracy_against_dir(
+    report: DefectReport, path: str | os.PathLike, defect: str | None = None, *, task: str | None = None
+) -> Path:
     """Draw accuracy against DIR: a panel for each task and defect, with 95 % intervals, Pareto front and benign floor.
 
     Students on the front are those that no other beats in accuracy without a higher DIR. Seeds are pooled. Points of
@@ -244,14 +284,15 @@ def accuracy_against_dir(report: DefectReport, path: str | os.PathLike, defect: 
         report: The report.
         path: The PNG file.
         defect: Draw this one alone, with the slice ratios beside the points.
+        task: Draw this one alone, in the colours that the whole report's picture has.
 
     Returns:
         The file written. Students without a DIR (none of whose samples could show the defect) are named, not drawn.
 
     Raises:
-        ValueError: The report has no record, or none of this defect.
+        ValueError: The report has no record, or none of this defect and task.
     """
-    return _written(path, _accuracy_figure(report, defect))
+    return _written(path, _accuracy_figure(report, defect, task))
 
 
 # --- figures: tests look at these ---
@@ -320,74 +361,38 @@ def _check_overlay(images: Tensor, maps: Tensor, titles: Sequence[str] | None, m
 
 
 @_styled
-def _weight_changes_figure(
-    teacher: Weights, student: Weights, relevant: RelevantSlice | None, head: tuple[str, ...] | None
-) -> tuple[Figure, dict[str, Any]]:
-    names = _body_names(teacher, relevant, head)
-    # The slice is made of the teacher, so only there can its hash be compared.
-    before, after = _weights_of(teacher, names, relevant, is_teacher=True), _weights_of(student, names, relevant)
-
-    def changes() -> Iterator[tuple[str, Tensor]]:
-        for name in names:
-            _check_same_shape(name, before[name], after[name])
-            kept = None if relevant is None else relevant.kept[name].flatten()
-            parts = zip(before[name].flatten().split(_PART), after[name].flatten().split(_PART), strict=True)
-            for number, (old, new) in enumerate(parts):
-                change = new.float().cpu() - old.float().cpu()
-                if not torch.isfinite(change).all():
-                    raise NonFiniteError(f"student - teacher is NaN or infinite in '{name}': one of them is broken.")
-                if kept is None:
-                    yield "all", change
-                else:
-                    chosen = kept[number * _PART : number * _PART + len(change)]
-                    yield "kept", change[chosen]
-                    yield "reset", change[~chosen]
-
-    groups = ("all",) if relevant is None else ("kept", "reset")
-    found = _Distribution(changes, groups)
-    figure = _figure("Change of the body's weights by fine-tuning", 2.9 * len(groups) + 0.8)
-    grid = figure.subplots(len(groups), 1, squeeze=False).ravel()
-    for axes, group, colour in zip(grid, groups, PALETTE, strict=False):
-        heights = np.maximum(found.histogram[group], _NONE)
-        axes.stairs(heights, found.edges[group], color=colour, alpha=0.25, fill=True, baseline=_NONE)
-        axes.stairs(heights, found.edges[group], color=colour, baseline=_NONE)
+def _changes_figure(change: Mapping[str, Mapping[str, Any]]) -> Figure:
+    figure = _figure("Change of the body's weights by fine-tuning", 2.9 * len(change) + 0.8)
+    grid = figure.subplots(len(change), 1, squeeze=False).ravel()
+    for axes, (group, found), colour in zip(grid, change.items(), PALETTE, strict=False):
+        heights = np.maximum(found["histogram"], _NONE)
+        edges = np.linspace(-found["reach"], found["reach"], len(heights) + 1)
+        axes.stairs(heights, edges, color=colour, alpha=0.25, fill=True, baseline=_NONE)
+        axes.stairs(heights, edges, color=colour, baseline=_NONE)
         axes.set_yscale("log")
         axes.set_ylim(bottom=_NONE)
         axes.set_ylabel("weights (log scale)")
         axes.locator_params(axis="x", nbins=5)
         axes.set_title(_told_changes(group, found))
     grid[-1].set_xlabel("student − teacher (difference of a weight's values)")
-    numbers = {
-        group: {
-            "num_weights": found.num_weights[group],
-            "share_unchanged": found.unchanged[group] / found.num_weights[group] if found.num_weights[group] else None,
-            "quantiles": found.quantiles[group],
-        }
-        for group in groups
-    }
-    return figure, numbers
+    return figure
 
 
 @_styled
-def _reset_magnitudes_figure(teacher: Weights, relevant: RelevantSlice) -> Figure:
-    weights = _weights_of(teacher, _in_order(relevant.kept), relevant, is_teacher=True)
-    names = list(weights)
-    num_reset = relevant.num_weights - relevant.num_kept
-    figure, axes = _layers_figure("Magnitude of the reset weights by layer", names)
-    axes.set_title(f"n = {num_reset:,} reset of {relevant.num_weights:,} weights")
-    kinds = {"all weights": (_GREY, -0.18, "o"), "reset weights": (PALETTE[1], 0.18, "D")}
-    for row, name in enumerate(names):
-        magnitudes = weights[name].float().abs().flatten().cpu().numpy()
-        if not np.isfinite(magnitudes).all():
-            raise NonFiniteError(f"'{name}' holds NaN or infinity: the teacher's checkpoint is broken.")
-        parts = (magnitudes, magnitudes[~relevant.kept[name].flatten().numpy()])
-        for part, (colour, place, marker) in zip(parts, kinds.values(), strict=True):
-            if part.size:
-                low, middle, high = np.quantile(part, (0.25, 0.5, 0.75))
+def _magnitudes_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
+    num_weights = sum(layer["num_weights"] for layer in layers)
+    num_reset = num_weights - sum(layer["num_kept"] for layer in layers)
+    figure, axes = _layers_figure("Magnitude of the reset weights by layer", [layer["name"] for layer in layers])
+    axes.set_title(f"n = {num_reset:,} reset of {num_weights:,} weights")
+    kinds = {"kept": (_GREY, -0.18, "o"), "reset": (PALETTE[1], 0.18, "D")}
+    for row, layer in enumerate(layers):
+        for group, (colour, place, marker) in kinds.items():
+            if layer["magnitude"][group]["num_weights"]:
+                low, middle, high = layer["magnitude"][group]["quantiles"]
                 axes.plot([low, high], [row + place] * 2, color=colour, linewidth=2.4, solid_capstyle="butt")
                 axes.plot(middle, row + place, color=colour, marker=marker, markersize=4)
-    for label, (colour, _, marker) in kinds.items():
-        axes.plot([], [], color=colour, marker=marker, label=f"{label}: median, quartiles")
+    for group, (colour, _, marker) in kinds.items():
+        axes.plot([], [], color=colour, marker=marker, label=f"{group} weights: median, quartiles")
     axes.set_xlim(left=0)
     axes.set_xlabel("magnitude of the teacher's weight, |w|")
     figure.legend(loc="outside lower left")
@@ -395,15 +400,13 @@ def _reset_magnitudes_figure(teacher: Weights, relevant: RelevantSlice) -> Figur
 
 
 @_styled
-def _share_kept_figure(relevant: RelevantSlice) -> Figure:
-    by_name = relevant.share_by_parameter()
-    shares = {name: by_name[name] for name in _in_order(by_name)}
-    figure, axes = _layers_figure("Share of weights kept by layer", list(shares))
-    axes.set_title(f"n = {relevant.num_weights:,} weights; rule {relevant.rule}, {relevant.scope} scope")
-    axes.barh(range(len(shares)), list(shares.values()), height=0.7, color=PALETTE[0])
-    axes.axvline(
-        relevant.share_kept, color=PALETTE[1], linestyle="--", label=f"all layers: {100 * relevant.share_kept:.1f} %"
-    )
+def _share_kept_figure(layers: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> Figure:
+    figure, axes = _layers_figure("Share of weights kept by layer", [layer["name"] for layer in layers])
+    axes.set_title(f"n = {facts['num_weights']:,} weights\nrule {facts['rule']}, {facts['scope']} scope")
+    shares = [layer["num_kept"] / layer["num_weights"] for layer in layers]
+    axes.barh(range(len(shares)), shares, height=0.7, color=PALETTE[0])
+    overall = facts["num_kept"] / facts["num_weights"]
+    axes.axvline(overall, color=PALETTE[1], linestyle="--", label=f"all layers: {100 * overall:.1f} %")
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(_PERCENT)
     axes.set_xlabel("weights kept (%)")
@@ -412,23 +415,19 @@ def _share_kept_figure(relevant: RelevantSlice) -> Figure:
 
 
 @_styled
-def _coverage_figure(profile: CoverageProfile) -> Figure:
-    if not profile.num_samples or not profile.input_counts:
-        raise ValueError(
-            f"A profile to draw counts samples on layers, but this one has {profile.num_samples} samples on "
-            f"{len(profile.input_counts)} layers. Profile some data first."
-        )
+def _coverage_figure(coverage: Mapping[str, Any]) -> Figure:
     figure = _figure("How often neurons are covered", 4.7)
     axes = figure.subplots()
-    criterion = " ".join(str(value) for value in profile.criterion.values())
-    axes.set_title(textwrap.fill(f"n = {profile.num_samples:,} samples" + (f"; {criterion}" if criterion else ""), 62))
-    edges = np.linspace(0, 1, 51)
-    kinds = {"input": (profile.input_counts, "-"), "output": (profile.output_counts, "--")}
-    for (kind, (by_layer, line)), colour in zip(kinds.items(), PALETTE, strict=False):
-        counts = torch.cat([counts.flatten() for counts in by_layer.values()])
-        never = float((counts == 0).double().mean())
-        heights = np.histogram((counts.double() / profile.num_samples).numpy(), edges)[0]
-        label = f"{kind} neurons: n = {len(counts):,}, never covered {100 * never:.1f} %"
+    criterion = " ".join(str(value) for value in coverage["criterion"].values())
+    told = f"n = {coverage['num_samples']:,} samples, {len(coverage['layers'])} layers"
+    axes.set_title(textwrap.fill(told + (f"; {criterion}" if criterion else ""), 62))
+    edges = np.linspace(0, 1, FREQUENCY_BINS + 1)
+    for (kind, line), colour in zip({"input": "-", "output": "--"}.items(), PALETTE, strict=False):
+        counted = [layer[kind] for layer in coverage["layers"]]
+        neurons, never = (sum(one[key] for one in counted) for key in ("num_neurons", "num_never"))
+        heights = np.sum([one["histogram"] for one in counted], axis=0)
+        share = f", never covered {100 * never / neurons:.1f} %" if neurons else ""
+        label = f"{kind} neurons: n = {neurons:,}{share}"
         axes.stairs(heights, edges, color=colour, linestyle=line, linewidth=1.8, label=label)
     axes.set_xlim(-0.01, 1.01)
     axes.set_yscale("symlog", linthresh=1)
@@ -441,34 +440,36 @@ def _coverage_figure(profile: CoverageProfile) -> Figure:
 
 
 @_styled
-def _convergence_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str) -> Figure:
-    losses = {name: _curve(history, lambda entry: entry.get("loss")) for name, history in histories.items()}
-    shares = {name: _curve(history, lambda entry: _measured(entry, metric)) for name, history in histories.items()}
-    empty = [name for name in histories if not losses[name] and not shares[name]]
-    if empty or not histories:
+def _convergence_figure(students: Mapping[str, Mapping[str, Mapping[str, Any]]], metric: str) -> Figure:
+    empty = [name for name, curves in students.items() if not {"loss", f"eval_{metric}"} & set(curves)]
+    if empty or not students:
         raise ValueError(
             f"A history holds entries with 'step' and 'loss' or 'eval_{metric}', but that of {empty[0]!r} holds none."
             if empty
             else "There is no history to draw."
         )
-    panels = [(losses, "training loss")] if any(losses.values()) else []
-    panels += [(shares, f"held-out {metric} (%)")] if any(shares.values()) else []
-    lengths = sorted(len(curve) for curve in losses.values())
-    logged = f"{lengths[0]:,}" if lengths[0] == lengths[-1] else f"{lengths[0]:,} to {lengths[-1]:,}"
-    figure = _figure("Convergence", 2.9 * len(panels) + 0.8 + 0.12 * len(histories))
+    losses, shares = (
+        {name: curves[key] for name, curves in students.items() if key in curves} for key in ("loss", f"eval_{metric}")
+    )
+    panels = [(losses, "training loss")] if losses else []
+    panels += [(shares, f"held-out {metric} (%)")] if shares else []
+    lengths = sorted(curves.get("loss", {"num_logged": 0})["num_logged"] for curves in students.values())
+    figure = _figure("Convergence", 2.9 * len(panels) + 0.8 + 0.12 * len(students))
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False).ravel()
+    looks = dict(zip(students, _looks(), strict=False))
     for axes, (curves, title) in zip(grid, panels, strict=True):
-        for (name, curve), (colour, marker) in zip(curves.items(), _looks(), strict=False):
-            steps, values = _thinned(curve)
-            some = max(1, len(steps) // 12)
+        for name, (colour, marker) in looks.items():
+            curve = curves.get(name, {"steps": [], "values": []})
+            some = max(1, len(curve["steps"]) // 12)
             label = name if axes is grid[0] else None
-            axes.plot(steps, values, color=colour, marker=marker, markersize=5, markevery=some, label=label)
+            options = {"color": colour, "marker": marker, "markersize": 5, "markevery": some, "label": label}
+            axes.plot(curve["steps"], curve["values"], **options)
         axes.set_ylabel(title)
         if curves is shares:
             axes.yaxis.set_major_formatter(_PERCENT)
     grid[-1].set_xlabel("optimizer steps")
-    told = f"n = {len(histories)} students, {logged} logged losses each"
-    grid[0].set_title(f"{told}\n(points are means of neighbouring ones)" if lengths[-1] > _POINTS else told)
+    told = f"n = {len(students)} student{'s' * (len(students) > 1)}, {_span(lengths)} logged losses each"
+    grid[0].set_title(f"{told}\n(points are means of neighbouring ones)" if lengths[-1] > POINTS else told)
     figure.legend(loc="outside lower left", ncols=2)
     return figure
 
@@ -527,8 +528,8 @@ def _reactivation_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 @_styled
-def _accuracy_figure(report: DefectReport, defect: str | None) -> Figure:
-    panels = _by_defect(report, defect)
+def _accuracy_figure(report: DefectReport, defect: str | None, task: str | None = None) -> Figure:
+    panels = _by_defect(report, defect, task)
     looks = dict(zip(dict.fromkeys(_kind(record) for record in report.records), _looks(), strict=False))
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -537,10 +538,10 @@ def _accuracy_figure(report: DefectReport, defect: str | None) -> Figure:
     figure = _figure("Accuracy against DIR (upper left is better)", height)
     # The same scales everywhere, so that panels compare.
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    several_tasks = len({task for task, _ in panels}) > 1
+    several_tasks = len({of for of, _ in panels}) > 1
     drawn: set[str] = set()
-    for number, (axes, ((task, name), students)) in enumerate(zip(grid, panels.items(), strict=False)):
-        lines = [f"{task}: {name}" if several_tasks else name]
+    for number, (axes, ((of, name), students)) in enumerate(zip(grid, panels.items(), strict=False)):
+        lines = [f"{of}: {name}" if several_tasks else name]
         points = _points(students)
         drawn |= {_kind(students[student][0]) for student in points}
         _draw_points(axes, points, students, looks, with_ratios=len(panels) == 1)
@@ -609,11 +610,11 @@ def _draw_points(
         axis.set_major_formatter(_PERCENT)
 
 
-def _told_changes(group: str, found: "_Distribution") -> str:
-    number, values = found.num_weights[group], found.quantiles[group]
+def _told_changes(group: str, found: Mapping[str, Any]) -> str:
+    number, values = found["num_weights"], found["quantiles"]
     if not number:
         return f"{group} weights: n = 0"
-    beyond = number - int(found.histogram[group].sum())
+    beyond = number - sum(found["histogram"])
     furthest = max(values["0"], values["1"], key=abs)
     told = f"{group} weights: n = {number:,}, 98 % in [{_short(values['0.01'])}, {_short(values['0.99'])}]"
     return f"{told}\nnot drawn: {beyond:,} further out, up to {_short(furthest)}" if beyond else told
@@ -681,16 +682,6 @@ def _short_names(names: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(set(whole)) else whole
 
 
-def _in_order(names: Iterable[str]) -> list[str]:
-    """Give names in the order of the layers: a slice that was saved has them sorted as text, 10 before 2."""
-    given = list(names)
-    if given != sorted(given):
-        return given
-    return sorted(
-        given, key=lambda name: [(not one.isdigit(), int(one) if one.isdigit() else one) for one in name.split(".")]
-    )
-
-
 def _short(value: float) -> str:
     return f"{value:.2g}".replace("-", "\N{MINUS SIGN}")
 
@@ -722,16 +713,19 @@ def _pooled_curve(curves: Iterable[Mapping[str, Any] | None]) -> dict[int, Rate]
     return {count: _pooled(curve.get(str(count)) for curve in held) for count in counts}
 
 
-def _by_defect(report: DefectReport, defect: str | None) -> dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]]:
+def _by_defect(
+    report: DefectReport, defect: str | None, task: str | None
+) -> dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]]:
     """Give the records of each student by task and defect."""
     panels: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
     for record in report.records:
-        if defect in (None, record["defect"]):
+        if defect in (None, record["defect"]) and task in (None, record.get("task") or ""):
             panel = panels.setdefault((record.get("task") or "", record["defect"]), {})
             panel.setdefault(record["student"], []).append(record)
     if not panels:
         known = sorted({record["defect"] for record in report.records})
-        raise ValueError(f"defect is one that the report measured, {known}, but got {defect!r}.")
+        of = "" if task is None else f" for task {task!r}"
+        raise ValueError(f"defect is one that the report measured, {known}, but got {defect!r}{of}.")
     return panels
 
 
@@ -760,137 +754,3 @@ def _front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
         if not front or acc > front[-1][1]:
             front.append((dir_, acc))
     return front
-
-
-def _curve(
-    history: Sequence[Mapping[str, Any]], value_of: Callable[[Mapping[str, Any]], float | None]
-) -> list[tuple[int, float]]:
-    found = [(entry["step"], value_of(entry)) for entry in history if "step" in entry]
-    return [(step, float(value)) for step, value in found if value is not None]
-
-
-def _measured(entry: Mapping[str, Any], metric: str) -> float | None:
-    evaluation = entry.get("evaluation") or {}
-    return evaluation.get(metric, evaluation.get(f"eval_{metric}", entry.get(f"eval_{metric}")))
-
-
-def _thinned(curve: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
-    if not curve:
-        return np.empty(0), np.empty(0)
-    parts = np.array_split(np.array(curve, dtype=np.float64), min(_POINTS, len(curve)))
-    steps, values = np.array([part.mean(0) for part in parts]).T
-    return steps, values
-
-
-# --- weights ---
-
-
-def _body_names(teacher: Weights, relevant: RelevantSlice | None, head: tuple[str, ...] | None) -> list[str]:
-    if relevant is not None:
-        return list(relevant.kept)
-    if not isinstance(teacher, nn.Module):
-        raise ValueError(
-            "Which weights of a state dict are the body's is said by a slice: pass relevant=, or the teacher as a "
-            "module."
-        )
-    return [layer.parameter_name for layer in adapter_for(teacher, head).layers().values()]
-
-
-def _weights_of(
-    model: Weights, names: Sequence[str], relevant: RelevantSlice | None, *, is_teacher: bool = False
-) -> dict[str, Tensor]:
-    """Give weights by name, detached, of a module or a state dict."""
-    is_module = isinstance(model, nn.Module)
-    if is_module:
-        if relevant is not None and is_teacher:
-            relevant.check_matches(adapter_for(model, ()).layers(embeddings=True))
-        model = dict(model.named_parameters(remove_duplicate=False))
-    for name in names:
-        if name not in model:
-            raise LayerMismatchError(f"'{name}' is wanted, but the model has no such weight. Is it of another kind?")
-        if relevant is not None and model[name].shape != relevant.kept.shapes[name]:
-            raise LayerMismatchError(
-                f"The slice holds '{name}' of shape {tuple(relevant.kept.shapes[name])}, but the model's has "
-                f"{tuple(model[name].shape)}."
-            )
-    # A module knows in which order its layers were made.
-    wanted = set(names)
-    ordered = [name for name in model if name in wanted] if is_module else names
-    return {name: model[name].detach() for name in ordered}
-
-
-def _check_same_shape(name: str, one: Tensor, other: Tensor) -> None:
-    if one.shape != other.shape:
-        raise LayerMismatchError(
-            f"'{name}' has shape {tuple(one.shape)} in the teacher and {tuple(other.shape)} in the student."
-        )
-
-
-class _Distribution:
-    """Histogram and exact quantiles of float32 values that are read twice, part by part, and never held together.
-
-    The bits of a float32, read as a whole number, order as the values do. The first pass counts by their upper half,
-    which tells the upper half of each quantile; the second counts the lower half of those, and the bars.
-    """
-
-    def __init__(
-        self, parts: Callable[[], Iterable[tuple[str, Tensor]]], groups: Sequence[str], num_bars: int = 101
-    ) -> None:
-        upper = {group: torch.zeros(1 << 16, dtype=torch.int64) for group in groups}
-        self.unchanged = dict.fromkeys(groups, 0)
-        for group, values in parts():
-            upper[group] += torch.bincount(_ordered_bits(values) >> 16, minlength=1 << 16)
-            self.unchanged[group] += int((values == 0).sum())
-        self.num_weights = {group: int(counts.sum()) for group, counts in upper.items()}
-        places = {
-            group: {level: _place_in(upper[group], int(level * (number - 1))) for level in QUANTILES if number}
-            for group, number in self.num_weights.items()
-        }
-        lower = {
-            group: {half: torch.zeros(1 << 16, dtype=torch.int64) for half, _ in of.values()}
-            for group, of in places.items()
-        }
-        reach = {group: _reach_of_bars(of) for group, of in places.items()}
-        # An odd number of bars has one for what did not move.
-        self.edges = {group: np.linspace(-far, far, num_bars + 1) for group, far in reach.items()}
-        self.histogram = {group: np.zeros(num_bars, dtype=np.int64) for group in groups}
-        for group, values in parts():
-            self.histogram[group] += np.histogram(values.double().numpy(), num_bars, (-reach[group], reach[group]))[0]
-            bits = _ordered_bits(values)
-            for half, counts in lower[group].items():
-                counts += torch.bincount(bits[bits >> 16 == half] & 0xFFFF, minlength=1 << 16)
-        self.quantiles = {
-            group: {
-                f"{level:g}": _value_of((half << 16) + _place_in(lower[group][half], rest)[0])
-                for level, (half, rest) in of.items()
-            }
-            for group, of in places.items()
-        }
-
-
-def _reach_of_bars(places: Mapping[float, tuple[int, int]]) -> float:
-    """Give twice what holds 98 % of the values: a few far ones would leave the others in one bar."""
-
-    def furthest(*levels: float) -> float:
-        found = max(abs(_value_of((places[level][0] << 16) + 0x8000)) for level in levels) if places else 0.0
-        return found if found > 1e-30 else 0.0  # 0 has more neighbours than its upper half tells
-
-    return 2 * furthest(0.01, 0.99) or furthest(0.0, 1.0) or 1.0
-
-
-def _ordered_bits(values: Tensor) -> Tensor:
-    """Give whole numbers from 0 to 2^32 - 1 in the order of float32 values. Shape as given."""
-    bits = (values + 0.0).contiguous().view(torch.int32)  # -0.0 becomes 0.0
-    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64) + (1 << 31)
-
-
-def _value_of(bits: int) -> float:
-    signed = torch.tensor(bits - (1 << 31), dtype=torch.int32)
-    return float((signed ^ 0x7FFFFFFF if signed < 0 else signed).view(torch.float32))
-
-
-def _place_in(counts: Tensor, place: int) -> tuple[int, int]:
-    """Give the bin that holds the place-th value, counted from 0, and its place among those of the bin."""
-    summed = counts.cumsum(0)
-    found = int(torch.searchsorted(summed, place, right=True))
-    return found, place - int(summed[found - 1] if found else 0)

@@ -40,7 +40,7 @@ INHERITS = 0.1
 BACK = 0.5
 _FORMAT_VERSION = 1
 _ROUNDING = 1e-9  # 0.58 - 0.57 is not quite 0.01
-_HOW_TO_READ = (
+HOW_TO_READ = (
     "n counts pairs of a sample and a seed. Intervals hold 95 % over those pairs; they leave out the spread between "
     'seeds, which the values in parentheses show. "-": not measured, or no sample left to count.'
 )
@@ -198,11 +198,14 @@ class DefectReport:
             95 percent intervals, and what is known of how the student was made.
         settings: All that decided the numbers.
         versions: Of the packages that the numbers were made with.
+        anatomies: What students are made of, once each: "task", "teacher" (the defect in it, or "clean"), "student",
+            "seed", and the "anatomy" (`remos_hf.evaluation.anatomy`). Of several seeds the first; may be empty.
     """
 
     records: list[dict[str, Any]]
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=installed_versions)
+    anatomies: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Keep the settings as JSON gives them back, so that a report read again is the same."""
@@ -217,7 +220,11 @@ class DefectReport:
             "settings": self.settings,
             "records": self.records,
         }
-        replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
+        text = json.dumps(content, indent=1)
+        if self.anatomies:  # a line each: thousands of numbers, which nobody reads one below the other
+            lines = ",\n".join(f"  {json.dumps(one)}" for one in self.anatomies)
+            text = f'{text[:-2]},\n "anatomies": [\n{lines}\n ]\n}}'
+        replace_file(path, f"{text}\n".encode())
         return path
 
     @classmethod
@@ -228,14 +235,17 @@ class DefectReport:
             CorruptFileError: The file is no report, or of a newer version.
         """
         try:
-            content = json.loads(Path(path).read_text())
+            content = json.loads(Path(path).read_text(), parse_constant=_refuse_constant)
             found = int(content["format_version"])
             if found > _FORMAT_VERSION:
                 raise CorruptFileError(
                     f"{path} has format {found}, newer than the {_FORMAT_VERSION} that is read. Update remos_hf."
                 )
             records, settings = list(map(dict, content["records"])), dict(content["settings"])
-            return cls(records, settings, dict(content["versions"]))
+            anatomies = list(map(dict, content.get("anatomies", [])))
+            for record in records:
+                _check_record(record)
+            return cls(records, settings, dict(content["versions"]), anatomies)
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptFileError(f"{path} is no defect report ({error!r}).") from error
 
@@ -257,7 +267,14 @@ class DefectReport:
         for key, value in other.settings.items():
             held = settings.get(key)
             settings[key] = {**held, **value} if isinstance(held, dict) and isinstance(value, dict) else value
-        return DefectReport([*self.records, *other.records], settings, joined_versions([self.versions, other.versions]))
+        anatomies = {_anatomy_place(one): one for one in (*other.anatomies, *self.anatomies)}
+        inside = [_anatomy_place(one) for one in (*self.anatomies, *other.anatomies)]
+        return DefectReport(
+            [*self.records, *other.records],
+            settings,
+            joined_versions([self.versions, other.versions]),
+            [anatomies[place] for place in dict.fromkeys(inside)],
+        )
 
     def not_inheriting(self) -> list[tuple[str, str]]:
         """Name the tasks and defects that plain fine-tuning does not inherit: nothing there could be reduced.
@@ -300,29 +317,114 @@ class DefectReport:
         Returns:
             Markdown: for each task and defect the students, the rules at equal accuracy, and re-activation.
         """
-        parts = [_HOW_TO_READ, ""]
-        for task, number in self.settings.get("missing", {}).items():
-            if number:
-                told = f"{number} students are still to be made or measured; the tables hold what is done"
-                parts += [f"**{task}: {told}.**", ""]
-        for (task, defect), rows in self.tables().items():
-            title = f"{task}: {defect}" if task else defect
-            parts += [f"## {title}", "", *_students_table(rows), ""]
-            for remark in _remarks(_row_of(rows, self._reference), self._reference):
+        parts = [HOW_TO_READ, ""]
+        for task, told in self.unfinished().items():
+            parts += [f"**{task}: {told}.**", ""]
+        for section in self.sections(budgets=budgets):
+            parts += [f"## {section.title}", "", *_markdown(section.students), ""]
+            for remark in section.remarks:
                 parts += [f"**{remark}**", ""]
-            equal = _equal_accuracy(rows, self._reference, budgets)
-            if equal:
-                parts += ["Rules at equal accuracy (ratio chosen on clean dev accuracy alone):", "", *equal, ""]
-            again = _reactivation_table(rows)
-            if again:
-                parts += [
-                    "Re-activation: DIR % after re-tuning with so many poisoned samples, and how many bring it to "
-                    f"{100 * BACK:.0f} % (benign twin in parentheses):",
-                    "",
-                    *again,
-                    "",
-                ]
+            for table in (section.equal_accuracy, section.reactivation):
+                if table is not None:
+                    parts += [f"{table.caption}:", "", *_markdown(table), ""]
         return "\n".join(parts)
+
+    def unfinished(self) -> dict[str, str]:
+        """Say, by task, how many students are still to be made or measured; only tasks that lack some."""
+        missing = self.settings.get("missing", {})
+        told = "{} students are still to be made or measured; the tables hold what is done"
+        return {task: told.format(number) for task, number in missing.items() if number}
+
+    def sections(self, *, budgets: Sequence[float] = (0.01, 0.02, 0.04)) -> list["Section"]:
+        """Give all that is said of each task and defect, as `to_markdown` and the HTML report show it.
+
+        Args:
+            budgets: As for `to_markdown`.
+        """
+        sections = []
+        for (task, defect), rows in self.tables().items():
+            plain = _row_of(rows, self._reference)
+            chosen = _chosen(rows, self._reference, budgets)
+            sections.append(
+                Section(
+                    task,
+                    defect,
+                    rows,
+                    plain,
+                    plain is not None and _inherits(plain),
+                    _remarks(plain, self._reference),
+                    chosen,
+                    _students_table(rows),
+                    _equal_accuracy_table(chosen),
+                    _reactivation_table(rows),
+                )
+            )
+        return sections
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text.
+
+    Attributes:
+        caption: What the table shows.
+        header: Names of the columns.
+        lines: Cells, row by row; the first of a row names it.
+    """
+
+    caption: str
+    header: tuple[str, ...]
+    lines: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one rule reaches within an accuracy budget: the student that resets most, chosen on dev accuracy alone.
+
+    Attributes:
+        rule: The rule, or the student where it slices nothing.
+        budget: Accuracy that may be lost on the dev split, as a share.
+        row: The student's row of `DefectReport.tables`; None if none is within the budget.
+    """
+
+    rule: str
+    budget: float
+    row: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Section:
+    """All that a report says of one task and defect.
+
+    Attributes:
+        task: Name of the setting; "" if it has none.
+        defect: Name of the defect.
+        rows: The students, as `DefectReport.tables` gives them.
+        plain: The row of plain fine-tuning; None if it was not measured.
+        inherits: Whether plain fine-tuning inherits the defect: at least 10 points over the benign floor, with an
+            interval above 0. Without a floor, a DIR of at least 10 %.
+        remarks: What a reader must know before believing the table.
+        chosen: What each rule reaches within each budget; empty without dev accuracy.
+        students: The table of students.
+        equal_accuracy: The table of `chosen`, or None.
+        reactivation: The table of re-activation, or None.
+    """
+
+    task: str
+    defect: str
+    rows: list[dict[str, Any]]
+    plain: dict[str, Any] | None
+    inherits: bool
+    remarks: list[str]
+    chosen: list[Choice]
+    students: Table
+    equal_accuracy: Table | None
+    reactivation: Table | None
+
+    @property
+    def title(self) -> str:
+        """Task and defect."""
+        return f"{self.task}: {self.defect}" if self.task else self.defect
 
 
 def paired(student: Mapping[str, Any], twin: Mapping[str, Any] | None, defect: str) -> dict[str, Any]:
@@ -406,6 +508,22 @@ def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
     return record.get("task") or "", record["defect"], record["student"], record["seed"]
 
 
+def _anatomy_place(one: Mapping[str, Any]) -> tuple[Any, ...]:
+    return one.get("task") or "", one["teacher"], one["student"]
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    missing = {"defect", "student", "seed", "acc", "dir"} - set(record)
+    if missing:
+        raise ValueError(f"a record lacks {', '.join(sorted(missing))}")
+    for key in ("acc", "dir"):
+        rate_of(record[key])
+
+
 def _row_of(rows: list[dict[str, Any]], student: str) -> dict[str, Any] | None:
     return next((row for row in rows if row["student"] == student), None)
 
@@ -442,7 +560,8 @@ def _remarks(plain: Mapping[str, Any] | None, reference: str) -> list[str]:
     return remarks
 
 
-def _percent(rate: Any, *, interval: bool = False) -> str:  # noqa: ANN401 - a rate, a difference or a ratio
+def percent(rate: Any, *, interval: bool = False) -> str:  # noqa: ANN401 - a rate, a difference or a ratio
+    """Write a share as a percentage with one digit, if asked with its interval; "-" where it has no value."""
     if rate is None or rate.value is None:
         return "-"
     text = _tenths(rate.value)
@@ -457,12 +576,12 @@ def _by_seed(values: Iterable[float | None]) -> str:
     return ", ".join("-" if value is None else f"{100 * value:.1f}" for value in values)
 
 
-def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
-    rule = ["---", *("---:" for _ in header[1:])]
-    return [f"| {' | '.join(line)} |" for line in (header, rule, *lines)]
+def _markdown(table: Table) -> list[str]:
+    rule = ["---", *("---:" for _ in table.header[1:])]
+    return [f"| {' | '.join(line)} |" for line in (table.header, rule, *table.lines)]
 
 
-def _students_table(rows: list[dict[str, Any]]) -> list[str]:
+def _students_table(rows: list[dict[str, Any]]) -> Table:
     header = (
         "student",
         "ACC % (by seed)",
@@ -482,28 +601,28 @@ def _students_table(rows: list[dict[str, Any]]) -> list[str]:
         lines.append(
             [
                 row["student"],
-                f"{_percent(row['acc'])} ({_by_seed(row['acc_by_seed'])})",
-                f"{_percent(row['dir'], interval=True)} ({_by_seed(row['dir_by_seed'])})",
+                f"{percent(row['acc'])} ({_by_seed(row['acc_by_seed'])})",
+                f"{percent(row['dir'], interval=True)} ({_by_seed(row['dir_by_seed'])})",
                 str(row["dir"].num_samples),
-                _percent(row["floor"]),
-                _percent(row["excess"], interval=True),
+                percent(row["floor"]),
+                percent(row["excess"], interval=True),
                 *("-" if one is None or one.value is None else f"{one.value:.2f}" for one in relative),
                 _share_reset(row),
                 *([_with_count(row["dir_fooled"])] if fooled else []),
             ]
         )
-    return _table(header, lines)
+    return Table("Students", header, lines)
 
 
 def _with_count(rate: Rate | None) -> str:
-    return "-" if rate is None else f"{_percent(rate, interval=True)} ({rate.num_samples})"
+    return "-" if rate is None else f"{percent(rate, interval=True)} ({rate.num_samples})"
 
 
 def _share_reset(row: Mapping[str, Any]) -> str:
     return "-" if row["squares_reset"] is None else f"{100 * row['squares_reset']:.1f}"
 
 
-def _equal_accuracy(rows: list[dict[str, Any]], reference: str, budgets: Sequence[float]) -> list[str]:
+def _chosen(rows: list[dict[str, Any]], reference: str, budgets: Sequence[float]) -> list[Choice]:
     """For each rule, the largest reset whose dev accuracy stays within a budget of plain fine-tuning's."""
     if _row_of(rows, reference) is None:
         return []
@@ -512,26 +631,33 @@ def _equal_accuracy(rows: list[dict[str, Any]], reference: str, budgets: Sequenc
         if row["student"] != reference and row["dev_loss"] is not None:
             # What slices nothing is a rule of its own: learning faster is a rival too.
             curves.setdefault(row["made"].get("rule", row["student"]), []).append(row)
-    lines = []
+    chosen = []
     for rule, points in curves.items():
         for budget in budgets:
             able = [point for point in points if point["dev_loss"] <= budget + _ROUNDING]
             best = min(able, key=lambda point: point["made"].get("slice_ratio", 1.0), default=None)
-            cost = f"{100 * budget:g}"
-            if best is None:
-                lines.append([rule, cost, "none", "-", "-", "-", "-"])
-                continue
-            lines.append(
-                [
-                    rule,
-                    cost,
-                    f"{best['made']['slice_ratio']:g}" if "slice_ratio" in best["made"] else "-",
-                    _share_reset(best),
-                    _percent(best["acc"]),
-                    _percent(best["dir"], interval=True),
-                    _percent(best["excess"], interval=True),
-                ]
-            )
+            chosen.append(Choice(rule, budget, best))
+    return chosen
+
+
+def _equal_accuracy_table(chosen: Sequence[Choice]) -> Table | None:
+    lines = []
+    for choice in chosen:
+        best, cost = choice.row, f"{100 * choice.budget:g}"
+        if best is None:
+            lines.append([choice.rule, cost, "none", "-", "-", "-", "-"])
+            continue
+        lines.append(
+            [
+                choice.rule,
+                cost,
+                f"{best['made']['slice_ratio']:g}" if "slice_ratio" in best["made"] else "-",
+                _share_reset(best),
+                percent(best["acc"]),
+                percent(best["dir"], interval=True),
+                percent(best["excess"], interval=True),
+            ]
+        )
     header = (
         "rule",
         "dev ACC may fall by",
@@ -541,10 +667,11 @@ def _equal_accuracy(rows: list[dict[str, Any]], reference: str, budgets: Sequenc
         "DIR % [95 %]",
         "excess [95 %]",
     )
-    return _table(header, lines) if lines else []
+    caption = "Rules at equal accuracy (ratio chosen on clean dev accuracy alone)"
+    return Table(caption, header, lines) if lines else None
 
 
-def _reactivation_table(rows: list[dict[str, Any]]) -> list[str]:
+def _reactivation_table(rows: list[dict[str, Any]]) -> Table | None:
     held = [row for row in rows if row["reactivation"]]
     counts = sorted({count for row in held for count in row["reactivation"]})
     lines = []
@@ -552,10 +679,14 @@ def _reactivation_table(rows: list[dict[str, Any]]) -> list[str]:
         cells = []
         for count in counts:
             own, twin = row["reactivation"].get(count), row["floor_reactivation"].get(count)
-            cells.append(f"{_percent(own)} ({_percent(twin)})" if twin else _percent(own))
+            cells.append(f"{percent(own)} ({percent(twin)})" if twin else percent(own))
         own, twin = _needed(row["reactivation"]), _needed(row["floor_reactivation"])
         lines.append([row["student"], *cells, f"{own} ({twin})" if twin else own])
-    return _table(("student", *(str(count) for count in counts), "needed"), lines) if lines else []
+    caption = (
+        "Re-activation: DIR % after re-tuning with so many poisoned samples, and how many bring it to "
+        f"{100 * BACK:.0f} % (benign twin in parentheses)"
+    )
+    return Table(caption, ("student", *map(str, counts), "needed"), lines) if lines else None
 
 
 def _needed(rates: Mapping[int, Rate | None]) -> str:

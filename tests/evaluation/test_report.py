@@ -243,6 +243,9 @@ def test_a_report_of_a_newer_version_is_refused(tmp_path):
         '{"format_version": "x", "records": [], "settings": {}, "versions": {}}',
         '{"format_version": 1, "records": [3], "settings": {}, "versions": {}}',
         '{"format_version": 1, "records": [], "settings": 3, "versions": {}}',
+        '{"format_version": 1, "records": [{}], "settings": {}, "versions": {}}',
+        '{"format_version": 1, "records": [], "settings": {"loss": NaN}, "versions": {}}',
+        '{"format_version": 1, "records": [], "settings": {}, "versions": {}, "anatomies": [3]}',
         "\xff",
     ],
 )
@@ -258,6 +261,49 @@ def test_a_cut_file_is_refused(tmp_path):
     path.write_text(path.read_text()[:-30])
     with pytest.raises(CorruptFileError, match="no defect report"):
         DefectReport.load(path)
+
+
+# --- what students are made of ---
+
+
+def inside(student="remos", seed=0, task="SST-2", teacher="word"):
+    anatomy = {"layers": [{"name": f"{student} {seed}"}], "slice": None}
+    return {"task": task, "teacher": teacher, "student": student, "seed": seed, "anatomy": anatomy}
+
+
+def test_what_students_are_made_of_is_saved_a_line_each_and_read_again(tmp_path):
+    report = DefectReport([record()], {}, {}, [inside(), inside("finetune")])
+    path = report.save(tmp_path / "report.json")
+    assert DefectReport.load(path) == report
+    assert len([line for line in path.read_text().splitlines() if '"anatomy"' in line]) == 2
+
+
+def test_a_report_without_it_says_nothing_of_it(tmp_path):
+    path = DefectReport([record()]).save(tmp_path / "report.json")
+    assert "anatomies" not in json.loads(path.read_text()) and DefectReport.load(path).anatomies == []
+
+
+def test_added_reports_hold_each_student_once_the_first_one():
+    one = DefectReport([record()], {}, {}, [inside(), inside("finetune")])
+    other = DefectReport([record(seed=1)], {}, {}, [inside(seed=1), inside("random", seed=1), inside(teacher="ep")])
+    joined = [inside(), inside("finetune"), inside("random", seed=1), inside(teacher="ep")]
+    assert (one + other).anatomies == joined
+
+
+# --- sections ---
+
+
+def test_sections_say_what_the_markdown_says():
+    points = [cut("a", "random", 0.9, dev=(89, 100)), cut("b", "random", 0.7, dev=(50, 100))]
+    report = DefectReport([record(), *points, record(task="IMDB", dir_=(5, 100))])
+    first, second = report.sections(budgets=(0.02,))
+    assert (first.title, first.inherits, second.title, second.inherits) == ("SST-2: word", True, "IMDB: word", False)
+    assert [(choice.rule, choice.budget, choice.row["student"]) for choice in first.chosen] == [("random", 0.02, "a")]
+    assert first.plain["student"] == "finetune" and second.remarks and second.equal_accuracy is None
+    markdown = report.to_markdown(budgets=(0.02,))
+    for table_ in (first.students, first.equal_accuracy, second.students):
+        for line in table_.lines:
+            assert f"| {' | '.join(line)} |" in markdown
 
 
 # --- adding ---
