@@ -17,6 +17,10 @@ Files of your own (csv, tsv, json, jsonl, also .gz; columns `sentence`, or `sent
     accelerate launch examples/run_glue_remos.py --model_name_or_path path/to/teacher --train_file train.tsv \
         --validation_file dev.tsv --do_train --do_eval --slice_ratio 0.9 --output_dir student
 
+`--slice_ratio auto` finds the ratio: it first trains at up to five ratios and plainly, for half the steps each, and
+keeps the smallest that costs no more than `--accuracy_budget` (0.02) of the accuracy on the validation data. It needs
+`--do_eval`, and the accuracy to report is then that on other data (`--test_file`).
+
 What the student would be without slicing: `--strategy finetune`, and from nothing: `--strategy retrain` (no
 `--slice_ratio`). The arguments can also come from a file: `run_glue_remos.py arguments.yaml` (or .json).
 
@@ -144,8 +148,15 @@ class RemosArguments:
     strategy: str = field(
         default="remos", metadata={"help": "How the student starts from the teacher.", "choices": list(STRATEGIES)}
     )
-    slice_ratio: float | None = field(
-        default=None, metadata={"help": "Share of the teacher's weights to keep, in (0, 1]. Published: 0.9 and 0.97."}
+    slice_ratio: str | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the teacher's weights to keep, in (0, 1], or 'auto', which tries several on the "
+            "evaluation data. Published: 0.9 and 0.97."
+        },
+    )
+    accuracy_budget: float | None = field(
+        default=None, metadata={"help": "With --slice_ratio auto: accuracy that slicing may cost, a share; else 0.02."}
     )
     scope: str | None = field(
         default=None, metadata={"help": "'model': all weights compete; 'layer': each layer is cut by itself."}
@@ -187,6 +198,7 @@ def main(argv: list[str] | None = None) -> None:
         model,
         args,
         strategy=strategy,
+        **search_from(remos_args, args),
         train_dataset=encoded.get("train"),
         eval_dataset=encoded.get("eval"),
         processing_class=tokenizer,
@@ -201,7 +213,7 @@ def main(argv: list[str] | None = None) -> None:
         if name.startswith("predict"):
             predict(trainer, name, dataset, names)
     if args.push_to_hub:
-        trainer.push_to_hub(tasks="text-classification")
+        trainer.push_to_hub()
 
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, RemosArguments, TrainingArguments]:
@@ -237,7 +249,13 @@ def strategy_from(arguments: RemosArguments) -> Strategy:
     if chosen not in STRATEGIES:
         raise ValueError(f"--strategy is one of {', '.join(STRATEGIES)}, but got {chosen!r}.")
     field_of = {"profile_samples": "max_samples", "slice_seed": "seed"}
-    given = {name: value for name, value in vars(arguments).items() if name != "strategy" and value is not None}
+    if arguments.accuracy_budget is not None and arguments.slice_ratio != "auto":
+        raise ValueError(
+            f"--accuracy_budget goes with --slice_ratio auto, but got --slice_ratio {arguments.slice_ratio}."
+        )
+    described = {**vars(arguments), "slice_ratio": ratio_from(arguments.slice_ratio)}
+    apart = ("strategy", "accuracy_budget")
+    given = {name: value for name, value in described.items() if name not in apart and value is not None}
     takes = {key: {item.name for item in fields(kind)} for key, kind in STRATEGIES.items()}
     for name, value in given.items():
         if field_of.get(name, name) not in takes[chosen]:
@@ -252,6 +270,27 @@ def strategy_from(arguments: RemosArguments) -> Strategy:
             "(0, 1]. There is no default, since the published scripts vary: 0.9 and 0.97."
         )
     return STRATEGIES[chosen](**{field_of.get(name, name): value for name, value in given.items()})
+
+
+def ratio_from(text: str | float | None) -> float | None:
+    """Read a slice ratio; what "auto" finds replaces the 1.0 that it stands for.
+
+    Raises:
+        ValueError: It is neither a number nor "auto".
+    """
+    if text is None or text == "auto":
+        return text and 1.0
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--slice_ratio is a number in (0, 1], or auto, but got {text!r}.") from None
+
+
+def search_from(arguments: RemosArguments, args: TrainingArguments) -> dict[str, Any]:
+    """Give what RemosTrainer is told where it is to find the ratio by itself."""
+    if not args.do_train or arguments.slice_ratio != "auto":
+        return {}
+    return {"slice_ratio": "auto", "accuracy_budget": arguments.accuracy_budget}
 
 
 def check_arguments(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> None:

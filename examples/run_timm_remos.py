@@ -19,6 +19,10 @@ One folder of classes, a tenth of which is held out; a data set of the Hub; a te
     ... --dataset uoft-cs/cifar10 --image_column img --validation_split test
     ... --model google/vit-base-patch16-224
 
+`--slice_ratio auto` finds the ratio: it first trains at up to five ratios and plainly, for half the steps each, and
+keeps the smallest that costs no more than `--accuracy_budget` (0.02) of the accuracy on the validation images. It needs
+`--do_eval`, and the accuracy to report is then that on other images.
+
 What the student would be without slicing: `--strategy finetune`. The arguments can also come from a file:
 `run_timm_remos.py arguments.yaml` (or .json). What `accelerate launch` must be told where there is no config file, for
 one process or several, is in run_glue_remos.py. `--bf16`, `--gradient_accumulation_steps`, `--dataloader_num_workers`
@@ -206,8 +210,15 @@ class RemosArguments:
     strategy: str = field(
         default="remos", metadata={"help": "How the student starts from the teacher.", "choices": list(STRATEGIES)}
     )
-    slice_ratio: float | None = field(
-        default=None, metadata={"help": "Share of the teacher's weights to keep, in (0, 1]. Published: 0.9 and 0.97."}
+    slice_ratio: str | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the teacher's weights to keep, in (0, 1], or 'auto', which tries several on the "
+            "evaluation data. Published: 0.9 and 0.97."
+        },
+    )
+    accuracy_budget: float | None = field(
+        default=None, metadata={"help": "With --slice_ratio auto: accuracy that slicing may cost, a share; else 0.02."}
     )
     scope: str | None = field(
         default=None, metadata={"help": "'model': all weights compete; 'layer': each layer is cut by itself."}
@@ -341,6 +352,7 @@ def main(argv: list[str] | None = None) -> None:
         model,
         trainer_arguments(args, model),
         strategy=strategy,
+        **search_from(given.remos, args),
         train_dataset=samples.get("train"),
         profile_dataset=profiled,  # as in the artifact: the training images, with the transforms of evaluation
         eval_dataset=samples.get("eval"),
@@ -355,7 +367,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.do_eval:
         report(trainer, "eval", trainer.evaluate(), samples["eval"])
     if args.push_to_hub:
-        trainer.push_to_hub(tasks="image-classification")
+        trainer.push_to_hub()
 
 
 def parse_arguments(argv: list[str]) -> Arguments:
@@ -391,7 +403,13 @@ def strategy_from(arguments: RemosArguments) -> Strategy:
     if chosen not in STRATEGIES:
         raise ValueError(f"--strategy is one of {', '.join(STRATEGIES)}, but got {chosen!r}.")
     field_of = {"profile_samples": "max_samples", "slice_seed": "seed"}
-    given = {name: value for name, value in vars(arguments).items() if name != "strategy" and value is not None}
+    if arguments.accuracy_budget is not None and arguments.slice_ratio != "auto":
+        raise ValueError(
+            f"--accuracy_budget goes with --slice_ratio auto, but got --slice_ratio {arguments.slice_ratio}."
+        )
+    described = {**vars(arguments), "slice_ratio": ratio_from(arguments.slice_ratio)}
+    apart = ("strategy", "accuracy_budget")
+    given = {name: value for name, value in described.items() if name not in apart and value is not None}
     takes = {key: {item.name for item in fields(kind)} for key, kind in STRATEGIES.items()}
     for name, value in given.items():
         if field_of.get(name, name) not in takes[chosen]:
@@ -406,6 +424,27 @@ def strategy_from(arguments: RemosArguments) -> Strategy:
             "(0, 1]. There is no default, since the published scripts vary: 0.9 and 0.97."
         )
     return STRATEGIES[chosen](**{field_of.get(name, name): value for name, value in given.items()})
+
+
+def ratio_from(text: str | float | None) -> float | None:
+    """Read a slice ratio; what "auto" finds replaces the 1.0 that it stands for.
+
+    Raises:
+        ValueError: It is neither a number nor "auto".
+    """
+    if text is None or text == "auto":
+        return text and 1.0
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--slice_ratio is a number in (0, 1], or auto, but got {text!r}.") from None
+
+
+def search_from(arguments: RemosArguments, args: TrainingArguments) -> dict[str, Any]:
+    """Give what RemosTrainer is told where it is to find the ratio by itself."""
+    if not args.do_train or arguments.slice_ratio != "auto":
+        return {}
+    return {"slice_ratio": "auto", "accuracy_budget": arguments.accuracy_budget}
 
 
 def check_arguments(given: Arguments) -> None:

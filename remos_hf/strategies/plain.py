@@ -1,6 +1,7 @@
 """The two ends of the scale: keep everything the teacher knows, or nothing."""
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,11 @@ class Finetune(Strategy):
 class Retrain(Strategy):
     """Training from scratch: every parameter starts as if the teacher had never been trained. Its DIR is a floor.
 
+    A model of transformers is built anew from its config. In any other, modules reset themselves (`reset_parameters`),
+    and what owns parameters without being able to is started by its library (`init_weights`, as timm's ViT does for its
+    class token and position embedding). Nothing else counts as fresh, and a model of which any parameter is left is
+    refused.
+
     Attributes:
         seed: Seed of the fresh values.
 
@@ -49,27 +55,49 @@ class Retrain(Strategy):
         """Reset all parameters and buffers in place.
 
         Raises:
-            TypeError: A module with parameters of its own has no reset_parameters().
+            TypeError: A module has parameters of its own that neither it nor its library starts anew. The student is
+                left whole.
         """
         with _seeded(self.seed):
             if isinstance(student, PreTrainedModel):
                 fresh = type(student)(copy.deepcopy(student.config))
-                student.load_state_dict(fresh.state_dict())
             else:
-                _reset_modules(student)
+                fresh = _started_anew(student)
+        student.load_state_dict(fresh.state_dict())
         return Preparation()
 
 
-def _reset_modules(model: nn.Module) -> None:
-    own = {name: m for name, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}
-    unable = [name for name, module in own.items() if not hasattr(module, "reset_parameters")]
-    if unable:
+def _started_anew(model: nn.Module) -> nn.Module:
+    """Give a copy of a model, fresh; the global generator is drawn from."""
+    fresh = copy.deepcopy(model)
+    for parameter in fresh.parameters():
+        if parameter.is_floating_point():
+            parameter.fill_(torch.nan)  # whatever was not written, or was made from its old value, shows
+    own = [module for module in fresh.modules() if any(True for _ in module.parameters(recurse=False))]
+    for module in own:
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    for module in reversed(own):  # what a parent starts, it starts after its children
+        if not hasattr(module, "reset_parameters") and _starts_itself(module):
+            module.init_weights()
+    left = [name for name, parameter in fresh.named_parameters() if parameter.isnan().any()]
+    if left:
+        owner = left[0].rpartition(".")[0]
         raise TypeError(
-            f"Retrain resets every module, but '{unable[0]}' ({type(own[unable[0]]).__name__}) has parameters and no "
-            "reset_parameters(). Give it one."
+            f"Retrain resets every parameter, but nothing gives '{left[0]}' a fresh value: '{owner}' "
+            f"({type(fresh.get_submodule(owner)).__name__}) has no reset_parameters() and no init_weights() that does. "
+            "Give it one."
         )
-    for module in own.values():
-        module.reset_parameters()
+    return fresh
+
+
+def _starts_itself(module: nn.Module) -> bool:
+    start = getattr(module, "init_weights", None)
+    if not callable(start):
+        return False
+    parameters = inspect.signature(start).parameters.values()
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return all(one.default is not inspect.Parameter.empty or one.kind in kinds for one in parameters)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -36,10 +36,10 @@ from remos_hf.strategies.base import Strategy
 from remos_hf.training.callbacks import (
     chosen_strategy,
     ordered_batches,
-    own_randomness,
     prepare_student,
     resumed_sidecars,
 )
+from remos_hf.training.randomness import own_randomness
 
 MODEL_FILE = "model.safetensors"
 PROGRESS_FILE = "fit_progress.json"
@@ -76,6 +76,7 @@ def fit(
     optimizer: Callable[[nn.Module], Optimizer],
     slice_ratio: float | None = None,
     strategy: Strategy | None = None,
+    profile_dataset: Dataset | None = None,
     head: tuple[str, ...] | None = None,
     loss: LossFunction | None = None,
     scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
@@ -121,6 +122,8 @@ def fit(
             `partial(create_optimizer_v2, opt="sgd", lr=0.01)` is one.
         slice_ratio: Share of the teacher's weights that ReMoS keeps, in (0, 1].
         strategy: Any other strategy; give one of the two.
+        profile_dataset: The samples that decide the coverage, collated alike, if they are not to be read as
+            `train_dataset` is: without its augmentation, or another share of the task's data.
         head: Dotted names of the modules that `slice_ratio` spares; None lets the adapter find them. A strategy has a
             `head` of its own.
         loss: Gives the mean loss over a batch from (outputs, batch), a scalar; the model is then called without the
@@ -196,6 +199,7 @@ def fit(
         num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
+    profiled = data if profile_dataset is None else replace(data, dataset=profile_dataset, name="profile_dataset")
     until = _steps_to_take(data, epochs, max_steps)
     folder = None if output_dir is None else Path(output_dir)
     if folder is None and save_steps is not None:
@@ -206,7 +210,7 @@ def fit(
 
     model.to(accelerator.device)
     if checkpoint is None:
-        sidecars = prepare_student(model, strategy, data.in_order, seed)
+        sidecars = prepare_student(model, strategy, profiled.in_order, seed)
     else:
         sidecars = resumed_sidecars(checkpoint, strategy)
     with (
@@ -219,7 +223,7 @@ def fit(
         with tqdm(total=until, initial=reached.step, desc="Training", delay=2, disable=quiet) as bar:
             _train(loop, data, reached, until, evaluate, saver, bar)
     with own_randomness(seed):
-        strategy.finish(model, data.in_order)
+        strategy.finish(model, profiled.in_order)
     model.eval()
     saver.save_student(model)
     return Fitted(model, sidecars, reached.step, tuple(reached.history), reached.seconds)
@@ -304,15 +308,16 @@ class _Data:
     seed: int
     workers: int
     pin_memory: bool
+    name: str = "train_dataset"
 
     def __post_init__(self) -> None:
         if isinstance(self.dataset, DataLoader):
             raise TypeError(
-                "train_dataset is the data set itself, but got a DataLoader. Pass loader.dataset, batch_size= and "
+                f"{self.name} is the data set itself, but got a DataLoader. Pass loader.dataset, batch_size= and "
                 "collate_fn=: fit() shuffles, shares out and resumes."
             )
         if not self.is_stream and len(self.dataset) == 0:
-            raise ValueError("train_dataset holds no sample.")
+            raise ValueError(f"{self.name} holds no sample.")
 
     @property
     def is_stream(self) -> bool:

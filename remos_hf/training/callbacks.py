@@ -1,14 +1,11 @@
 """Slicing for anyone's Trainer: `attach_remos` before `train()`; and what RemosTrainer and `fit` share with it."""
 
 import logging
-import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -17,8 +14,18 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from remos_hf.errors import RemosError
 from remos_hf.sharing.record import Sidecars
-from remos_hf.strategies.base import Batches, Preparation, Strategy
-from remos_hf.strategies.slice_and_reset import Remos
+from remos_hf.strategies.base import Batches, Preparation, Strategy, share_by_group
+from remos_hf.strategies.slice_and_reset import Remos, SliceAndReset
+from remos_hf.training.randomness import own_randomness
+from remos_hf.training.ratio_search import (
+    RECORD_KEY,
+    RatioSearch,
+    resumed_at_its_ratio,
+    start_at_smallest_ratio,
+)
+
+if TYPE_CHECKING:
+    from remos_hf.evaluation.report import DefectReport
 
 logger = logging.getLogger(__name__)
 
@@ -26,34 +33,45 @@ logger = logging.getLogger(__name__)
 def attach_remos(
     trainer: Trainer,
     *,
-    slice_ratio: float | None = None,
+    slice_ratio: float | Literal["auto"] | None = None,
     strategy: Strategy | None = None,
+    accuracy_budget: float | None = None,
+    ratio_search: RatioSearch | None = None,
     resume_from_checkpoint: str | Path | None = None,
 ) -> Sidecars:
     """Start the student of any Trainer (SFTTrainer, Seq2SeqTrainer): slice its model now, once, before `train()`.
 
+    When training starts, what was done is logged through the trainer's own reporters (see `StartLog`).
+
     Args:
         trainer: The trainer, with its model and training data.
-        slice_ratio: Share of the weights to keep, by ReMoS.
-        strategy: Any other strategy that does not act in the loss.
+        slice_ratio: Share of the weights to keep, by ReMoS. "auto" tries ratios now, as RemosTrainer does.
+        strategy: Any other strategy that does not act in the loss. Beside "auto", the one whose ratio is searched.
+        accuracy_budget: Only with "auto": accuracy that slicing may cost, as a share; 0.02 if None.
+        ratio_search: Only with "auto": the whole search, its budget included.
         resume_from_checkpoint: The checkpoint that `train()` will resume from: its slice is taken, nothing is chosen.
 
     Returns:
         What was done. The same is written beside every checkpoint, and into `output_dir` when training ends.
 
     Raises:
-        ValueError: Neither or both of `slice_ratio` and `strategy`, or a strategy that acts in the loss.
+        ValueError: Neither or both of `slice_ratio` and `strategy`, a strategy that acts in the loss, or a search that
+            cannot be made (see RemosTrainer).
+        RemosError: No ratio stays within the budget, or the checkpoint was made another way.
     """
-    strategy = chosen_strategy(slice_ratio, strategy)
+    strategy, search = chosen_start(slice_ratio, strategy, accuracy_budget, ratio_search)
     if strategy.acts_in_loss:
         raise ValueError(
             f"{type(strategy).__name__} acts in the loss, which only RemosTrainer lets it do. Use RemosTrainer."
         )
-    if resume_from_checkpoint is None:
+    if search is not None:
+        strategy, sidecars = searched_start(trainer, strategy, search, resume_from_checkpoint)
+    elif resume_from_checkpoint is None:
         sidecars = start_student(trainer, strategy)
     else:
         sidecars = resumed_sidecars(resume_from_checkpoint, strategy)
     trainer.add_callback(RemosCallback(strategy, sidecars))
+    trainer.add_callback(StartLog(trainer, sidecars))
     return sidecars
 
 
@@ -96,10 +114,112 @@ class RemosCallback(TrainerCallback):
             self.sidecars.save(args.output_dir)
 
 
+class StartLog(TrainerCallback):
+    """Logs what was done to the student through the trainer's reporters, once, at the start of a run.
+
+    The names, each a plain float, also in `trainer_state.json` (TensorBoard, W&B and trackio show them as `train/...`):
+
+    - `remos/share_kept`, `remos/share_kept/<layer group>`, `remos/squares_reset`: the slice; shares of the weights and
+      of their squares.
+    - `remos/share_never_covered`, `remos/mean_coverage_frequency`, `remos/coverage_samples`: the coverage; shares of
+      the neurons at both ends of every layer, and the mean of their coverage frequencies.
+    - `remos/embedding_rows_reset`, `remos/seconds/<step>`.
+    - `remos/ratio_search/accuracy_budget`, `remos/ratio_search/slice_ratio`: what was asked for, and chosen.
+    - `remos/ratio_search/accuracy`, with `.../low`, `.../high` and `.../lost`: the curve of a search. The step of its
+      points is the slice ratio in thousandths; 1000 is plain fine-tuning.
+
+    A resumed run logs nothing: its history holds it. As with everything that Trainer logs, every process hears of it,
+    and reporters write on the first.
+
+    Args:
+        trainer: The trainer.
+        sidecars: What was done.
+    """
+
+    def __init__(self, trainer: Trainer, sidecars: Sidecars) -> None:
+        self.trainer, self.sidecars = trainer, sidecars
+
+    # Not on_train_begin: reporters that were added later are set up there, after this one.
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401 - Trainer's own
+    ) -> None:
+        """Log it, before the first step."""
+        if state.global_step > 0:
+            return
+        numbers = _start_numbers(self.sidecars)
+        if not numbers:
+            return
+        for point in self.sidecars.config.get(RECORD_KEY, {}).get("curve", ()):
+            self._log_point(state, point)
+        self.trainer.log(numbers)
+
+    def _log_point(self, state: TrainerState, point: dict[str, Any]) -> None:
+        names = {"accuracy": "", "low": "/low", "high": "/high", "lost": "/lost"}
+        found = {f"remos/ratio_search/accuracy{end}": point[key] for key, end in names.items()}
+        step = state.global_step
+        state.global_step = round(1000 * point["slice_ratio"])  # a curve needs an axis, and reporters have this one
+        try:
+            self.trainer.log({name: float(value) for name, value in found.items() if value is not None})
+        finally:
+            state.global_step = step
+
+
+def _start_numbers(sidecars: Sidecars) -> dict[str, float]:
+    relevant, profile, config = sidecars.relevant_slice, sidecars.profile, sidecars.config
+    numbers: dict[str, float] = {}
+    if relevant is not None:
+        numbers["remos/share_kept"] = relevant.share_kept
+        numbers |= {f"remos/share_kept/{group}": share for group, share in share_by_group(relevant).items()}
+        numbers["remos/squares_reset"] = config["slice"]["squares_reset"]
+    if profile is not None:
+        counts = torch.cat([*profile.input_counts.values(), *profile.output_counts.values()])
+        numbers["remos/share_never_covered"] = profile.share_never_covered
+        numbers["remos/mean_coverage_frequency"] = counts.double().mean().item() / profile.num_samples
+        numbers["remos/coverage_samples"] = profile.num_samples
+    if "embedding_rows_reset" in config:
+        numbers["remos/embedding_rows_reset"] = config["embedding_rows_reset"]
+    if RECORD_KEY in config:
+        for name in ("accuracy_budget", "slice_ratio"):
+            numbers[f"remos/ratio_search/{name}"] = config[RECORD_KEY][name]
+    numbers |= {f"remos/seconds/{step}": seconds for step, seconds in config["seconds"].items()}
+    return {name: float(value) for name, value in numbers.items() if value is not None}
+
+
+def log_defects(trainer: Trainer, report: "DefectReport") -> None:
+    """Log what students inherited through a trainer's reporters, and into its history.
+
+    The names are `remos/<measure>/<task>/<defect>/<student>`, seeds pooled, without the task where it has no name; a
+    slash within a name becomes an underscore. The measures are shares: `acc`; `dir`; `floor`, the benign twin's DIR;
+    `excess`, DIR minus floor; and the count `dir_num_samples`. What was not measured is left out.
+
+    Args:
+        trainer: Any Trainer: a RemosTrainer, or one with `attach_remos`. The step is the one it has come to.
+        report: The report; students of other trainers may be in it.
+    """
+    numbers: dict[str, float] = {}
+    for (task, defect), rows in report.tables().items():
+        for row in rows:
+            place = "/".join(part.replace("/", "_") for part in (task, defect, row["student"]) if part)
+            measured = {measure: row[measure] and row[measure].value for measure in ("acc", "dir", "floor", "excess")}
+            measured["dir_num_samples"] = row["dir"] and row["dir"].num_samples
+            for measure, value in measured.items():
+                if value is not None:
+                    numbers[f"remos/{measure}/{place}"] = float(value)
+    trainer.log(numbers)
+
+
 def chosen_strategy(
     slice_ratio: float | None, strategy: Strategy | None, head: tuple[str, ...] | None = None
 ) -> Strategy:
     """Settle what the caller asked for; `head` names the modules that ReMoS spares, None lets it find them."""
+    if isinstance(slice_ratio, str):
+        raise ValueError(
+            f"slice_ratio is a number in (0, 1], or 'auto' with RemosTrainer and attach_remos, but got {slice_ratio!r}."
+        )
     if (slice_ratio is None) == (strategy is None):
         raise ValueError(
             "Pass either slice_ratio= (the share of the teacher's weights that ReMoS keeps) or strategy= (such as "
@@ -108,10 +228,57 @@ def chosen_strategy(
     return Remos(slice_ratio, head=head) if strategy is None else strategy
 
 
+def chosen_start(
+    slice_ratio: float | Literal["auto"] | None,
+    strategy: Strategy | None,
+    accuracy_budget: float | None,
+    ratio_search: RatioSearch | None,
+) -> tuple[Strategy, RatioSearch | None]:
+    """Settle what the caller asked for: a strategy, and how its ratio is searched if it is."""
+    if slice_ratio != "auto":
+        if accuracy_budget is not None or ratio_search is not None:
+            raise ValueError(
+                "accuracy_budget= and ratio_search= say how slice_ratio='auto' searches, but got "
+                f"slice_ratio={slice_ratio}."
+            )
+        return chosen_strategy(slice_ratio, strategy), None
+    if accuracy_budget is not None and ratio_search is not None:
+        raise ValueError(
+            f"Pass either accuracy_budget={accuracy_budget} or ratio_search=, which has an accuracy_budget of its own "
+            f"({ratio_search.accuracy_budget})."
+        )
+    template = Remos(1.0) if strategy is None else strategy
+    if not isinstance(template, SliceAndReset):
+        raise ValueError(
+            f"slice_ratio='auto' searches the ratio of a strategy that slices, but {type(template).__name__} keeps "
+            "no share of the weights. Leave out one of the two."
+        )
+    if ratio_search is None:
+        ratio_search = RatioSearch() if accuracy_budget is None else RatioSearch(accuracy_budget=accuracy_budget)
+    return template, ratio_search
+
+
+def searched_start(
+    trainer: Trainer,
+    template: SliceAndReset,
+    search: RatioSearch,
+    checkpoint: str | Path | None,
+    with_adapters: Callable[[nn.Module], nn.Module] = lambda model: model,
+) -> tuple[Strategy, Sidecars]:
+    """Start the trainer's model at the smallest ratio that will do, or take the one that a checkpoint started with."""
+    if checkpoint is not None:
+        return resumed_at_its_ratio(Sidecars.load(checkpoint), template, search)
+    return start_at_smallest_ratio(trainer, template, search, _preparer(trainer), with_adapters)
+
+
 def start_student(trainer: Trainer, strategy: Strategy) -> Sidecars:
     """Let a strategy prepare the trainer's model, and say what it did. The global random state stays as it was."""
-    return prepare_student(
-        trainer.model, strategy, lambda samples: student_batches(trainer, samples), trainer.args.seed
+    return _preparer(trainer)(trainer.model, strategy)
+
+
+def _preparer(trainer: Trainer) -> Callable[[nn.Module, Strategy], Sidecars]:
+    return lambda student, strategy: prepare_student(
+        student, strategy, lambda samples: student_batches(trainer, samples), trainer.args.seed
     )
 
 
@@ -236,18 +403,3 @@ def resumed_sidecars(checkpoint: str | Path, strategy: Strategy) -> Sidecars:
     sidecars = Sidecars.load(checkpoint)
     sidecars.check_strategy(strategy)
     return sidecars
-
-
-@contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
-    """Give a block its own seeded randomness, so that strategies are compared from the same random state."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state others use
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002

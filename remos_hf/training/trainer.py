@@ -2,8 +2,10 @@
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import Trainer, TrainingArguments
@@ -11,10 +13,21 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_l
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.coverage.profile import CoverageProfile
+from remos_hf.errors import RemosError
+from remos_hf.sharing.hub import Pushed, push_to_hub
 from remos_hf.sharing.record import Sidecars
 from remos_hf.slicing.relevant_slice import RelevantSlice
 from remos_hf.strategies.base import Strategy
-from remos_hf.training.callbacks import RemosCallback, chosen_strategy, resumed_sidecars, start_student, student_batches
+from remos_hf.training.callbacks import (
+    RemosCallback,
+    StartLog,
+    chosen_start,
+    resumed_sidecars,
+    searched_start,
+    start_student,
+    student_batches,
+)
+from remos_hf.training.ratio_search import RatioSearch
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -25,13 +38,23 @@ class RemosTrainer(Trainer):
 
     Everything that Trainer does, it does: arguments, evaluation, checkpoints, DDP. A resumed run never slices again.
     Beside the saved student, which stays an ordinary checkpoint, lie `remos_config.json`, `remos_coverage.safetensors`
-    and `remos_slice.safetensors`.
+    and `remos_slice.safetensors`. When training starts, coverage and slice are logged through Trainer's reporters,
+    under the names that `StartLog` lists; `log_defects` adds what was inherited.
+
+    With `slice_ratio="auto"`, `train()` first fine-tunes copies of the model at several ratios, each for half the
+    planned steps, and one plainly, and starts the student at the smallest ratio whose accuracy on `eval_dataset` stays
+    within `accuracy_budget` of plain fine-tuning's. That data must be clean and held out, and should not be what the
+    student is reported on. If no ratio does, it raises instead of slicing nothing. The curve of the search is logged,
+    and lies in `remos_config.json` under `ratio_search`. Needs memory for a second model with its optimizer.
 
     Args:
         model: The student: the teacher's weights with a new head. It is sliced in place when training starts.
         args: Trainer's arguments.
-        slice_ratio: Share of the teacher's weights that ReMoS keeps, in (0, 1].
-        strategy: Any other strategy; give one of the two.
+        slice_ratio: Share of the teacher's weights that ReMoS keeps, in (0, 1], or "auto".
+        strategy: Any other strategy; give one of the two. Beside "auto", the strategy that slices whose ratio is
+            searched; the ratio it has is replaced.
+        accuracy_budget: Only with "auto": accuracy that slicing may cost, as a share in (0, 1); 0.02 if None.
+        ratio_search: Only with "auto": the whole search (ratios, length of the trials, metric, budget).
         profile_dataset: The samples that decide the coverage, if they are not to be read as `train_dataset` is: without
             its augmentation, or another share of the task's data.
         peft_config: Add adapters after slicing (LoRA, ...). `save_model` writes the merged student, since the adapters
@@ -39,7 +62,8 @@ class RemosTrainer(Trainer):
         **trainer_arguments: Passed on to Trainer.
 
     Raises:
-        ValueError: Neither or both of `slice_ratio` and `strategy`; a ratio outside (0, 1]; `model_init`.
+        ValueError: Neither or both of `slice_ratio` and `strategy`; a ratio or a budget out of range; settings of a
+            search without "auto"; `model_init`.
     """
 
     def __init__(
@@ -47,13 +71,15 @@ class RemosTrainer(Trainer):
         model: nn.Module | None = None,
         args: TrainingArguments | None = None,
         *,
-        slice_ratio: float | None = None,
+        slice_ratio: float | Literal["auto"] | None = None,
         strategy: Strategy | None = None,
+        accuracy_budget: float | None = None,
+        ratio_search: RatioSearch | None = None,
         profile_dataset: Dataset | IterableDataset | None = None,
         peft_config: "PeftConfig | None" = None,
         **trainer_arguments: Any,  # noqa: ANN401 - Trainer's own
     ) -> None:
-        self.strategy = chosen_strategy(slice_ratio, strategy)
+        self.strategy, self.ratio_search = chosen_start(slice_ratio, strategy, accuracy_budget, ratio_search)
         if trainer_arguments.get("model_init") is not None or model is None:
             raise ValueError(
                 "RemosTrainer needs model=, the teacher with its new head: what is kept depends on its weights. With "
@@ -91,7 +117,8 @@ class RemosTrainer(Trainer):
             **kwargs: Passed on.
 
         Raises:
-            RemosError: The checkpoint was made by another strategy.
+            ValueError: `slice_ratio="auto"` has no held-out data that it could use, or cannot copy this trainer.
+            RemosError: The checkpoint was made by another strategy or search; or no ratio stays within the budget.
             FileNotFoundError: The checkpoint was not made by RemosTrainer.
         """
         checkpoint = self._checkpoint(resume_from_checkpoint)
@@ -112,17 +139,27 @@ class RemosTrainer(Trainer):
     def _start(self, checkpoint: str | None) -> None:
         # Here, not in a callback: on_train_begin runs when a checkpoint's weights are loaded and the optimizer is
         # built, so that a reset there overwrites what was learned.
-        self.sidecars = (
-            start_student(self, self.strategy) if checkpoint is None else resumed_sidecars(checkpoint, self.strategy)
-        )
+        if self.ratio_search is not None:
+            self.strategy, self.sidecars = searched_start(
+                self, self.strategy, self.ratio_search, checkpoint, self._with_adapters
+            )
+        elif checkpoint is None:
+            self.sidecars = start_student(self, self.strategy)
+        else:
+            self.sidecars = resumed_sidecars(checkpoint, self.strategy)
         self.add_callback(RemosCallback(self.strategy))
+        self.add_callback(StartLog(self, self.sidecars))
+        if self.peft_config is not None:
+            if checkpoint is not None:
+                self._start_base_again()
+            self.model = self.model_wrapped = self._with_adapters(self.model)
+
+    def _with_adapters(self, model: nn.Module) -> nn.Module:
         if self.peft_config is None:
-            return
-        if checkpoint is not None:
-            self._start_base_again()
+            return model
         from peft import get_peft_model
 
-        self.model = self.model_wrapped = get_peft_model(self.model, self.peft_config)
+        return get_peft_model(model, copy.deepcopy(self.peft_config))
 
     def _start_base_again(self) -> None:
         # A checkpoint of adapters holds no base weights.
@@ -162,6 +199,57 @@ class RemosTrainer(Trainer):
             for place in {folder, Path(self.args.output_dir)} if self.args.push_to_hub else {folder}:
                 self.sidecars.save(place)
 
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **about: Any,  # noqa: ANN401 - what `remos_hf.push_to_hub` takes
+    ) -> Pushed | None:
+        """Save the student, and push it with its record and its model card in one commit; private unless said.
+
+        Args:
+            commit_message: The commit's message.
+            blocking: Must be True: what was pushed is returned when it is there.
+            token: Of the Hub; `args.hub_token`, or the stored one.
+            revision: Branch; `args.hub_revision`, or the main one.
+            private: Whether a new repository is private; `args.hub_private_repo`, or True.
+            **about: `report`, `report_student`, `report_task`, `command`, `dataset`, `language`, `license`, `metrics`,
+                `dry_run` of `remos_hf.push_to_hub`. The card's metrics are those of the last evaluation if not given.
+
+        Returns:
+            What was pushed; None on processes other than the main one.
+
+        Raises:
+            ValueError: `blocking` is False.
+            RemosError: The Hub could not be reached or refused; the message says how to go on. The student is saved.
+        """
+        if not blocking:
+            raise ValueError(
+                "push_to_hub of RemosTrainer waits until the commit is there; blocking=False is not offered."
+            )
+        args = self.args
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        token = args.hub_token if token is None else token
+        private = getattr(args, "hub_private_repo", None) if private is None else private
+        repo_id = args.hub_model_id or Path(args.output_dir).resolve().name
+        if "/" not in repo_id and not about.get("dry_run"):
+            repo_id = f"{_user(token, args.output_dir)}/{repo_id}"
+        return push_to_hub(
+            args.output_dir,
+            repo_id if "/" in repo_id else f"you/{repo_id}",
+            processing_class=self.processing_class,
+            private=private is not False,
+            token=token,
+            revision=revision or getattr(args, "hub_revision", None),
+            commit_message=commit_message,
+            **{"metrics": _last_evaluation(self.state.log_history), **about},
+        )
+
     def _save_merged(self, output_dir: str | None, _internal_call: bool) -> None:
         adapted = self.model
         self.model = copy.deepcopy(self.accelerator.unwrap_model(adapted)).merge_and_unload()
@@ -169,3 +257,20 @@ class RemosTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
         finally:
             self.model = adapted
+
+
+def _user(token: str | None, kept: str) -> str:
+    try:
+        return HfApi().whoami(token=token)["name"]
+    except (HTTPError, OSError, ValueError) as error:
+        raise RemosError(
+            f"Whose repository is meant is not known, because the Hub did not say who you are ({error}). The student is "
+            f"kept in {kept}. Log in (`hf auth login`), or name it whole: TrainingArguments(hub_model_id='user/name')."
+        ) from error
+
+
+def _last_evaluation(history: list[dict[str, float]]) -> dict[str, float] | None:
+    found = next((entry for entry in reversed(history) if any(name.startswith("eval_") for name in entry)), {})
+    timings = ("_runtime", "_per_second", "_time")
+    metrics = {name.removeprefix("eval_"): value for name, value in found.items() if name.startswith("eval_")}
+    return {name: value for name, value in metrics.items() if not name.endswith(timings) and name != "runtime"} or None

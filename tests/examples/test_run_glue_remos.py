@@ -317,6 +317,10 @@ def test_a_label_that_training_never_saw_is_refused(run, tmp_path):
         (["--do_eval", "--validation_file", "dev.txt"], True, "Data files end in"),
         (["--do_train"], True, "--strategy remos needs --slice_ratio"),
         (["--do_train", "--slice_ratio", "1.2"], True, "between 0 and 1, but got 1.2"),
+        (["--do_train", "--slice_ratio", "most"], True, "a number in .* or auto, but got 'most'"),
+        (["--do_train", *SLICED, "--accuracy_budget", "0.1"], True, "--accuracy_budget goes with --slice_ratio auto"),
+        (["--do_train", "--slice_ratio", "auto"], True, "needs eval_dataset=, one data set, but got none"),
+        (["--do_train", "--do_eval", "--slice_ratio", "auto", "--accuracy_budget", "2"], True, "budget is .* got 2.0"),
         (["--do_train", "--strategy", "finetune", "--slice_ratio", "0.9"], True, "takes no --slice_ratio"),
         (["--do_train", "--strategy", "retrain", "--slice_ratio", "0.9"], True, "takes no --slice_ratio"),
     ],
@@ -346,6 +350,8 @@ def test_a_pickled_teacher_is_refused(run, smoke, tmp_path):
     ("given", "expected"),
     [
         ({"slice_ratio": 0.9}, Remos(0.9)),
+        ({"slice_ratio": "0.9"}, Remos(0.9)),
+        ({"slice_ratio": "auto", "scope": "layer"}, Remos(1.0, scope="layer")),
         (
             {"slice_ratio": 0.5, "criterion": "tknc", "criterion_value": 3.0, "profile_samples": 7, "slice_seed": 1},
             Remos(0.5, criterion="tknc", criterion_value=3.0, max_samples=7, seed=1),

@@ -324,6 +324,8 @@ def test_labels_without_names_are_sorted(script, labels, expected):
         (["--dataset", "x"], "There is nothing to do"),
         (["--do_train", "--dataset", "x"], "--strategy remos needs --slice_ratio"),
         (["--do_train", "--slice_ratio", "1.2"], "between 0 and 1, but got 1.2"),
+        (["--do_train", "--slice_ratio", "most"], "a number in .* or auto, but got 'most'"),
+        (["--do_train", *SLICED, "--accuracy_budget", "0.1"], "--accuracy_budget goes with --slice_ratio auto"),
         (["--do_train", "--strategy", "finetune", "--slice_ratio", "0.9"], "takes no --slice_ratio"),
         (["--do_train", "--strategy", "mag_prune", *SLICED, "--ties", "artifact"], "takes no --ties, .*: remos"),
         (["--do_eval", "--dataset", "x", "--no_pretrained", "--checkpoint", "c"], "pass one of them"),
@@ -461,6 +463,7 @@ def test_accuracies_count_the_first_and_the_first_five(script):
     ("given", "expected"),
     [
         ({"slice_ratio": 0.9}, Remos(0.9)),
+        ({"slice_ratio": "auto", "scope": "layer"}, Remos(1.0, scope="layer")),
         (
             {"slice_ratio": 0.5, "criterion": "tknc", "criterion_value": 3.0, "profile_samples": 7, "slice_seed": 1},
             Remos(0.5, criterion="tknc", criterion_value=3.0, max_samples=7, seed=1),

@@ -40,11 +40,74 @@ def test_retrain_starts_like_a_new_model():
     assert not student.bert.encoder.layer[0].intermediate.dense.bias.any()
 
 
-def test_retrain_refuses_parameters_it_cannot_reset():
-    class Own(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(1))
+class Own(nn.Module):
+    """Holds a parameter of its own, and cannot reset it."""
 
-    with pytest.raises(TypeError, match=r"'own' \(Own\) has parameters and no reset_parameters"):
-        Retrain().prepare(nn.ModuleDict({"own": Own()}), no_data)
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((2,), 7.0))
+        self.inner = nn.Linear(2, 2)
+
+
+class StartedByItsLibrary(Own):
+    def init_weights(self, mode=""):
+        with torch.no_grad():
+            self.scale.fill_(1.0)
+            self.inner.weight.mul_(2)  # after the child has reset itself
+
+
+def started(make, seed=0):
+    student = nn.ModuleDict({"own": make()})
+    Retrain(seed=seed).prepare(student, no_data)
+    return student.own
+
+
+def test_retrain_lets_a_module_start_itself_as_its_library_does():
+    own = started(StartedByItsLibrary)
+    torch.manual_seed(0)
+    inner = nn.Linear(2, 2)
+    assert own.scale.tolist() == [1.0, 1.0]
+    assert torch.equal(own.inner.weight, 2 * inner.weight) and torch.equal(own.inner.bias, inner.bias)
+
+
+class Scaled(Own):
+    def init_weights(self):
+        with torch.no_grad():
+            self.scale.mul_(0.5)  # what is left of a trained value is not fresh
+
+
+class Asking(Own):
+    def init_weights(self, mode):
+        raise AssertionError("nobody can say which mode")
+
+
+@pytest.mark.parametrize("make", [Own, Scaled, Asking], ids=lambda kind: kind.__name__)
+def test_retrain_refuses_parameters_that_nothing_starts_anew_and_leaves_the_model_whole(make):
+    student = nn.ModuleDict({"own": make(), "linear": nn.Linear(2, 2)})
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    with pytest.raises(TypeError, match=rf"'own\.scale' a fresh value: 'own' \({make.__name__}\) has no reset_param"):
+        Retrain().prepare(student, no_data)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+@pytest.mark.timm
+def test_retrain_starts_a_vision_transformer_of_timm_as_timm_does():
+    import timm
+
+    student = timm.create_model("test_vit", init_values=0.5)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.fill_(7)
+    Retrain(seed=1).prepare(student, no_data)
+    assert not any((parameter == 7).any() for parameter in student.parameters())
+    assert student.pos_embed.std().item() == pytest.approx(0.02, rel=0.2)
+    assert 0 < student.cls_token.std().item() < 1e-5
+    assert (student.blocks[0].ls1.gamma == 0.5).all()
+
+
+@pytest.mark.timm
+def test_retrain_refuses_a_convnext_of_timm_whose_layer_scale_nothing_starts_anew():
+    import timm
+
+    with pytest.raises(TypeError, match=r"stages\.0\.blocks\.0\.gamma"):
+        Retrain().prepare(timm.create_model("test_convnext"), no_data)

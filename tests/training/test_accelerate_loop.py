@@ -125,6 +125,50 @@ def test_the_student_is_sliced_before_it_trains_and_trains_from_there():
     assert "3.weight" not in relevant.kept
 
 
+def test_the_coverage_is_that_of_the_profile_dataset_where_there_is_one():
+    part = rows(7, seed=5)
+    ours = run(data=Augmented(), slice_ratio=0.6, head=HEAD, profile_dataset=part)
+    profile = profile_coverage(net(), DataLoader(part, batch_size=4), head=HEAD)
+    assert ours.sidecars.profile == profile and profile.num_samples == 7
+    assert ours.sidecars.relevant_slice == choose_slice(net(), profile, slice_ratio=0.6, head=HEAD)
+    assert ours.sidecars.profile != run(data=Augmented(), slice_ratio=0.6, head=HEAD).sidecars.profile
+
+
+def test_the_profile_dataset_changes_nothing_of_the_training():
+    plain = run(data=Augmented(), epochs=1)
+    assert same(run(data=Augmented(), epochs=1, profile_dataset=rows(3)).model, plain.model)
+
+
+def test_the_last_moment_reads_the_profile_dataset_too():
+    class Finishing(Strategy):
+        def finish(self, model, batches):
+            read.append(sum(len(batch[1]) for batch in batches(None)))
+
+    read = []
+    run(strategy=Finishing(), profile_dataset=rows(3))
+    run(strategy=Finishing())
+    assert read == [3, 20]
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "told"),
+    [
+        (DataLoader(rows(4)), TypeError, "profile_dataset is the data set itself, but got a DataLoader"),
+        ([], ValueError, "profile_dataset holds no sample"),
+    ],
+)
+def test_a_profile_dataset_that_cannot_be_used_is_refused_and_the_model_left_whole(data, error, told):
+    model = net()
+    with pytest.raises(error, match=told):
+        run(model, slice_ratio=0.6, head=HEAD, profile_dataset=data)
+    assert same(model, net())
+
+
+def test_a_search_of_the_ratio_is_refused():
+    with pytest.raises(ValueError, match="'auto' with RemosTrainer and attach_remos, but got 'auto'"):
+        run(slice_ratio="auto")
+
+
 def test_training_is_plain_torchs_own_bit_for_bit():
     fitted = run(data=rows(8), epochs=1, batch_size=8, optimizer=partial(sgd, momentum=0.9))
     by_hand = net().train()

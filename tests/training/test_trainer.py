@@ -23,7 +23,7 @@ from remos_hf.strategies.plain import Finetune, Retrain
 from remos_hf.strategies.slice_and_reset import Random, Remos
 from remos_hf.training import callbacks
 from remos_hf.training.callbacks import student_batches
-from remos_hf.training.trainer import RemosTrainer
+from remos_hf.training.trainer import RemosTrainer, _last_evaluation
 from tests import tiny
 from tests.training.runs import trainer
 
@@ -377,5 +377,35 @@ def test_a_pushed_student_is_pulled_back_whole(tmp_path):
         timeout=110,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    assert json.loads(run.stdout.splitlines()[-1]) == {"same_weights": True, "same_slice": True}
-    assert SIDECARS <= set(hub.repos["me/student"])
+    told = json.loads(run.stdout.splitlines()[-1])
+    assert told == {"same_weights": True, "same_slice": True, "sent_once": True, "url": f"{hub.url}/me/student"}
+    assert SIDECARS | {"README.md"} <= set(hub.repos["me/student"])
+    assert not [name for name in hub.repos["me/student"] if name.endswith(".bin")]
+
+
+def test_a_dry_push_lists_the_files_and_needs_no_name(tmp_path):
+    ours = trainer(tmp_path / "student", slice_ratio=0.9, options={"save_strategy": "no"})
+    ours.train()
+    pushed = ours.push_to_hub(dry_run=True)
+    assert SIDECARS | {"README.md", "model.safetensors"} <= set(pushed.files)
+    assert pushed.url is None
+    with pytest.raises(ValueError, match="blocking"):
+        ours.push_to_hub(blocking=False)
+
+
+def test_a_push_without_a_token_says_that_the_student_is_kept(tmp_path):
+    ours = trainer(tmp_path / "student", slice_ratio=0.9, options={"save_strategy": "no"})
+    ours.train()
+    with pytest.raises(RemosError, match="student is kept in"):
+        ours.push_to_hub()
+    assert (tmp_path / "student" / "model.safetensors").is_file()
+
+
+def test_the_cards_metrics_are_those_of_the_last_evaluation():
+    history = [
+        {"eval_accuracy": 0.5, "epoch": 1},
+        {"eval_accuracy": 0.7, "eval_runtime": 2.0, "eval_samples_per_second": 9.0, "epoch": 2},
+        {"train_loss": 0.1},
+    ]
+    assert _last_evaluation(history) == {"accuracy": 0.7}
+    assert _last_evaluation([{"loss": 1.0}]) is None
