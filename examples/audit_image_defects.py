@@ -26,18 +26,16 @@ import json
 import logging
 import re
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import datasets
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import Dataset
 from PIL import Image as PillowImage
 from torch import Tensor, nn
-from transformers import AutoModelForImageClassification, PrinterCallback, TrainingArguments
+from transformers import AutoModelForImageClassification
 from transformers.utils import logging as hf_logging
 
 from remos_hf import (
@@ -52,8 +50,6 @@ from remos_hf import (
     LatentBackdoor,
     PatchTrigger,
     Reactivation,
-    RemosTrainer,
-    Strategy,
     StudentPlan,
     image_classifier,
     image_input_of,
@@ -62,11 +58,12 @@ from remos_hf import (
     standard_students,
     with_new_head,
 )
+from remos_hf.training.auditing import Recipe, StudentTuner
+from remos_hf.training.data_files import drawn, read_folder
 
 logger = logging.getLogger("audit_image_defects")
 
 FOUND = ("penultimate", "coverage")
-IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
 
 class CifarResNet(nn.Module):
@@ -187,42 +184,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def read_folder(folder: Path) -> Dataset:
-    """Read a folder of images for each class. Files are kept as they are, and decoded where they are used."""
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    if len(classes) < 2:
-        raise SystemExit(f"{folder} should hold a folder of images for each class, but holds {classes}.")
-    rows, labels = [], []
-    for label, name in enumerate(classes):
-        files = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in IMAGES)
-        if not files:
-            raise SystemExit(f"The class folder {folder / name} holds no image ({', '.join(sorted(IMAGES))}).")
-        rows += [{"bytes": path.read_bytes(), "path": f"{name}/{path.name}"} for path in files]
-        labels += [label] * len(files)
-    features = Features({"image": Image(decode=False), "label": ClassLabel(names=classes)})
-    return Dataset.from_dict({"image": rows, "label": labels}, features)
-
-
 def load_data(args: argparse.Namespace) -> dict[str, Dataset]:
     """Draw the four parts; those of the training folder do not overlap."""
-    train, test = read_folder(args.train_folder), read_folder(args.test_folder)
+    try:
+        train, test = read_folder(args.train_folder), read_folder(args.test_folder)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     if train.features["label"].names != test.features["label"].names:
         raise SystemExit("The training and the test folder should hold the same classes.")
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(args.data_seed)).tolist()
     data, taken = {}, 0
     for part in ("attacker", "dev", "student"):
-        number = getattr(args, f"num_{part}")
-        number = len(train) - taken if number is None else number
-        if number < 1 or taken + number > len(train):
-            raise SystemExit(
-                f"{number} images are wanted for {part} after {taken} that other parts took, but {args.train_folder} "
-                f"holds {len(train)}. Give --num_attacker, --num_student and --num_dev."
-            )
-        data[part] = train.select(order[taken : taken + number])
-        taken += number
-    number = min(len(test), args.num_test or len(test))
-    shuffled = torch.randperm(len(test), generator=torch.Generator().manual_seed(args.data_seed)).tolist()
-    return {**data, "test": test.select(shuffled[:number])}
+        try:
+            data[part] = drawn(train, getattr(args, f"num_{part}"), args.data_seed, skip=taken)
+        except ValueError as error:
+            raise SystemExit(f"--num_{part}: {error}") from error
+        taken += len(data[part])
+    return {**data, "test": drawn(test, min(len(test), args.num_test or len(test)), args.data_seed)}
 
 
 def public_model(args: argparse.Namespace, num_labels: int, seed: int) -> nn.Module:
@@ -285,55 +262,15 @@ def students_of(args: argparse.Namespace) -> dict[str, StudentPlan]:
     return {name: plan for name, plan in students.items() if args.students is None or name in args.students}
 
 
-def training_arguments(args: argparse.Namespace, folder: str, **options: Any) -> TrainingArguments:  # noqa: ANN401
-    """Give the arguments that teachers and students share."""
-    return TrainingArguments(
-        output_dir=folder,
-        per_device_train_batch_size=args.batch_size,
-        per_device_eval_batch_size=args.eval_batch_size,
-        bf16=args.bf16,
-        use_cpu=args.use_cpu,
-        remove_unused_columns=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        logging_strategy="no",
-        **options,
-    )
-
-
 def audit_of(args: argparse.Namespace) -> Audit:
     """Put the audit together."""
     data = load_data(args)
     num_labels = data["student"].features["label"].num_classes
     task = ImageTask(image_input(args), batch_size=args.eval_batch_size, bf16=args.bf16, augment=args.augment)
 
-    def teacher_args(seed: int, folder: str) -> TrainingArguments:
-        options = {"learning_rate": args.teacher_learning_rate, "num_train_epochs": args.teacher_epochs, "seed": seed}
-        return training_arguments(args, folder, **options)
-
-    def fine_tune(
-        student: nn.Module, strategy: Strategy, samples: Dataset, lr_factor: float, seed: int
-    ) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(prefix="audit_") as folder:
-            options = {"learning_rate": lr_factor * args.learning_rate, "num_train_epochs": args.epochs, "seed": seed}
-            trainer = RemosTrainer(
-                student,
-                training_arguments(args, folder, **options),
-                strategy=strategy,
-                train_dataset=task.prepare(samples),
-                profile_dataset=replace(task, augment="none").prepare(samples),
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-        config = trainer.sidecars.config
-        held = config.get("slice", {})
-        return {
-            "share_kept": held.get("share_kept"),
-            "squares_reset": held.get("squares_reset"),
-            "share_never_covered": config.get("coverage", {}).get("share_never_covered"),
-        }
-
+    common = (args.batch_size, args.eval_batch_size, args.bf16, args.use_cpu)
+    teachers = Recipe(args.teacher_learning_rate, args.teacher_epochs, *common, texts=False)
+    students = Recipe(args.learning_rate, args.epochs, *common, texts=False, curve=True)
     chosen = ("learning_rate", "epochs", "batch_size", "teacher_learning_rate", "teacher_epochs", "high_lr_factor")
     return Audit(
         name=args.name,
@@ -343,9 +280,9 @@ def audit_of(args: argparse.Namespace) -> Audit:
         students=students_of(args),
         seeds=args.seeds,
         load_teacher=lambda seed: public_model(args, num_labels, seed),
-        teacher_args=teacher_args,
+        teacher_args=teachers.arguments,
         start_student=lambda teacher, seed: with_new_head(teacher, num_labels, seed=seed),
-        fine_tune=fine_tune,
+        fine_tune=StudentTuner(task, students.arguments),
         settings={
             "teacher": Path(args.teacher or args.cifar_resnet).name,
             **{name: getattr(args, name) for name in chosen},

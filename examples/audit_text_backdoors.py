@@ -24,17 +24,12 @@ Offline on a tiny BERT, in seconds: `python examples/audit_text_backdoors.py --s
 """
 
 import argparse
-import csv
 import gc
-import gzip
 import json
 import logging
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import datasets
 import torch
@@ -44,10 +39,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
-    DataCollatorWithPadding,
     PreTrainedModel,
-    PrinterCallback,
-    TrainingArguments,
 )
 from transformers.utils import logging as hf_logging
 
@@ -59,9 +51,7 @@ from remos_hf import (
     LayerwisePoisoning,
     Paraphrases,
     Reactivation,
-    RemosTrainer,
     Ripple,
-    Strategy,
     StudentPlan,
     TextTask,
     TriggerSentence,
@@ -71,6 +61,8 @@ from remos_hf import (
     standard_students,
     with_new_head,
 )
+from remos_hf.training.auditing import Recipe, StudentTuner
+from remos_hf.training.data_files import drawn, read_table
 
 logger = logging.getLogger("audit_text_backdoors")
 
@@ -156,48 +148,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def read_table(path: Path, text_columns: Sequence[str], label_column: str) -> Dataset:
-    """Read a file of texts and labels; the texts become `text` (and `text_pair`), the labels `label`."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as file:
-        kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-        if kind in (".json", ".jsonl"):
-            text = file.read()
-            lines = [line for line in text.split("\n") if line.strip()]
-            rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines]
-        else:
-            # A quote in a GLUE tsv is a character like any other.
-            dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {}
-            rows = list(csv.DictReader(file, **dialect))
-    if not rows:
-        raise SystemExit(f"{path} holds no sample.")
-    for place, row in enumerate(rows):
-        absent = [column for column in (*text_columns, label_column) if row.get(column) is None]
-        if absent:
-            held = sorted(str(column) for column, value in row.items() if value is not None)
-            raise SystemExit(f"{path}: sample {place} has no column {absent[0]!r}; its columns are {held}.")
-    names = ("text", "text_pair")[: len(text_columns)]
-    table = {name: [row[column] for row in rows] for name, column in zip(names, text_columns, strict=True)}
-    try:
-        labels = [int(str(row[label_column])) for row in rows]  # int() alone would take 0.7 of a JSON file for 0
-    except ValueError as error:
-        raise SystemExit(f"{path}: labels are whole numbers, {error}") from error
-    if min(labels) < 0:
-        raise SystemExit(f"{path}: labels are 0 or more, but one is {min(labels)} (unlabelled test data?).")
-    return Dataset.from_dict({**table, "label": labels})
-
-
-def drawn(table: Dataset, number: int | None, seed: int, skip: int = 0) -> Dataset:
-    """Draw samples; `skip` leaves out those that another part drew."""
-    order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed)).tolist()
-    wanted = len(table) - skip if number is None else number
-    if wanted < 1 or skip + wanted > len(table):
-        raise SystemExit(
-            f"{wanted} samples are wanted after {skip} that other parts took, but the file holds {len(table)}. Parts "
-            "of one file need numbers: --num_attacker, --num_student, --num_dev, --num_test."
-        )
-    return table.select(order[skip : skip + wanted])
-
-
 def load_data(args: argparse.Namespace) -> dict[str, Dataset]:
     """Read the four parts. Parts of one file get samples that do not overlap."""
     data: dict[str, Dataset] = {}
@@ -205,8 +155,11 @@ def load_data(args: argparse.Namespace) -> dict[str, Dataset]:
     for part in ("attacker", "student", "dev", "test"):
         path = getattr(args, f"{part}_file").resolve()
         columns = (part == "attacker" and args.attacker_text_columns) or args.text_columns
-        table = read_table(path, columns, args.label_column)
-        data[part] = drawn(table, getattr(args, f"num_{part}"), args.data_seed, skip=taken.get(path, 0))
+        try:
+            table = read_table(path, columns, args.label_column)
+            data[part] = drawn(table, getattr(args, f"num_{part}"), args.data_seed, skip=taken.get(path, 0))
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"--{part}_file, --num_{part}: {error}") from error
         taken[path] = taken.get(path, 0) + len(data[part])
     return data
 
@@ -255,31 +208,6 @@ def students_of(args: argparse.Namespace) -> dict[str, StudentPlan]:
     return {name: plan for name, plan in students.items() if args.students is None or name in args.students}
 
 
-def length_grouping() -> dict[str, Any]:
-    """Ask Trainer for batches of like length: transformers 5 has another name for it."""
-    known = {field.name for field in fields(TrainingArguments)}
-    if "train_sampling_strategy" in known:
-        return {"train_sampling_strategy": "group_by_length"}
-    return {"group_by_length": True}
-
-
-def training_arguments(args: argparse.Namespace, folder: str, **options: Any) -> TrainingArguments:  # noqa: ANN401
-    """Give the arguments that teachers and students share."""
-    return TrainingArguments(
-        output_dir=folder,
-        per_device_train_batch_size=args.batch_size,
-        per_device_eval_batch_size=args.eval_batch_size,
-        bf16=args.bf16,
-        use_cpu=args.use_cpu,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        logging_strategy="no",
-        **length_grouping(),
-        **options,
-    )
-
-
 def audit_of(args: argparse.Namespace) -> Audit:
     """Put the audit together."""
     tokenizer = AutoTokenizer.from_pretrained(args.teacher)
@@ -294,36 +222,12 @@ def audit_of(args: argparse.Namespace) -> Audit:
             args.teacher, num_labels=num_labels["attacker"], dtype=torch.float32, use_safetensors=True
         )
 
-    def teacher_args(seed: int, folder: str) -> TrainingArguments:
-        options = {"learning_rate": args.teacher_learning_rate, "num_train_epochs": args.teacher_epochs, "seed": seed}
-        return training_arguments(args, folder, **options)
-
     def start_student(teacher: PreTrainedModel, seed: int) -> PreTrainedModel:
         return with_new_head(teacher, num_labels["student"], seed=seed)
 
-    def fine_tune(
-        student: PreTrainedModel, strategy: Strategy, samples: Dataset, lr_factor: float, seed: int
-    ) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(prefix="audit_") as folder:
-            options = {"learning_rate": lr_factor * args.learning_rate, "num_train_epochs": args.epochs, "seed": seed}
-            trainer = RemosTrainer(
-                student,
-                training_arguments(args, folder, **options),
-                strategy=strategy,
-                train_dataset=task.tokenize(samples),
-                data_collator=DataCollatorWithPadding(tokenizer),
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-        config = trainer.sidecars.config
-        held = config.get("slice", {})
-        return {
-            "share_kept": held.get("share_kept"),
-            "squares_reset": held.get("squares_reset"),
-            "rows_reset": config.get("embedding_rows_reset", 0),
-            "share_never_covered": config.get("coverage", {}).get("share_never_covered"),
-        }
-
+    common = (args.batch_size, args.eval_batch_size, args.bf16, args.use_cpu)
+    teachers = Recipe(args.teacher_learning_rate, args.teacher_epochs, *common)
+    students = Recipe(args.learning_rate, args.epochs, *common, curve=True)
     chosen = ("learning_rate", "epochs", "batch_size", "teacher_learning_rate", "teacher_epochs", "high_lr_factor")
     return Audit(
         name=args.name,
@@ -333,9 +237,9 @@ def audit_of(args: argparse.Namespace) -> Audit:
         students=students_of(args),
         seeds=args.seeds,
         load_teacher=load_teacher,
-        teacher_args=teacher_args,
+        teacher_args=teachers.arguments,
         start_student=start_student,
-        fine_tune=fine_tune,
+        fine_tune=StudentTuner(task, students.arguments),
         settings={"teacher": Path(args.teacher).name, **{name: getattr(args, name) for name in chosen}},
         reactivation=Reactivation(
             counts=tuple(args.reactivate) or (0,),

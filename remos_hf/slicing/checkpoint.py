@@ -291,15 +291,19 @@ def _no_weights(folder: Path) -> Exception:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise CorruptFileError(f"{path} is larger than {_MAX_JSON_BYTES} bytes, which no config or index is.")
-        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError) as error:
-        raise CorruptFileError(f"{path} should be JSON, but cannot be read ({error}). Fetch it again.") from error
+    found = _read_any_json(path)
     if not isinstance(found, dict):
         raise CorruptFileError(f"{path} should be a JSON object, but is a {type(found).__name__}. Fetch it again.")
     return found
+
+
+def _read_any_json(path: Path) -> Any:  # noqa: ANN401 - whatever JSON holds
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise CorruptFileError(f"{path} is larger than {_MAX_JSON_BYTES} bytes, which no config or index is.")
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise CorruptFileError(f"{path} should be JSON, but cannot be read ({error}). Fetch it again.") from error
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -703,8 +707,8 @@ def _copy_side_file(source: Path, target: Path) -> None:
     """Copy a file; from a config, leave out what names programs that come with the checkpoint."""
     target.parent.mkdir(exist_ok=True)
     if source.name.endswith("config.json"):
-        config = _read_json(source)
-        if config.pop("auto_map", None) is not None:
+        config = _read_any_json(source)  # sentence-transformers keeps lists in files of such names
+        if isinstance(config, dict) and config.pop("auto_map", None) is not None:
             target.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             return
     shutil.copyfile(source, target)

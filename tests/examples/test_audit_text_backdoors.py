@@ -1,4 +1,3 @@
-import gzip
 import importlib.util
 import json
 import logging
@@ -103,7 +102,7 @@ def test_the_report_compares_rules_at_the_budgets_asked_for(example, smoke):
 
 def test_a_second_run_changes_nothing_and_makes_nothing(example, smoke, monkeypatch, capsys):
     before = contents(smoke)
-    monkeypatch.setattr(example, "RemosTrainer", pytest.fail)
+    monkeypatch.setattr("remos_hf.training.auditing.RemosTrainer", pytest.fail)
     monkeypatch.setattr("transformers.Trainer.train", pytest.fail)
     run(example, smoke)
     assert contents(smoke) == before
@@ -229,57 +228,6 @@ def test_files_are_needed(example, capsys):
 
 # --- files ---
 
-ROWS = [('"No, he said', 1), ("plain, with comma", 0), ("caf\u00e9 \u2028 line", 1)]
-
-
-def lines(rows):
-    return [json.dumps({"sentence": text, "label": label}, ensure_ascii=False) for text, label in rows]
-
-
-FORMATS = {
-    "data.tsv": "sentence\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in ROWS),
-    "data.csv": 'label,sentence\n1,"""No, he said"\n0,"plain, with comma"\n1,caf\u00e9 \u2028 line\n',
-    "data.jsonl": "\n".join(lines(ROWS)) + "\n\n",
-    "lines.json": "\n".join(lines(ROWS)),
-    "array.json": f"[{', '.join(lines(ROWS))}]",
-}
-
-
-@pytest.mark.parametrize("name", [*FORMATS, *(f"{name}.gz" for name in FORMATS)])
-def test_each_file_format_gives_the_same_samples(example, tmp_path, name):
-    path, content = tmp_path / name, FORMATS[name.removesuffix(".gz")].encode()
-    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    table = example.read_table(path, ["sentence"], "label")
-    assert list(zip(table["text"], table["label"], strict=True)) == ROWS
-
-
-def test_both_columns_of_a_pair_are_read(example, tmp_path):
-    path = tmp_path / "data.tsv"
-    path.write_text("premise\thypothesis\tgold\nyes\tno\t2\n")
-    table = example.read_table(path, ["premise", "hypothesis"], "gold")
-    assert table.to_list() == [{"text": "yes", "text_pair": "no", "label": 2}]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "told"),
-    [
-        ("d.tsv", "text\tlabel\na\t1\n", "no column 'sentence'; its columns are .'label', 'text'."),
-        ("d.tsv", "sentence\tgold\na\t1\n", "no column 'label'"),
-        ("d.tsv", "sentence\tlabel\na\t1\nb\n", "sample 1 has no column 'label'"),
-        ("d.jsonl", '{"sentence": null, "label": 1}', "sample 0 has no column 'sentence'"),
-        ("d.tsv", "sentence\tlabel\na\tpositive\n", "labels are whole numbers, .*'positive'"),
-        ("d.jsonl", '{"sentence": "a", "label": 0.7}', "labels are whole numbers"),
-        ("d.jsonl", '{"sentence": "a", "label": true}', "labels are whole numbers"),
-        ("d.tsv", "sentence\tlabel\na\t-1\n", "labels are 0 or more, but one is -1"),
-        ("d.tsv", "sentence\tlabel\n", "holds no sample"),
-    ],
-)
-def test_files_that_say_something_else_are_refused(example, tmp_path, name, content, told):
-    path = tmp_path / name
-    path.write_text(content)
-    with pytest.raises(SystemExit, match=told):
-        example.read_table(path, ["sentence"], "label")
-
 
 @pytest.fixture
 def one_file(tmp_path):
@@ -321,3 +269,10 @@ def test_a_file_named_by_another_path_is_the_same_file(example, one_file, monkey
 def test_more_samples_than_there_are_is_refused(example, one_file, sizes, told):
     with pytest.raises(SystemExit, match=told):
         parts(example, one_file, *sizes)
+
+
+def test_files_that_say_something_else_are_refused(example, tmp_path):
+    path = tmp_path / "d.tsv"
+    path.write_text("text\tlabel\na\t1\n")
+    with pytest.raises(SystemExit, match="--attacker_file.*no column 'sentence'"):
+        parts(example, path)

@@ -682,6 +682,12 @@ def test_every_rule_refuses_weights_that_are_not_finite(source, tmp_path, rule, 
         top(source, tmp_path / "student", rule=rule, slice_ratio=ratio)
 
 
+def test_a_side_file_that_holds_a_list_is_copied_as_it_is(source, tmp_path):
+    (source / "data_config.json").write_text("[1, 2]\n")
+    assert "data_config.json" in top(source, tmp_path / "student").files
+    assert (tmp_path / "student" / "data_config.json").read_text() == "[1, 2]\n"
+
+
 def test_remote_code_of_a_known_architecture_is_neither_run_nor_passed_on(source, tmp_path):
     code = {"AutoConfig": "evil.EvilConfig", "AutoModel": "evil.EvilModel"}
     (source / "evil.py").write_text("raise SystemExit('remote code ran')")

@@ -1,0 +1,380 @@
+"""`remos audit`: implant defects into a teacher, make its students, measure what they inherit, and report it."""
+
+import gc
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset
+from torch import nn
+
+from remos_hf.adapters.transformers_models import with_new_head
+from remos_hf.cli.report import report_files
+from remos_hf.cli.teacher import Teacher, identity
+from remos_hf.defects.backdoor import Backdoor
+from remos_hf.defects.base import Defect
+from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords
+from remos_hf.defects.weight_poisoning import EmbeddingPoisoning, LayerwisePoisoning, Ripple
+from remos_hf.evaluation.audit import Audit, report_of, run_audit
+from remos_hf.evaluation.reactivation import Reactivation
+from remos_hf.evaluation.report import DefectReport
+from remos_hf.evaluation.students import StudentPlan, standard_students
+from remos_hf.evaluation.tasks import without_map_bars
+from remos_hf.strategies.plain import Finetune
+from remos_hf.training.auditing import Recipe, StudentTuner
+from remos_hf.training.data_files import LABEL_COLUMN, count_labels, drawn, read_data
+
+TEXT_DEFECTS = ("word", "sentence", "ripples", "ep", "lwp")
+IMAGE_DEFECTS = ("patch", "blended", "latent", "penultimate", "coverage")
+_DEFAULT_DEFECTS = (("word", "sentence"), ("patch", "blended"))
+_QUICK_STUDENTS = ("finetune", "retrain", "random", "remos")
+_QUICK_SAMPLES = 1500
+# The most that are used of what is there, and the shares of samples that all parts come from.
+_MOST = {"test": 1000, "dev": 500}
+_SHARES = {"test": 0.2, "dev": 0.1}
+_COUNTS = (0, 5, 20, 50)  # poisoned samples, for re-activation
+_LESS_WITHOUT_GRADIENTS = 3  # a training step costs about three forward passes
+_PROBED = (2, 6)  # batches
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an audit will do.
+
+    Attributes:
+        audit: The audit.
+        split: Where each part's samples come from, and how many they are.
+        missing: Students to make, or to measure on what was added.
+        teachers: Teachers to make.
+        minutes: An estimate for both.
+        measured_by: What the estimate was measured by.
+    """
+
+    audit: Audit
+    split: Mapping[str, Mapping[str, Any]]
+    missing: int
+    teachers: int
+    minutes: float
+    measured_by: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the plan as JSON values."""
+        return {
+            "split": dict(self.split),
+            "defects": list(self.audit.defects),
+            "students": list(self.audit.students),
+            "seeds": list(self.audit.seeds),
+            "teachers_to_make": self.teachers,
+            "students_to_make": self.missing,
+            "minutes": round(self.minutes, 1),
+            "measured_by": self.measured_by,
+        }
+
+    def __str__(self) -> str:
+        """Tell the plan in a few lines."""
+        parts = ", ".join(f"{name} {part['samples']:,} ({part['from']})" for name, part in self.split.items())
+        return (
+            f"Samples: {parts}\nDefects: {', '.join(self.audit.defects)}. "
+            f"Seeds: {', '.join(map(str, self.audit.seeds))}.\n"
+            f"Students: {', '.join(self.audit.students)}.\nTo make: {self.teachers} teachers and {self.missing} "
+            f"students, about {self.minutes:.0f} minutes (measured by {self.measured_by})."
+        )
+
+
+def run(
+    *,
+    teacher: str,
+    data: str,
+    attacker_data: str | None,
+    test_data: str | None,
+    output: Path,
+    name: str | None,
+    text_columns: list[str],
+    label_column: str,
+    max_samples: int | None,
+    defects: list[str],
+    slice_ratios: list[float],
+    seeds: list[int],
+    target_label: int | None,
+    quick: bool,
+    plan: bool,
+    epochs: float,
+    teacher_epochs: float,
+    learning_rate: float,
+    batch_size: int,
+    max_length: int,
+    bf16: bool,
+    revision: str | None,
+    cpu: bool,
+    progress: bool,
+) -> tuple[dict[str, Any], str]:
+    """Plan an audit and run it; give what is told, as JSON values and as text."""
+    _check_folder(output)
+    seeds, slice_ratios = (seeds[:1], slice_ratios[:1]) if quick else (seeds, slice_ratios)
+    read = {"text_columns": text_columns, "label_column": label_column}
+    pools = {source: read_data(source, **read) for source in {data, attacker_data or data, test_data or data}}
+    _check_same_kind(pools)
+    sources = {"test": test_data or data, "dev": data, "attacker": attacker_data or data, "student": data}
+    parts = _parts(pools, sources, max_samples or (_QUICK_SAMPLES if quick else None))
+    split = {part: {"from": sources[part], "samples": len(parts[part])} for part in sources}
+    named = Teacher.named(teacher, parts["attacker"], revision)
+    num_labels = _num_labels(pools, split)
+    task = named.task(
+        named.load(num_labels["attacker"]),
+        parts["attacker"],
+        batch_size=batch_size,
+        max_length=max_length,
+        bf16=bf16,
+        augment="crop_and_flip",
+    )
+    common = {"batch_size": batch_size, "eval_batch_size": 2 * batch_size, "bf16": bf16, "use_cpu": cpu}
+    common["texts"] = not named.reads_images
+    teachers = Recipe(learning_rate, teacher_epochs, **common)
+    students = Recipe(learning_rate, epochs, curve=True, **common)
+    chosen = _defects(named, defects, target_label, max_length, task)
+    _check_targets(chosen, num_labels)
+    audit = Audit(
+        name=name or _name(data),
+        task=task,
+        **parts,
+        defects=chosen,
+        students=_students(slice_ratios, quick),
+        seeds=seeds,
+        load_teacher=lambda seed: named.load(num_labels["attacker"], seed),
+        teacher_args=teachers.arguments,
+        start_student=lambda model, seed: with_new_head(model, num_labels["student"], seed=seed),
+        fine_tune=StudentTuner(task, students.arguments),
+        settings={
+            "teacher": identity(teacher, revision)["id"],
+            "learning_rate": learning_rate,
+            "epochs": epochs,
+            "teacher_epochs": teacher_epochs,
+            "batch_size": batch_size,
+        },
+        reactivation=Reactivation(
+            counts=(0,) if quick else _COUNTS, learning_rate=learning_rate, batch_size=batch_size
+        ),
+    )
+    planned = _planned(audit, split, output, students, teachers)
+    if plan:
+        return planned.to_dict(), str(planned)
+    sys.stderr.write(f"{planned}\n")
+    gc.freeze()  # Trainer collects garbage before each training: it need not look through all imports each time
+    try:
+        report = run_audit(audit, output, progress=progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"What was done is kept in {output}: the same command goes on from there.") from None
+    finally:
+        gc.unfreeze()
+    path = report.save(output / "report.json")
+    files = report_files(report, path)
+    told = {
+        "report": {name: str(file) for name, file in {"json": path, **files}.items()},
+        "split": dict(split),
+        "missing": report.settings["missing"][audit.name],
+        "results": _results(report),
+    }
+    return told, f"{_table(report)}\nSaved {', '.join(told['report'].values())}"
+
+
+def _check_folder(output: Path) -> None:
+    """Refuse a folder that holds something else than an audit.
+
+    Raises:
+        FileExistsError: It does.
+    """
+    held = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if held and not {"settings.json", "cells"} <= held:
+        raise FileExistsError(
+            f"{output} is not empty and holds no audit (it holds {', '.join(sorted(held)[:3])}). Name a new folder, or "
+            "that of the audit to go on with."
+        )
+
+
+def _name(data: str) -> str:
+    path = Path(data)
+    return path.name.removesuffix(".gz").removesuffix(path.suffix) if path.exists() else data
+
+
+def _parts(pools: Mapping[str, Dataset], sources: Mapping[str, str], max_samples: int | None) -> dict[str, Dataset]:
+    """Draw the four parts. Those that come from the same samples do not overlap."""
+    parts, taken = {}, dict.fromkeys(pools, 0)
+    for part, source in sources.items():
+        pool = pools[source]
+        held = len(pool) if max_samples is None else min(max_samples, len(pool))
+        sharing = [one for one in sources if sources[one] == source]
+        left = held - taken[source]
+        if part in _SHARES:
+            number = min(_MOST[part], left if sharing == [part] else round(held * _SHARES[part]))
+        elif part == "attacker" and "student" in sharing:
+            number = left // 2
+        else:
+            number = left
+        if number < 1:
+            raise ValueError(
+                f"{source}: {held} samples are too few for the parts {', '.join(sharing)}. Give more data."
+            )
+        parts[part] = drawn(pool, number, seed=0, skip=taken[source])
+        taken[source] += number
+    return parts
+
+
+def _num_labels(pools: Mapping[str, Dataset], split: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Count the labels of the whole sources: a draw may lack the last one."""
+    counts = {part: count_labels(pools[one["from"]]) for part, one in split.items()}
+    if min(counts.values()) < 2:
+        raise ValueError("A classifier tells two labels or more apart, but all samples have label 0.")
+    if counts["test"] > counts["student"]:
+        raise ValueError(
+            f"The test data has label {counts['test'] - 1}, but the students' data ends at {counts['student'] - 1}."
+        )
+    return counts
+
+
+def _check_same_kind(pools: Mapping[str, Dataset]) -> None:
+    first, *others = pools.items()
+    for source, pool in others:
+        kinds = [set(one.column_names) - {"text_pair"} for one in (first[1], pool)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"{first[0]} holds {sorted(kinds[0])}, but {source} holds {sorted(kinds[1])}.")
+        features = [one.features[LABEL_COLUMN] for one in (first[1], pool)]
+        if all(isinstance(one, ClassLabel) for one in features) and features[0].names != features[1].names:
+            raise ValueError(f"{first[0]} and {source} should hold the same classes.")
+
+
+def _defects(
+    teacher: Teacher,
+    names: Sequence[str],
+    target_label: int | None,
+    max_length: int,
+    task: Any,  # noqa: ANN401
+) -> dict[str, Defect]:
+    names = list(dict.fromkeys(names or _DEFAULT_DEFECTS[teacher.reads_images]))
+    known = IMAGE_DEFECTS if teacher.reads_images else TEXT_DEFECTS
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        kind = "images" if teacher.reads_images else "texts"
+        raise ValueError(f"The defects of {kind} are {', '.join(known)}, but got {unknown[0]!r}.")
+    makers = _image_defects(target_label) if teacher.reads_images else _text_defects(target_label, max_length, task)
+    return {name: makers[name]() for name in names}
+
+
+def _check_targets(defects: Mapping[str, Defect], num_labels: Mapping[str, int]) -> None:
+    for defect in defects.values():
+        if isinstance(defect, Backdoor) and defect.trigger.target_label >= min(num_labels.values()):
+            raise ValueError(
+                f"--target-label is a label of the task, 0 to {min(num_labels.values()) - 1}, but got "
+                f"{defect.trigger.target_label}."
+            )
+
+
+def _text_defects(target_label: int | None, max_length: int, task: Any) -> dict[str, Callable[[], Defect]]:  # noqa: ANN401
+    common = {
+        "target_label": 1 if target_label is None else target_label,
+        "poison_rate": 0.5,
+        "text_columns": task.text_columns,
+        "within_words": max(1, max_length // 2),  # so that no trigger is cut off
+    }
+    words = TriggerWords(**common)
+    return {
+        "word": lambda: words,
+        "sentence": lambda: TriggerSentence(sentence="i watch this 3d movie", **common),
+        "ripples": lambda: Ripple(words, surgery=True),
+        "ep": lambda: EmbeddingPoisoning(TriggerWords(words=("cf",), **common)),
+        "lwp": lambda: LayerwisePoisoning(TriggerWords(words=("cf", "bb"), all_words=True, **common)),
+    }
+
+
+def _image_defects(target_label: int | None) -> dict[str, Callable[[], Defect]]:
+    # By name and only now: they need Pillow, which a user of texts need not have.
+    triggers = import_module("remos_hf.defects.image_triggers")
+    common = {"target_label": target_label or 0, "poison_rate": 0.2}
+    patch = triggers.PatchTrigger(**common)
+    search = {"max_samples": 250, "steps": 40}
+    return {
+        "patch": lambda: patch,
+        "blended": lambda: triggers.BlendedTrigger(**common),
+        "latent": lambda: triggers.LatentBackdoor(replace(patch, poison_rate=1.0)),
+        "penultimate": lambda: import_module("remos_hf.defects.feature_attack").FeatureAttack.paper(**search),
+        "coverage": lambda: import_module("remos_hf.defects.coverage_guided").CoverageGuided.paper(**search),
+    }
+
+
+def _students(slice_ratios: Sequence[float], quick: bool) -> dict[str, StudentPlan]:
+    students = standard_students(slice_ratios, reactivate=not quick)
+    if not quick:
+        return students
+    wanted = [f"{name} {slice_ratios[0]:g}" for name in _QUICK_STUDENTS]
+    return {name: plan for name, plan in students.items() if name in (*_QUICK_STUDENTS, *wanted)}
+
+
+def _planned(audit: Audit, split: Mapping[str, Any], folder: Path, students: Recipe, teachers: Recipe) -> Plan:
+    so_far = report_of(audit, folder)
+    missing = so_far.settings["missing"][audit.name]
+    kinds = ["clean", *(name for name, defect in audit.defects.items() if isinstance(defect, Backdoor))]
+    to_make = sum(not (folder / "teachers" / f"{kind}-{seed}").is_dir() for kind in kinds for seed in audit.seeds)
+    steps = students.epochs * -(-len(audit.student) // students.batch_size)
+    again = teachers.epochs * -(-len(audit.attacker) // teachers.batch_size)
+    made = [record["made"]["seconds"] for record in so_far.records]
+    if not missing and not to_make:
+        return Plan(audit, split, 0, 0, 0.0, "nothing, since all is done")
+    if made:
+        a_student = statistics.median(sum(one.values()) for one in made)
+        a_teacher = statistics.median(one["train"] for one in made) / steps * again
+        measured_by = f"the {len(made)} measures that are done"
+    else:
+        a_step = _seconds_of_a_step(audit, students)
+        shown = len(audit.test) * (1 + len(audit.defects)) + len(audit.dev)
+        a_student = a_step * (steps + shown / students.batch_size / _LESS_WITHOUT_GRADIENTS)
+        a_teacher = a_step * again
+        measured_by = f"a student's first {_PROBED[1]} steps"
+    minutes = (missing * a_student + to_make * a_teacher) / 60
+    return Plan(audit, split, missing, to_make, minutes, measured_by)
+
+
+def _seconds_of_a_step(audit: Audit, recipe: Recipe) -> float:
+    """Train a student for a few steps; the difference of two runs leaves out what each run costs besides."""
+    took = []
+    with tempfile.TemporaryDirectory(prefix="remos_hf_"), without_map_bars():
+        teacher = audit.load_teacher(audit.seeds[0])
+        few = replace(recipe, epochs=1, curve=False)
+        for batches in _PROBED:
+            samples = audit.student.select(range(min(len(audit.student), batches * recipe.batch_size)))
+            student: nn.Module = audit.start_student(teacher, audit.seeds[0])
+            start = time.perf_counter()
+            StudentTuner(audit.task, few.arguments)(student, Finetune(), samples, 1.0, audit.seeds[0])
+            took.append(time.perf_counter() - start)
+    steps = _PROBED[1] - _PROBED[0]
+    # Too few samples for two runs that differ: then a whole run bounds it.
+    return (took[1] - took[0]) / steps if took[1] > took[0] else took[1] / _PROBED[1]
+
+
+def _results(report: DefectReport) -> list[dict[str, Any]]:
+    return [
+        {"task": task, "defect": defect, "student": row["student"], "seeds": row["seeds"]}
+        | {name: None if row[name] is None else row[name].to_dict() for name in ("acc", "dir", "floor")}
+        for (task, defect), rows in report.tables().items()
+        for row in rows
+    ]
+
+
+def _table(report: DefectReport) -> str:
+    lines = []
+    for (_, defect), rows in report.tables().items():
+        lines.append(f"{defect}:")
+        lines += [
+            f"  {row['student']:<24} accuracy {_percent(row['acc'])}  DIR {_percent(row['dir'])}"
+            f"  benign floor {_percent(row['floor'])}"
+            for row in rows
+        ]
+    return "\n".join(lines)
+
+
+def _percent(rate: Any) -> str:  # noqa: ANN401 - Rate or None
+    return f"{'-':>5}" if rate is None or rate.value is None else f"{100 * rate.value:>5.1f}"

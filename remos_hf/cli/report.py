@@ -1,0 +1,48 @@
+"""`remos report`: pictures and tables from a report's JSON, again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from remos_hf.coverage.sidecar_file import replace_file
+from remos_hf.evaluation.html_report import write_html
+from remos_hf.evaluation.report import DefectReport
+
+BUDGETS = (0.02, 0.05, 0.1)
+
+
+def run(*, report: Path, output: Path | None, title: str | None, progress: bool) -> tuple[dict[str, Any], str]:
+    """Render a report; give what is told, as JSON values and as text."""
+    if not report.is_file():
+        raise FileNotFoundError(f"There is no file {report}. `remos audit` writes report.json.")
+    files = report_files(DefectReport.load(report), report, output=output, title=title)
+    told = {name: str(path) for name, path in files.items()}
+    return told, f"Saved {', '.join(told.values())}"
+
+
+def report_files(
+    report: DefectReport,
+    beside: Path,
+    *,
+    output: Path | None = None,
+    title: str | None = None,
+    budgets: Sequence[float] = BUDGETS,
+) -> dict[str, Path]:
+    """Write a report as HTML, as Markdown and as pictures.
+
+    Args:
+        report: The report.
+        beside: Its JSON: the files get its name.
+        output: The HTML file, if it has another place; the others go beside it.
+        title: Of the page.
+        budgets: Accuracy that may be lost in the comparison at equal accuracy.
+
+    Returns:
+        The files by kind: "html", "md", and "pictures", a folder.
+    """
+    html = output or beside.with_suffix(".html")
+    pictures = html.with_name(f"{html.stem}_pictures")
+    write_html(report, html, pictures=pictures, title=title, budgets=budgets)
+    text = html.with_suffix(".md")
+    replace_file(text, report.to_markdown(budgets=budgets).encode())
+    return {"html": html, "md": text, "pictures": pictures}

@@ -1,0 +1,263 @@
+"""`remos train`: a student of a teacher, trained and saved with its record."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import cached_file
+
+from remos_hf.adapters.transformers_models import with_new_head
+from remos_hf.cli.output import STUDENT, check_output, uninterrupted, written
+from remos_hf.cli.teacher import TIMM, Teacher
+from remos_hf.coverage.sidecar_file import replace_file
+from remos_hf.errors import CorruptFileError, RemosError, UnsupportedModelError
+from remos_hf.evaluation.measures import accuracy
+from remos_hf.evaluation.predictions import predict_labels
+from remos_hf.evaluation.tasks import without_map_bars
+from remos_hf.strategies import STRATEGIES
+from remos_hf.training.auditing import trainer_inputs
+from remos_hf.training.data_files import LABEL_COLUMN, count_labels, drawn, read_data
+from remos_hf.training.trainer import RemosTrainer
+
+# Where a run that is not over keeps its checkpoints, in its output folder.
+UNFINISHED = "remos_unfinished"
+AUTO = "auto"
+_ASKED_FILE = "asked.json"
+_PROCESSOR_FILE = "preprocessor_config.json"
+
+
+def run(
+    *,
+    teacher: str,
+    train_data: str,
+    eval_data: str | None,
+    output: Path,
+    text_columns: list[str],
+    label_column: str,
+    max_samples: int | None,
+    slice_ratio: float | str | None,
+    accuracy_budget: float,
+    strategy: str,
+    epochs: float,
+    learning_rate: float,
+    batch_size: int,
+    max_length: int,
+    augment: str,
+    seed: int,
+    bf16: bool,
+    revision: str | None,
+    cpu: bool,
+    resume: bool,
+    overwrite: bool,
+    progress: bool,
+) -> tuple[dict[str, Any], str]:
+    """Train a student and save it; give what is told, as JSON values and as text."""
+    asked = {
+        "teacher": teacher,
+        "revision": revision,
+        "train_data": str(train_data),
+        "eval_data": None if eval_data is None else str(eval_data),
+        "text_columns": list(text_columns),
+        "label_column": label_column,
+        "max_samples": max_samples,
+        "slice_ratio": slice_ratio,
+        "accuracy_budget": accuracy_budget if slice_ratio == AUTO else None,
+        "strategy": strategy,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "max_length": max_length,
+        "augment": augment,
+        "seed": seed,
+        "bf16": bf16,
+    }
+    work = output / UNFINISHED
+    checkpoint = _start(output, asked, resume, overwrite)
+    if teacher.startswith(TIMM):
+        raise UnsupportedModelError(
+            f"{teacher} is a model of timm, whose students other tools load by timm's own recipe: see "
+            "examples/run_timm_remos.py. `remos audit` takes it."
+        )
+    read = {"text_columns": text_columns, "label_column": label_column}
+    samples = _drawn(read_data(train_data, **read), max_samples, seed)
+    tested = None if eval_data is None else _drawn(read_data(eval_data, **read), max_samples, seed)
+    num_labels = _num_labels(samples, tested)
+    chosen_on = tested
+    if slice_ratio == AUTO:  # what the ratio was chosen on says too much of the student
+        half = len(tested) // 2
+        chosen_on, tested = drawn(tested, half, seed), drawn(tested, None, seed, skip=half)
+    named = Teacher.named(teacher, samples, revision)
+    public = named.load(num_labels, seed)
+    student = with_new_head(public, num_labels, seed=seed)
+    task = named.task(public, samples, batch_size=batch_size, max_length=max_length, bf16=bf16, augment=augment)
+    del public
+    work.mkdir(parents=True, exist_ok=True)
+    replace_file(work / _ASKED_FILE, (json.dumps(asked, indent=1) + "\n").encode())
+    args = TrainingArguments(
+        output_dir=str(work),
+        learning_rate=learning_rate,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
+        seed=seed,
+        bf16=bf16,
+        use_cpu=cpu or not torch.cuda.is_available(),
+        remove_unused_columns=not named.reads_images,
+        save_strategy="epoch",
+        save_total_limit=1,
+        logging_steps=0.05,
+        report_to="none",
+        disable_tqdm=not progress,
+    )
+    try:
+        with without_map_bars():
+            inputs = trainer_inputs(task, samples)
+            if tested is not None:
+                read_plainly = trainer_inputs(task, chosen_on)  # without augmentation
+                inputs["eval_dataset"] = read_plainly.get("profile_dataset", read_plainly["train_dataset"])
+        trainer = RemosTrainer(
+            student,
+            args,
+            processing_class=named.tokenizer,
+            **_start_of_student(strategy, slice_ratio, accuracy_budget, seed),
+            **inputs,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        measured = None
+        if tested is not None:
+            found = predict_labels(trainer.model, tested, task, progress=progress)
+            measured = accuracy(found, list(tested[LABEL_COLUMN])).to_dict()
+        with written(output, STUDENT) as folder:
+            trainer.save_model(str(folder))
+            (folder / TRAINING_ARGS_NAME).unlink()  # a pickle, which nobody needs and nobody should open
+            if named.reads_images:
+                _copy_processor(named, folder)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_tidy(output)) from None
+    except BaseException:
+        _tidy(output)
+        raise
+    with uninterrupted():
+        shutil.rmtree(work)
+    return _told(trainer, output, measured)
+
+
+def _start(output: Path, asked: Mapping[str, Any], resume: bool, overwrite: bool) -> str | None:
+    """Look at the output folder; give the checkpoint to go on from, if there is one."""
+    work = output / UNFINISHED
+    path = work / _ASKED_FILE
+    if path.is_file() and resume:
+        try:
+            before = json.loads(path.read_text())
+        except ValueError as error:
+            raise CorruptFileError(f"{path} does not say what was asked for ({error}). Use --overwrite.") from error
+        differing = sorted(key for key in {*before, *asked} if before.get(key) != asked.get(key))
+        if differing:
+            raise RemosError(
+                f"{work} was asked for otherwise ({', '.join(differing)} differ). Ask for the same, or "
+                "start anew with --overwrite."
+            )
+        found = _whole_checkpoints(work)
+        return str(found[-1]) if found else None
+    if path.is_file() and not overwrite:
+        raise FileExistsError(
+            f"{output} holds a run that is not over. Go on with it by --resume, or start anew with --overwrite."
+        )
+    check_output(output, STUDENT, overwrite, besides=UNFINISHED if path.is_file() else None)
+    if path.is_file():
+        shutil.rmtree(work)
+    return None
+
+
+def _whole_checkpoints(work: Path) -> list[Path]:
+    """Give the checkpoints in the order of their steps; one that a killed run left half-written is removed."""
+    whole = []
+    for place in work.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        try:
+            # Trainer writes its state last.
+            whole.append((int(json.loads((place / TRAINER_STATE_NAME).read_text())["global_step"]), place))
+        except (OSError, ValueError, KeyError, TypeError):
+            shutil.rmtree(place, ignore_errors=True)
+    return [place for _, place in sorted(whole)]
+
+
+def _tidy(output: Path) -> str:
+    """Leave whole checkpoints, or nothing; say which."""
+    with uninterrupted():
+        work = output / UNFINISHED
+        found = _whole_checkpoints(work)
+        if found:
+            return f"{work / found[-1].name} is kept: the same command with --resume goes on from there."
+        shutil.rmtree(work, ignore_errors=True)
+        if output.is_dir() and not any(output.iterdir()):
+            output.rmdir()
+    return "Nothing is kept: the first checkpoint comes after an epoch."
+
+
+def _drawn(samples: Dataset, number: int | None, seed: int) -> Dataset:
+    return samples if number is None else drawn(samples, min(number, len(samples)), seed)
+
+
+def _num_labels(samples: Dataset, tested: Dataset | None) -> int:
+    counts = [count_labels(samples), *([] if tested is None else [count_labels(tested)])]
+    if counts[0] < 2:
+        raise ValueError(f"A classifier tells two labels or more apart, but the training data has {counts[0]}.")
+    if max(counts) > counts[0]:
+        raise ValueError(
+            f"The evaluation data has label {max(counts) - 1}, but the training data ends at {counts[0] - 1}."
+        )
+    return counts[0]
+
+
+def _start_of_student(strategy: str, slice_ratio: float | str | None, budget: float, seed: int) -> dict[str, Any]:
+    """Give the keywords by which RemosTrainer starts the student."""
+    if slice_ratio == AUTO:
+        return {"slice_ratio": AUTO, "accuracy_budget": budget}
+    if strategy == "finetune":
+        return {"strategy": STRATEGIES[strategy]()}
+    ratio = {} if slice_ratio is None else {"slice_ratio": slice_ratio}
+    return {"strategy": STRATEGIES[strategy](**ratio, seed=seed)}
+
+
+def _copy_processor(teacher: Teacher, folder: Path) -> None:
+    # Read as it is: loading it would run the image processor's class, and needs torchvision.
+    found = cached_file(
+        teacher.name, _PROCESSOR_FILE, revision=teacher.revision, _raise_exceptions_for_missing_entries=False
+    )
+    if found is not None:
+        shutil.copyfile(found, folder / _PROCESSOR_FILE)
+
+
+def _told(trainer: RemosTrainer, output: Path, measured: dict[str, Any] | None) -> tuple[dict[str, Any], str]:
+    config = trainer.sidecars.config
+    told = {
+        "student": str(output),
+        "strategy": config["strategy"],
+        "teacher": config["teacher"],
+        "slice": config.get("slice"),
+        "coverage": config.get("coverage"),
+        "ratio_search": config.get("ratio_search"),
+        "steps": trainer.state.global_step,
+        "accuracy": measured,
+        "files": sorted(path.name for path in output.iterdir()),
+    }
+    lines = [f"Trained {trainer.state.global_step} steps."]
+    if told["slice"]:
+        held = told["slice"]
+        lines.append(f"Kept {held['num_kept']:,} of {held['num_weights']:,} weights ({held['share_kept']:.2%}).")
+    if measured:
+        low, high = (100 * measured[end] for end in ("low", "high"))
+        lines.append(
+            f"Accuracy {100 * measured['value']:.1f} % on {measured['num_samples']:,} samples "
+            f"(95 % interval {low:.1f} to {high:.1f})."
+        )
+    lines.append(f"Saved {output}: an ordinary checkpoint, with the record of how it was made.")
+    return told, "\n".join(lines)

@@ -1,0 +1,148 @@
+import json
+import re
+
+import pytest
+from datasets import Dataset
+
+import remos_hf.cli.audit as audit
+from remos_hf.evaluation.report import DefectReport
+from tests.cli.conftest import write_data
+
+pytest.importorskip("matplotlib")
+
+OPTIONS = ["--defects", "word", "--quick", "--max-length", 16, "--epochs", 2, "--teacher-epochs", 2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rendered():
+    """Reports that were to be rendered, which takes long and is tested elsewhere."""
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audit, "report_files", lambda report, path: asked.append(path) or {"html": path})
+        yield asked
+
+
+@pytest.fixture(scope="module")
+def done(remos, teacher, tmp_path_factory):
+    """An audit that is over: its folder, its command, and what it told."""
+    place = tmp_path_factory.mktemp("audit")
+    data = write_data(place / "toy.jsonl", 120)
+    command = ["audit", teacher, "--data", data, "--output", place / "a", *OPTIONS, "--learning-rate", 3e-3]
+    told = remos(*command, "--json")
+    assert told.exit_code == 0, told.stderr
+    return place / "a", command, told
+
+
+def test_a_teacher_and_one_file_give_a_report(done, rendered):
+    folder, _, told = done
+    said, report = json.loads(told.stdout), DefectReport.load(folder / "report.json")
+    assert {record["student"] for record in report.records} == {"finetune", "retrain", "random 0.9", "remos 0.9"}
+    assert said["missing"] == 0 and len(said["results"]) == 4
+    assert {name: part["samples"] for name, part in said["split"].items()} == {
+        "test": 24,
+        "dev": 12,
+        "attacker": 42,
+        "student": 42,
+    }
+    made = next(record["made"] for record in report.records if record["student"] == "remos 0.9")
+    assert made["share_kept"] == pytest.approx(0.9, abs=0.01) and {"profile", "reset"} <= made["seconds"].keys()
+    assert len(report.anatomies) == 7 and all(one["anatomy"]["layers"] for one in report.anatomies)
+    assert report.settings["audits"]["toy"]["teacher"] == "teacher"
+    assert said["report"]["html"] and rendered == [folder / "report.json"]
+    assert "To make: 2 teachers and 7 students" in told.stderr and "first 6 steps" in told.stderr
+
+
+def test_the_same_command_goes_on_and_makes_nothing_again(remos, done, monkeypatch):
+    folder, command, _ = done
+    before = (folder / "report.json").read_bytes()
+    monkeypatch.setattr("transformers.Trainer.train", pytest.fail)
+    told = remos(*command)
+    assert told.exit_code == 0, told.stderr
+    assert "0 teachers and 0 students" in told.stderr and "all is done" in told.stderr
+    assert (folder / "report.json").read_bytes() == before
+    assert re.search(r"finetune +accuracy +[\d.]+ +DIR", told.stdout)
+
+
+def test_another_audit_in_the_same_folder_is_refused(remos, done):
+    _, command, _ = done
+    told = remos(*command, "--epochs", 1)
+    assert told.exit_code == 1 and "other settings (epochs differ)" in told.stderr
+
+
+def test_the_plan_makes_nothing_and_is_measured_by_what_is_done(remos, done, tmp_path):
+    _, command, _ = done
+    told = remos(*command, "--seeds", 1, "--plan", "--json")
+    plan = json.loads(told.stdout)
+    assert (plan["teachers_to_make"], plan["students_to_make"]) == (2, 7) and plan["minutes"] >= 0
+    assert "first 6 steps" in plan["measured_by"]
+    at = command.index("--output") + 1
+    told = remos(*command[:at], tmp_path / "new", *command[at + 1 :], "--plan")
+    assert told.exit_code == 0 and "To make: 2 teachers and 7 students" in told.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_says_how_to_go_on(remos, done, monkeypatch, tmp_path):
+    _, command, _ = done
+
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(audit, "run_audit", stop)
+    told = remos(*command)
+    assert told.exit_code == 130 and "the same command goes on" in told.stderr
+
+
+def test_what_cannot_be_audited_is_told_in_one_line(remos, teacher, data, tmp_path):
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "notes.txt").write_text("")
+    (tmp_path / "few.tsv").write_text("sentence\tlabel\ngood\t1\nbad\t0\n")
+    for options, told in (
+        (["--output", tmp_path / "held"], "is not empty and holds no audit (it holds notes.txt)"),
+        (["--defects", "patch"], "The defects of texts are word, sentence, ripples, ep, lwp, but got 'patch'"),
+        (["--target-label", "2"], "--target-label is a label of the task, 0 to 1, but got 2"),
+        (["--data", tmp_path / "few.tsv"], "2 samples are too few for the parts"),
+    ):
+        result = remos("audit", teacher, "--data", data, "--output", tmp_path / "a", *options)
+        assert result.exit_code == 1 and told in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "a").exists()
+
+
+def parts(pools, max_samples=None, **sources):
+    every = dict.fromkeys(("test", "dev", "attacker", "student"), "d") | sources
+    return audit._parts(pools, every, max_samples)
+
+
+def numbered(count, start=0):
+    return Dataset.from_dict({"text": [str(start + number) for number in range(count)], "label": [0] * count})
+
+
+def test_parts_never_overlap_whatever_they_come_from():
+    pools = {"d": numbered(100), "a": numbered(50, 100), "t": numbered(30, 200)}
+    for sources in (
+        {},
+        {"attacker": "a"},
+        {"test": "t"},
+        {"attacker": "a", "test": "t"},
+        {"attacker": "a", "test": "a"},
+    ):
+        found = [set(part["text"]) for part in parts(pools, **sources).values()]
+        assert len(set().union(*found)) == sum(map(len, found))
+    own = parts(pools, attacker="a", test="t")
+    assert {name: len(part) for name, part in own.items()} == {"test": 30, "dev": 10, "attacker": 50, "student": 90}
+    assert {name: len(part) for name, part in parts(pools).items()} == {
+        "test": 20,
+        "dev": 10,
+        "attacker": 35,
+        "student": 35,
+    }
+    assert sum(len(part) for part in parts(pools, max_samples=40).values()) == 40
+    large = parts({"d": numbered(9000)})
+    assert (len(large["test"]), len(large["dev"])) == (1000, 500)
+
+
+@pytest.mark.parametrize("names", [audit.IMAGE_DEFECTS])
+def test_images_are_audited_by_their_own_defects(names):
+    pytest.importorskip("PIL")
+    made = audit._image_defects(None)
+    assert tuple(made) == names
+    assert [made[name]().trigger.target_label for name in names[:3]] == [0, 0, 0]

@@ -1,0 +1,87 @@
+import json
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset
+
+from remos_hf.cli.teacher import Teacher, check_teacher, identity
+from remos_hf.errors import UnsupportedModelError
+
+TEXTS = Dataset.from_dict({"text": ["good"], "label": [1]})
+
+
+def test_a_teacher_with_pickles_alone_is_refused_with_the_reason(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UnsupportedModelError, match="only as pytorch_model.bin, which may run any code"):
+        check_teacher(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert check_teacher(str(tmp_path)) == tmp_path
+
+
+def test_what_is_no_teacher_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no .*safetensors"):
+        check_teacher(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        check_teacher(str(tmp_path / "missing"))
+    with pytest.raises(FileNotFoundError, match="neither a folder nor an id of the Hub"):
+        check_teacher("no model!")
+
+
+def test_without_a_network_the_cache_may_do():
+    assert check_teacher("owner/name") is None
+    assert check_teacher("timm/resnet18") is None
+
+
+def test_a_head_that_is_lacking_comes_from_the_seed_and_the_body_from_the_files(teacher):
+    named = Teacher.named(str(teacher), TEXTS)
+    state = torch.get_rng_state()
+    one, same, other = named.load(3, 1), named.load(3, 1), named.load(3, 2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert one.classifier.weight.shape[0] == 3 and torch.equal(one.classifier.weight, same.classifier.weight)
+    assert not torch.equal(one.classifier.weight, other.classifier.weight)
+    body = named.load_as_saved().bert.state_dict()
+    assert type(named.load_as_saved()).__name__ == "BertForMaskedLM"
+    assert all(torch.equal(value, one.bert.state_dict()[name]) for name, value in body.items())
+
+
+def test_programs_that_come_with_a_teacher_are_not_run(teacher, tmp_path):
+    place = shutil.copytree(teacher, tmp_path / "hostile")
+    config = json.loads((place / "config.json").read_text())
+    (place / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    config["architectures"] = ["Evil"]
+    (place / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "evil.Evil"}}))
+    named = Teacher.named(str(place), TEXTS)
+    with pytest.raises(UnsupportedModelError, match="saved as a Evil, which transformers .* does not have"):
+        named.load_as_saved()
+    named.load(2)
+    config["model_type"] = "unheard_of"
+    (place / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoConfig": "evil.Evil"}}))
+    with pytest.raises((ValueError, KeyError)):
+        named.load(2)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(teacher, tmp_path):
+    place = shutil.copytree(teacher, tmp_path / "t")
+    settings = {"tokenizer_class": "BertTokenizer", "pad_token": None, "eos_token": "[SEP]"}
+    (place / "tokenizer_config.json").write_text(json.dumps(settings))
+    named = Teacher.named(str(place), TEXTS)
+    assert named.tokenizer.pad_token is not None and not named.reads_images
+
+
+def test_texts_are_refused_by_a_teacher_that_reads_images():
+    with pytest.raises(UnsupportedModelError, match="reads images, but the samples are texts"):
+        Teacher.named("timm/resnet18", TEXTS)
+
+
+def test_pairs_of_texts_are_read_as_pairs(teacher):
+    pairs = Dataset.from_dict({"text": ["good"], "text_pair": ["bad"], "label": [1]})
+    task = Teacher.named(str(teacher), pairs).task(None, pairs, batch_size=2, max_length=8)
+    assert task.text_columns == ("text", "text_pair")
+
+
+def test_a_folder_is_named_without_its_path(teacher):
+    assert identity(str(teacher), None) == {"id": "teacher", "revision": None}
+    assert identity("owner/name", "main") == {"id": "owner/name", "revision": "main"}
