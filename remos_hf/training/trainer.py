@@ -227,9 +227,7 @@ class RemosTrainer(Trainer):
             RemosError: The Hub could not be reached or refused; the message says how to go on. The student is saved.
         """
         if not blocking:
-            raise ValueError(
-                "push_to_hub of RemosTrainer waits until the commit is there; blocking=False is not offered."
-            )
+            raise ValueError("push_to_hub waits until the commit is there; RemosTrainer offers no blocking=False.")
         args = self.args
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
@@ -264,8 +262,8 @@ def _user(token: str | None, kept: str) -> str:
         return HfApi().whoami(token=token)["name"]
     except (HTTPError, OSError, ValueError) as error:
         raise RemosError(
-            f"Whose repository is meant is not known, because the Hub did not say who you are ({error}). The student is "
-            f"kept in {kept}. Log in (`hf auth login`), or name it whole: TrainingArguments(hub_model_id='user/name')."
+            f"Whose repository is meant is not known: the Hub did not say who you are ({error}). The student is kept in "
+            f"{kept}. Log in (`hf auth login`), or name it whole: TrainingArguments(hub_model_id='user/name')."
         ) from error
 
 
