@@ -262,8 +262,8 @@ def _user(token: str | None, kept: str) -> str:
         return HfApi().whoami(token=token)["name"]
     except (HTTPError, OSError, ValueError) as error:
         raise RemosError(
-            f"Whose repository is meant is not known: the Hub did not say who you are ({error}). The student is kept in "
-            f"{kept}. Log in (`hf auth login`), or name it whole: TrainingArguments(hub_model_id='user/name')."
+            f"Whose repository is meant is not known: the Hub did not say who you are ({error}). The student is "
+            f"kept in {kept}. Log in (`hf auth login`), or name it whole: TrainingArguments(hub_model_id='user/name')."
         ) from error
 
 
