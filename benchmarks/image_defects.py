@@ -1,7 +1,7 @@
 """Which image defects of a teacher do its students inherit, and which way of starting them helps?
 
     python benchmarks/image_defects.py --cifar <folder with train/ and test/> --cifar_resnet resnet20.th \
-        --caltech <folder> --flowers <folder> --mobilenet <folder with config.json and model.safetensors> \
+        --caltech <folder> --flowers <folder> --mobilenet <folder of a transformers image classifier> \
         --patch firefox.png --work_dir work --output benchmarks/results/image_defects
 
 Runs examples/audit_image_defects.py on each setting below, in two processes, one thread each, and puts the reports
@@ -15,11 +15,16 @@ from audit_runs import add_arguments, run_settings, write
 
 COMMON = "--seeds 0 1 --use_cpu --slice_ratios 0.9 0.95 0.97 --curves_for patch --keep_students".split()
 AGAIN = "--reactivate 0 5 20 50 --num_reactivated 100 --reactivated_seeds 1".split()
-# Photographs of 224 pixels cost twenty times as much as CIFAR's: smaller images, fewer defects and one slice ratio.
+# Photographs of 224 pixels cost twenty times as much as CIFAR's: smaller images, fewer defects, one slice ratio, and a
+# learning rate at which a new head learns in a few epochs.
 PHOTOS = (
-    "--size 128 --epochs 3 --teacher_epochs 3 --num_test 240 --num_attacked 120 --attack_steps 20 --slice_ratios 0.9 "
-    "--defects patch penultimate --reactivate"
+    "--size 128 --epochs 5 --teacher_epochs 5 --learning_rate 1e-3 --teacher_learning_rate 1e-3 --num_test 240 "
+    "--num_attacked 120 --attack_steps 20 --slice_ratios 0.9 --defects patch penultimate --reactivate"
 ).split()
+PHOTO_STUDENTS = (
+    *("finetune", "finetune lr x3", "retrain"),
+    *("random 0.9", "top_magnitude 0.9", "mag_prune 0.9", "remos 0.9"),
+)
 
 
 def settings(args: argparse.Namespace) -> dict[str, list[str]]:
@@ -45,7 +50,7 @@ def settings(args: argparse.Namespace) -> dict[str, list[str]]:
         if root is not None:
             found[name] = [
                 *("--name", name.title(), "--teacher", str(args.mobilenet), *folders(root), *patch),
-                *(*sizes.split(), *PHOTOS),
+                *(*sizes.split(), *PHOTOS, "--students", *PHOTO_STUDENTS),
             ]
     return {name: [*COMMON, *options] for name, options in found.items()}
 

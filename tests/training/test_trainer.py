@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from accelerate import debug_launcher
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, Trainer
 
@@ -360,6 +362,27 @@ def test_two_processes_hold_the_slice_of_one(tmp_path):
         assert (tmp_path / f"rank{rank}" / "rows").read_text() == str(alone.sidecars.config["embedding_rows_reset"])
     states = [torch.load(tmp_path / f"rank{rank}" / "weights.pt", weights_only=True) for rank in range(2)]
     assert same(*states)
+
+
+def _train_with_fsdp(folder):
+    config = {"fsdp_version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]}
+    options = {"max_steps": 2, "fsdp": True, "fsdp_config": config, "save_strategy": "no"}
+    ours = trainer(folder, slice_ratio=0.9, train_dataset=tiny.dataset(23), options=options)
+    ours.train()
+    ours.save_model()
+
+
+@pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4 wants a GPU for FSDP")
+def test_fsdp2_shards_what_was_sliced_before(tmp_path):
+    debug_launcher(_train_with_fsdp, args=(str(tmp_path / "sharded"),), num_processes=2)
+    alone = trainer(tmp_path / "alone", slice_ratio=0.9, train_dataset=tiny.dataset(23), options={"max_steps": 2})
+    alone.train()
+    assert RelevantSlice.from_pretrained(tmp_path / "sharded") == alone.relevant_slice
+    saved = load_file(tmp_path / "sharded" / "model.safetensors")
+    whole = {name: weight.shape for name, weight in alone.model.state_dict().items() if name in saved}
+    assert {name: weight.shape for name, weight in saved.items()} == whole
+    moved = [name for name in alone.relevant_slice.kept if not saved[name][~alone.relevant_slice.kept[name]].any()]
+    assert not moved  # what was reset trains again
 
 
 def test_a_pushed_student_is_pulled_back_whole(tmp_path):
