@@ -1,6 +1,7 @@
 """`remos train`: a student of a teacher, trained and saved with its record."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -135,6 +136,7 @@ def run(
         if tested is not None:
             found = predict_labels(trainer.model, tested, task, progress=progress)
             measured = accuracy(found, list(tested[LABEL_COLUMN])).to_dict()
+        trainer.sidecars.config["command"] = _command(asked)
         with written(output, STUDENT) as folder:
             trainer.save_model(str(folder))
             (folder / TRAINING_ARGS_NAME).unlink()  # a pickle, which nobody needs and nobody should open
@@ -225,6 +227,22 @@ def _start_of_student(strategy: str, slice_ratio: float | str | None, budget: fl
         return {"strategy": STRATEGIES[strategy]()}
     ratio = {} if slice_ratio is None else {"slice_ratio": slice_ratio}
     return {"strategy": STRATEGIES[strategy](**ratio, seed=seed)}
+
+
+def _command(asked: Mapping[str, Any]) -> str:
+    """Give the command that makes this student again, for its card. Local paths are their names: others have others."""
+    parts = ["remos", "train", _public(asked["teacher"])]
+    for name, value in asked.items():
+        if name == "teacher" or value is None or value is False or value == []:
+            continue
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        shown = [_public(one) if name.endswith("_data") else str(one) for one in values]
+        parts += [f"--{name.removesuffix('s') if name == 'text_columns' else name}".replace("_", "-"), *shown]
+    return shlex.join([*parts, "--output", "student"])
+
+
+def _public(source: str) -> str:
+    return Path(source).name if Path(source).exists() else source
 
 
 def _copy_processor(teacher: Teacher, folder: Path) -> None:

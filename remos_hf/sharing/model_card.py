@@ -97,7 +97,7 @@ def model_card(
         repo_id: "user/name" of the repository that the card is for.
         student: The student's name in the report; None finds the one that was made as the record says.
         task: The report's task that the student is of; may be left out where there is only one.
-        command: What reproduces the student. Tokens of the Hub in it are blanked.
+        command: What reproduces the student; None takes what the record says. Tokens of the Hub in it are blanked.
         dataset: Of the task, as a Hub id where it has one.
         language: As a code, such as "en".
         license: As the Hub writes it, such as "apache-2.0".
@@ -144,7 +144,7 @@ def model_card(
         measured=_measured_text(measured, published) + _metrics_text(metrics),
         untested=_untested(measured),
         loading=_loading(kind, repo_id) if published else "There are no weights to load.",
-        reproducing=_reproducing(strategy, command),
+        reproducing=_reproducing(strategy, command or record.config.get("command")),
     )
 
 

@@ -1,4 +1,5 @@
 import json
+import shlex
 
 import pytest
 import torch
@@ -35,6 +36,17 @@ def test_the_student_is_an_ordinary_checkpoint_with_its_record_and_accuracy(remo
     assert said["files"] == sorted(path.name for path in place.iterdir())
     assert not any(name.endswith(".bin") or name == train.UNFINISHED for name in said["files"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dev.jsonl", "s"]
+
+
+def test_the_recorded_command_names_no_local_path_and_makes_the_student_again(remos, command, data, tmp_path):
+    assert remos(*command, "--slice-ratio", 0.8, "--bf16", "--text-column", "sentence").exit_code == 0
+    told = Sidecars.load(tmp_path / "s").config["command"]
+    assert str(tmp_path) not in told and str(data.parent) not in told
+    places = {command[1].name: command[1], data.name: data, "student": tmp_path / "again"}
+    program, *asked = [places.get(part, part) for part in shlex.split(told)]
+    assert program == "remos" and remos(*asked).exit_code == 0
+    one, other = weights(tmp_path / "s"), weights(tmp_path / "again")
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_strategies_are_those_of_the_package(remos, command, tmp_path):
