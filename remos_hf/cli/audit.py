@@ -38,6 +38,7 @@ _QUICK_SAMPLES = 1500
 # The most that are used of what is there, and the shares of samples that all parts come from.
 _MOST = {"test": 1000, "dev": 500}
 _SHARES = {"test": 0.2, "dev": 0.1}
+_SPLITS = ("train", "training", "data")
 _COUNTS = (0, 5, 20, 50)  # poisoned samples, for re-activation
 _LESS_WITHOUT_GRADIENTS = 3  # a training step costs about three forward passes
 _PROBED = (2, 6)  # batches
@@ -198,8 +199,13 @@ def _check_folder(output: Path) -> None:
 
 
 def _name(data: str) -> str:
+    """Name the task after its data: a file that is called after its split alone gets its folder's name as well."""
     path = Path(data)
-    return path.name.removesuffix(".gz").removesuffix(path.suffix) if path.exists() else data
+    if not path.exists():
+        return data
+    path = path.resolve()
+    stem = Path(path.name.removesuffix(".gz")).stem if path.is_file() else path.name
+    return f"{path.parent.name}/{stem}" if stem in _SPLITS and path.parent.name else stem
 
 
 def _parts(pools: Mapping[str, Dataset], sources: Mapping[str, str], max_samples: int | None) -> dict[str, Dataset]:

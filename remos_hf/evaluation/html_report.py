@@ -275,9 +275,9 @@ def _answer(told: Sequence[_Told], budget: float) -> list[str]:
     ]
     if inherited:
         counts = {kind: inherited.count(kind) for kind in dict.fromkeys(inherited)}
-        parts = "; ".join(f"{kind.removeprefix('inherited; ')}: {number}" for kind, number in counts.items())
+        parts = ", ".join(f"“{kind.removeprefix('inherited; ')}” {number}" for kind, number in counts.items())
         said.append(
-            f"Where it is inherited, and at most {100 * budget:g} points of dev accuracy may be lost: {parts}. The "
+            f"Verdicts where it is inherited, with at most {100 * budget:g} points of dev accuracy lost: {parts}. The "
             f"rivals are {_RANDOM} and {_FASTER}; a rule is any other way to choose what to reset."
         )
     else:

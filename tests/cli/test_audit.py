@@ -116,6 +116,26 @@ def numbered(count, start=0):
     return Dataset.from_dict({"text": [str(start + number) for number in range(count)], "label": [0] * count})
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("sst-2/train.tsv", "sst-2/train"),
+        ("qnli/train.jsonl.gz", "qnli/train"),
+        ("v1.5/reviews.csv", "reviews"),
+        ("flowers/train/", "flowers/train"),
+        ("flowers.v2/", "flowers.v2"),
+    ],
+)
+def test_a_task_is_named_after_its_data(tmp_path, file, name):
+    place = tmp_path / file
+    if file.endswith("/"):
+        place.mkdir(parents=True)
+    else:
+        place.parent.mkdir(parents=True)
+        place.touch()
+    assert audit._name(str(place)) == name and audit._name("stanfordnlp/imdb") == "stanfordnlp/imdb"
+
+
 def test_parts_never_overlap_whatever_they_come_from():
     pools = {"d": numbered(100), "a": numbered(50, 100), "t": numbered(30, 200)}
     for sources in (

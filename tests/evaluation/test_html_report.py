@@ -308,7 +308,7 @@ def test_the_answer_counts_the_verdicts_and_never_calls_a_student_clean(tmp_path
     assert "Of 3 pairs of a task and a defect, plain fine-tuning inherits the defect in 1, does not in 1, and in 1" in (
         page.words
     )
-    assert "less by the best rule than by both rivals: 1" in page.words
+    assert "“less by the best rule than by both rivals” 1" in page.words
     assert "is clean" not in page.words and "are clean" not in page.words
 
 
