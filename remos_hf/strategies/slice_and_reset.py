@@ -61,11 +61,17 @@ class SliceAndReset(Strategy):
         if self.head is not None:
             object.__setattr__(self, "head", tuple(self.head))
 
-    def prepare(self, student: nn.Module, batches: Batches) -> Preparation:
-        """Profile if the rule needs it, choose the slice, reset the rest in place."""
+    def prepare(self, student: nn.Module, batches: Batches, profile: CoverageProfile | None = None) -> Preparation:
+        """Profile if the rule needs it, choose the slice, reset the rest in place.
+
+        Args:
+            student: As in `Strategy.prepare`.
+            batches: As in `Strategy.prepare`.
+            profile: What an earlier `prepare` of an equal student found on the same data: nothing is profiled again.
+        """
         check_rankable(adapter_for(student, self.head).layers(embeddings=self.embeddings))
         start = time.perf_counter()
-        profile = self._profile(student, batches)
+        profile = self._profile(student, batches) if profile is None else profile
         profiled = time.perf_counter()
         relevant = choose_slice(
             student,

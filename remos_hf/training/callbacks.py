@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from remos_hf.coverage.profile import CoverageProfile
 from remos_hf.errors import RemosError
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Batches, Preparation, Strategy, share_by_group
@@ -276,13 +277,15 @@ def start_student(trainer: Trainer, strategy: Strategy) -> Sidecars:
     return _preparer(trainer)(trainer.model, strategy)
 
 
-def _preparer(trainer: Trainer) -> Callable[[nn.Module, Strategy], Sidecars]:
-    return lambda student, strategy: prepare_student(
-        student, strategy, lambda samples: student_batches(trainer, samples), trainer.args.seed
+def _preparer(trainer: Trainer) -> Callable[..., Sidecars]:
+    return lambda student, strategy, **known: prepare_student(
+        student, strategy, lambda samples: student_batches(trainer, samples), trainer.args.seed, **known
     )
 
 
-def prepare_student(student: nn.Module, strategy: Strategy, batches: Batches, seed: int) -> Sidecars:
+def prepare_student(
+    student: nn.Module, strategy: Strategy, batches: Batches, seed: int, **known: CoverageProfile
+) -> Sidecars:
     """Let a strategy prepare a student in place, and say what it did. The global random state stays as it was.
 
     Args:
@@ -290,12 +293,13 @@ def prepare_student(student: nn.Module, strategy: Strategy, batches: Batches, se
         strategy: The strategy.
         batches: Called with a number of samples (None for all), gives this process's share of the training data.
         seed: Seed of the random state that the strategy finds.
+        known: What the strategy's `prepare` takes beside these, such as the profile of an earlier one.
 
     Raises:
         RemosError: The processes chose different slices.
     """
     with own_randomness(seed):
-        preparation = strategy.prepare(student, batches)
+        preparation = strategy.prepare(student, batches, **known)
     _check_same_everywhere(preparation)
     if preparation.summary():
         logger.info(preparation.summary())

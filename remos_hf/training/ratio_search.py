@@ -149,7 +149,7 @@ class _Trial:
         return f"{name} {self.accuracy:.4f}{interval}"
 
 
-Prepare = Callable[[nn.Module, Strategy], Sidecars]
+Prepare = Callable[..., Sidecars]  # of a model, a strategy, and what of `_Trials.known` is known
 
 
 def start_at_smallest_ratio(
@@ -213,7 +213,7 @@ def start_at_smallest_ratio(
         "; ".join(trial.told() for trial in (plain, *tried)),
         " It is the smallest that was tried: smaller ones may do as well." if min(able) == search.ratios[-1] else "",
     )
-    sidecars = prepare(trainer.model, _with_profile(chosen, trials.profile))
+    sidecars = prepare(trainer.model, chosen, **trials.known)
     sidecars.config[RECORD_KEY] = {
         **search.to_dict(),
         "slice_ratio": chosen.slice_ratio,
@@ -310,7 +310,7 @@ class _Trials:
         with_adapters: Callable[[nn.Module], nn.Module],
     ) -> None:
         self.trainer, self.search, self.prepare, self.with_adapters = trainer, search, prepare, with_adapters
-        self.profile: CoverageProfile | None = None
+        self.known: dict[str, CoverageProfile] = {}  # what is found once and holds for every ratio
         self.profile_seconds = 0.0
         self.planned = self.steps = 0
         self._bar = tqdm(disable=True)
@@ -347,10 +347,10 @@ class _Trials:
         start = time.perf_counter()
         self._bar.set_postfix(slice_ratio=f"{ratio:g}", refresh=False)
         model = copy.deepcopy(self.trainer.model)
-        sidecars = self.prepare(model, _with_profile(strategy, self.profile))
+        sidecars = self.prepare(model, strategy, **self.known)
         spent = sidecars.config["seconds"]
-        if self.profile is None and sidecars.profile is not None:
-            self.profile, self.profile_seconds = sidecars.profile, spent.get("profile", 0.0)
+        if not self.known and sidecars.profile is not None:
+            self.known, self.profile_seconds = {"profile": sidecars.profile}, spent.get("profile", 0.0)
         arguments = self.trainer.args
         with own_randomness(None):
             trainer = _copy_of(
@@ -377,15 +377,6 @@ class _Trials:
                 "cost nothing, and every ratio would pass. Make trials longer (RatioSearch(share_of_steps=...), or "
                 "more planned steps), or hold out more samples."
             )
-
-
-def _with_profile(strategy: Strategy, profile: CoverageProfile | None) -> Strategy:
-    """Give a strategy that prepares by a profile already taken."""
-    if profile is None:
-        return strategy
-    informed = copy.copy(strategy)
-    object.__setattr__(informed, "_profile", lambda student, batches: profile)
-    return informed
 
 
 def _shortened(arguments: TrainingArguments, steps: int, planned: int) -> dict[str, Any]:
