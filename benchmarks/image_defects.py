@@ -15,16 +15,18 @@ from audit_runs import add_arguments, run_settings, write
 
 COMMON = "--seeds 0 1 --use_cpu --slice_ratios 0.9 0.95 0.97 --curves_for patch --keep_students".split()
 AGAIN = "--reactivate 0 5 20 50 --num_reactivated 100 --reactivated_seeds 1".split()
-# Photographs of 224 pixels cost twenty times as much as CIFAR's: smaller images, fewer defects, one slice ratio, and a
-# learning rate at which a new head learns in a few epochs.
+# Photographs of 224 pixels cost twenty times as much as CIFAR's: smaller images, fewer defects, for Caltech-101 one
+# slice ratio, and a learning rate at which a new head learns in a few epochs.
 PHOTOS = (
     "--size 128 --epochs 5 --teacher_epochs 5 --learning_rate 1e-3 --teacher_learning_rate 1e-3 --num_test 240 "
-    "--num_attacked 120 --attack_steps 20 --slice_ratios 0.9 --defects patch penultimate --reactivate"
+    "--num_attacked 120 --attack_steps 20 --defects patch penultimate --reactivate"
 ).split()
-PHOTO_STUDENTS = (
-    *("finetune", "finetune lr x3", "retrain"),
-    *("random 0.9", "top_magnitude 0.9", "mag_prune 0.9", "remos 0.9"),
-)
+RULES = ("random", "top_magnitude", "mag_prune", "remos")
+
+
+def photo_students(*ratios: float) -> list[str]:
+    """Name the students on photographs: ReMoS in model scope only."""
+    return ["finetune", "finetune lr x3", "retrain", *(f"{rule} {ratio}" for ratio in ratios for rule in RULES)]
 
 
 def settings(args: argparse.Namespace) -> dict[str, list[str]]:
@@ -43,14 +45,14 @@ def settings(args: argparse.Namespace) -> dict[str, list[str]]:
             *("--augment", "none", *AGAIN),
         ]
     }
-    for name, root, sizes in (
-        ("caltech", args.caltech, "--num_attacker 500 --num_student 450 --num_dev 68"),
-        ("flowers", args.flowers, "--num_attacker 340 --num_student 300 --num_dev 80"),
+    for name, root, sizes, ratios in (
+        ("caltech", args.caltech, "--num_attacker 500 --num_student 450 --num_dev 68", (0.9,)),
+        ("flowers", args.flowers, "--num_attacker 340 --num_student 300 --num_dev 80", (0.9, 0.95, 0.97)),
     ):
         if root is not None:
             found[name] = [
                 *("--name", name.title(), "--teacher", str(args.mobilenet), *folders(root), *patch),
-                *(*sizes.split(), *PHOTOS, "--students", *PHOTO_STUDENTS),
+                *(*sizes.split(), *PHOTOS, "--students", *photo_students(*ratios)),
             ]
     return {name: [*COMMON, *options] for name, options in found.items()}
 

@@ -13,6 +13,8 @@ from transformers import (
     GPT2ForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -78,6 +80,12 @@ def bart(seed=0):
         num_labels=2,
     )
     return BartForSequenceClassification(config).eval()
+
+
+def t5(seed=0):
+    torch.manual_seed(seed)
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 1, "num_heads": 2}
+    return T5ForConditionalGeneration(T5Config(vocab_size=30, num_labels=2, **sizes)).eval()
 
 
 def vit(seed=0):

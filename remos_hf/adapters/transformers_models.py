@@ -35,6 +35,8 @@ _CROSS_ATTENTION_READERS = ("encoder_attn.k_proj", "encoder_attn.v_proj", "EncDe
 class TransformersAdapter(Adapter):
     """A `PreTrainedModel`. Its head is all that lies outside the base model, and the base model's pooler.
 
+    A model that is its own base model, as T5 with its projection to words is, has that projection as its head.
+
     Source: the ReMoS artifact leaves the pooler and the classifier alone (NLP
         nc_prune/coverage/pytorch_wrapper.py:137).
     """
@@ -42,9 +44,12 @@ class TransformersAdapter(Adapter):
     def _find_head(self) -> tuple[str, ...]:
         body = self.model.base_model
         prefix = next((name for name, module in self.model.named_modules() if module is body), "")
-        outside = [
-            name for name, _ in self.model.named_children() if prefix and not f"{prefix}.".startswith(f"{name}.")
-        ]
+        children = list(self.model.named_children())
+        if prefix:
+            outside = [name for name, _ in children if not f"{prefix}.".startswith(f"{name}.")]
+        else:
+            projection = self.model.get_output_embeddings()
+            outside = [name for name, module in children if module is projection]
         pooler = [f"{prefix}.{name}".lstrip(".") for name, _ in body.named_children() if name == "pooler"]
         return (*outside, *pooler)
 

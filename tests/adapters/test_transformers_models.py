@@ -52,6 +52,7 @@ def _in_eval(kind, config):
         (tiny.llama(), {"lm_head"}),
         (tiny.bart(), {"classification_head"}),
         (tiny.vit(), {"classifier"}),
+        (tiny.t5(), {"lm_head"}),
     ],
     ids=lambda value: type(value).__name__,
 )
