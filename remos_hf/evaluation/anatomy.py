@@ -27,6 +27,20 @@ _COSTS = ("runtime", "_per_second", "_time", "_mem")  # what Trainer logs beside
 
 Weights = nn.Module | Mapping[str, Tensor]
 
+# What `check_anatomy` wants: a type; [each entry]; {name: value}, or {str: value} for any names; (either, or).
+_BY_GROUP = {str: {"num_weights": int, "quantiles": [Real]}}
+_NEURONS = {"num_neurons": int, "num_never": int, "histogram": [int]}
+_FORM = {
+    "slice": (None, {"rule": str, "scope": str, "slice_ratio": Real, "num_kept": int, "num_weights": int}),
+    "layers": [{"name": str, "num_weights": int, "num_kept": (None, int), "magnitude": _BY_GROUP}],
+    "change": {str: {"num_weights": int, "quantiles": {str: Real}, "reach": Real, "histogram": [int]}},
+    "coverage": (
+        None,
+        {"num_samples": int, "criterion": dict, "layers": [{"name": str, "input": _NEURONS, "output": _NEURONS}]},
+    ),
+    "history": {str: {"num_logged": int, "steps": [Real], "values": [Real]}},
+}
+
 
 def anatomy(
     before: Mapping[str, Tensor],
@@ -79,6 +93,20 @@ def anatomy(
         "coverage": None if profile is None else coverage_of(profile),
         "history": curves_of(history),
     }
+
+
+def check_anatomy(found: Any) -> None:  # noqa: ANN401 - whatever a file holds
+    """Refuse what `anatomy` did not give: a report may come from anyone.
+
+    Raises:
+        ValueError: Something is missing or of another type; says where.
+    """
+    _check_form(found, _FORM, "anatomy")
+    levels = {f"{level:g}" for level in QUANTILES}
+    for group, change in found["change"].items():
+        if change["num_weights"] and not levels <= set(change["quantiles"]):
+            missing = ", ".join(sorted(levels - set(change["quantiles"])))
+            raise ValueError(f"anatomy.change.{group}.quantiles lacks {missing}")
 
 
 def slice_facts(relevant: RelevantSlice) -> dict[str, Any]:
@@ -319,6 +347,25 @@ def _quantiles(values: np.ndarray) -> list[float]:
         return []
     places = [int(level * (values.size - 1)) for level in LAYER_QUANTILES]
     return np.partition(values, places)[places].tolist()
+
+
+def _check_form(found: Any, form: Any, where: str) -> None:  # noqa: ANN401 - JSON, and one of the forms above
+    if isinstance(form, tuple):
+        if found is not None:
+            _check_form(found, form[1], where)
+        return
+    kind = form if isinstance(form, type) else type(form)
+    if not isinstance(found, kind) or isinstance(found, bool):
+        raise ValueError(f"{where} is {type(found).__name__}, not {kind.__name__}")
+    if isinstance(form, list):
+        for number, one in enumerate(found):
+            _check_form(one, form[0], f"{where}[{number}]")
+    elif isinstance(form, dict):
+        wanted = dict.fromkeys(found, form[str]) if str in form else form
+        for name, inner in wanted.items():
+            if name not in found:
+                raise ValueError(f"{where} lacks {name}")
+            _check_form(found[name], inner, f"{where}.{name}")
 
 
 def _rounded(value: float) -> float:

@@ -19,6 +19,7 @@ from torch import nn
 from remos_hf.coverage.sidecar_file import replace_file
 from remos_hf.defects.base import FOOLED, Defect, ExposedSet
 from remos_hf.errors import CorruptFileError
+from remos_hf.evaluation.anatomy import check_anatomy
 from remos_hf.evaluation.measures import (
     Rate,
     accuracy,
@@ -245,6 +246,9 @@ class DefectReport:
             anatomies = list(map(dict, content.get("anatomies", [])))
             for record in records:
                 _check_record(record)
+            for one in anatomies:
+                _anatomy_place(one)
+                check_anatomy(one["anatomy"])
             return cls(records, settings, dict(content["versions"]), anatomies)
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptFileError(f"{path} is no defect report ({error!r}).") from error

@@ -169,9 +169,11 @@ def test_an_interruption_ends_with_130_and_says_what_is_kept(doing):
 
 
 def test_ctrl_c_while_a_result_is_written_leaves_nothing_behind(tmp_path, teacher):
-    # Stopped where the student is whole but not yet in its place.
+    # Stopped where the student is whole but not yet in its place. What a shell starts in the background ignores Ctrl-C,
+    # and so do these tests and their children then.
     code = (
-        "import sys, time\nimport remos_hf.cli.slicing as slicing\nfrom remos_hf.cli.commands import app\n"
+        "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import remos_hf.cli.slicing as slicing\nfrom remos_hf.cli.commands import app\n"
         "save = slicing.Sidecars.save\n"
         "def slow(self, folder):\n save(self, folder)\n"
         " print('writing', file=sys.stderr, flush=True)\n time.sleep(60)\n"

@@ -15,6 +15,7 @@ from remos_hf.evaluation.anatomy import (
     QUANTILES,
     anatomy,
     change_of_weights,
+    check_anatomy,
     coverage_of,
     curves_of,
     layers_of,
@@ -57,6 +58,47 @@ def rounded(values):
 
 
 # --- the summary ---
+
+
+def places(value, at=()):
+    """Every place in JSON values."""
+    yield at
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inside:
+        yield from places(one, (*at, key))
+
+
+UNREAD = {"levels", "criterion", "share_unchanged"}  # by pictures; and the change by layer
+
+
+@pytest.mark.parametrize("how", ["missing", "text"])
+def test_what_a_picture_reads_is_checked_wherever_it_was_meddled_with(how):
+    before, relevant, student = pair()
+    counts = {"net.0": torch.tensor([0, 3, 1])}
+    history = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+    profile = CoverageProfile(counts, counts, 3)
+    whole = json.loads(json.dumps(anatomy(before, student, relevant=relevant, profile=profile, history=history)))
+    check_anatomy(whole)
+    check_anatomy({**whole, "slice": None, "coverage": None, "history": {}})
+    meddled = 0
+    for *path, last in list(places(whole))[1:]:
+        if {*path, last} & UNREAD or (path[:1] == ["layers"] and "change" in (*path, last)):
+            continue
+        broken = copy.deepcopy(whole)
+        place = broken
+        for key in path:
+            place = place[key]
+        named = path in (["change"], ["history"]) or path[-1:] == ["magnitude"]
+        if how == "missing" and (isinstance(place, list) or named):
+            continue  # an entry fewer
+        if how == "missing":
+            del place[last]
+        else:
+            place[last] = 7 if isinstance(place[last], str) else "7"
+        with pytest.raises(ValueError, match=f"^anatomy.*{'lacks' if how == 'missing' else 'is (str|int), not'}"):
+            check_anatomy(broken)
+        meddled += 1
+    assert meddled > 40
 
 
 def test_every_layer_says_what_was_kept_how_large_it_was_and_how_far_it_moved():

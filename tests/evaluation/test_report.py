@@ -246,6 +246,7 @@ def test_a_report_of_a_newer_version_is_refused(tmp_path):
         '{"format_version": 1, "records": [{}], "settings": {}, "versions": {}}',
         '{"format_version": 1, "records": [], "settings": {"loss": NaN}, "versions": {}}',
         '{"format_version": 1, "records": [], "settings": {}, "versions": {}, "anatomies": [3]}',
+        '{"format_version": 1, "records": [], "settings": {}, "versions": {}, "anatomies": [{"teacher": "word"}]}',
         "\xff",
     ],
 )
@@ -267,7 +268,8 @@ def test_a_cut_file_is_refused(tmp_path):
 
 
 def inside(student="remos", seed=0, task="SST-2", teacher="word"):
-    anatomy = {"layers": [{"name": f"{student} {seed}"}], "slice": None}
+    weights = {"name": f"{student} {seed}", "num_weights": 0, "num_kept": None, "magnitude": {}}
+    anatomy = {"layers": [weights], "slice": None, "change": {}, "coverage": None, "history": {}}
     return {"task": task, "teacher": teacher, "student": student, "seed": seed, "anatomy": anatomy}
 
 
