@@ -1,17 +1,19 @@
 """How much of what a student looks at lies inside the trigger: activation maps and Grad-CAM over a whole test set.
 
     python benchmarks/trigger_maps.py --cifar <folder> --cifar_resnet resnet20.th --patch firefox.png --work_dir work \
-        --output benchmarks/results/trigger_maps
+        --hide_images --output benchmarks/results/trigger_maps
 
 Takes the patch backdoor's teacher and students that image_defects.py left in the same `--work_dir`. Every map is of an
 image of another class than the target with the trigger on it; Grad-CAM shows the evidence for the target label. Chance
-is the trigger's share of the image. Writes a JSON, and a picture of the first images. A minute.
+is the trigger's share of the image. Writes a JSON and a picture of the first images, which `remos report
+image_defects.json --maps trigger_maps.json` shows in the report. Minutes.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import image_defects
 import torch
@@ -47,11 +49,25 @@ def measured(model: nn.Module, inputs: Tensor, labels: Tensor, mask: Tensor) -> 
     }
 
 
+def in_report(results: Sequence[Mapping[str, Any]], num_images: int, picture: str) -> dict[str, Any]:
+    """Give what `remos report --maps` shows: the picture, and each model's share by Grad-CAM."""
+    return {
+        "title": "CIFAR-10: patch, Grad-CAM of the last stage",
+        "png": picture,
+        "caption": f"The target label's evidence on test images with the patch, n = {num_images}; three are drawn, "
+        "seed 0. The outline is the patch.",
+        "share": {f"{one['model']}, seed {one['seed']}": one["grad_cam"][LAYERS[0]] for one in results},
+    }
+
+
 def main() -> None:
     """Load the teacher and its students, measure all, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     image_defects.add_inputs(parser)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument(
+        "--hide_images", action="store_true", help="draw the maps on grey: the images are not yours to show"
+    )
     add_arguments(parser, "trigger_maps")
     args = parser.parse_args()
     folder = args.work_dir / "cifar"
@@ -77,8 +93,11 @@ def main() -> None:
             if seed == args.seeds[0] and name in ("teacher", "finetune", "remos 0.97"):
                 shown.append((name, grad_cam(model, LAYERS[0], inputs[:3], labels[:3])))
     facts = {"images": len(inputs), "trigger": trigger.to_dict(), "trigger_pixels": [height, width]}
-    args.output.with_suffix(".json").write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
+    maps = [in_report(results, len(inputs), args.output.with_suffix(".png").name)]
+    text = json.dumps({**facts, "results": results, "maps": maps}, indent=1)
+    args.output.with_suffix(".json").write_text(f"{text}\n")
     pixels = images.denormalised(inputs[:3]).repeat(len(shown), 1, 1, 1)
+    pixels = torch.full_like(pixels, 0.5) if args.hide_images else pixels
     titles = [f"{name}, image {number + 1}" for name, _ in shown for number in range(3)]
     overlay(pixels, torch.cat([maps for _, maps in shown]), args.output.with_suffix(".png"), titles, mask=mask)
 

@@ -421,6 +421,14 @@ def report(
         Path | None, typer.Option("--output", "-o", help="The HTML file. [default: beside the JSON]")
     ] = None,
     title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
+    maps: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="MAPS.json",
+            help="Where models look: a JSON file with a list 'maps' (title, png, caption, share), the pictures beside "
+            "it, as benchmarks/trigger_maps.py writes it. May be given again.",
+        ),
+    ] = None,
     as_json: _Json = False,
     debug: _Debug = False,
 ) -> None:
@@ -428,7 +436,7 @@ def report(
 
     An earlier rendering in the same place is replaced.
     """
-    _do("report", as_json, debug, report=report, output=output, title=title)
+    _do("report", as_json, debug, report=report, output=output, title=title, maps=maps)
 
 
 @app.command(epilog=_examples("card"))

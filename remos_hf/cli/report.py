@@ -1,21 +1,24 @@
 """`remos report`: pictures and tables from a report's JSON, again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from remos_hf.coverage.sidecar_file import replace_file
-from remos_hf.evaluation.html_report import write_html
+from remos_hf.evaluation.html_report import read_maps, write_html
 from remos_hf.evaluation.report import DefectReport
 
 BUDGETS = (0.02, 0.05, 0.1)
 
 
-def run(*, report: Path, output: Path | None, title: str | None, progress: bool) -> tuple[dict[str, Any], str]:
+def run(
+    *, report: Path, output: Path | None, title: str | None, maps: Sequence[Path] | None, progress: bool
+) -> tuple[dict[str, Any], str]:
     """Render a report; give what is told, as JSON values and as text."""
     if not report.is_file():
         raise FileNotFoundError(f"There is no file {report}. `remos audit` writes report.json.")
-    files = report_files(DefectReport.load(report), report, output=output, title=title)
+    shown = [one for path in maps or () for one in read_maps(path)]
+    files = report_files(DefectReport.load(report), report, output=output, title=title, maps=shown)
     told = {name: str(path) for name, path in files.items()}
     return told, f"Saved {', '.join(told.values())}"
 
@@ -26,6 +29,7 @@ def report_files(
     *,
     output: Path | None = None,
     title: str | None = None,
+    maps: Sequence[Mapping[str, Any]] = (),
     budgets: Sequence[float] = BUDGETS,
 ) -> dict[str, Path]:
     """Write a report as HTML, as Markdown and as pictures.
@@ -35,6 +39,7 @@ def report_files(
         beside: Its JSON: the files get its name.
         output: The HTML file, if it has another place; the others go beside it.
         title: Of the page.
+        maps: As `write_html` takes them.
         budgets: Accuracy that may be lost in the comparison at equal accuracy.
 
     Returns:
@@ -42,7 +47,7 @@ def report_files(
     """
     html = output or beside.with_suffix(".html")
     pictures = html.with_name(f"{html.stem}_pictures")
-    write_html(report, html, pictures=pictures, title=title, budgets=budgets)
+    write_html(report, html, pictures=pictures, title=title, maps=maps, budgets=budgets)
     text = html.with_suffix(".md")
     replace_file(text, report.to_markdown(budgets=budgets).encode())
     return {"html": html, "md": text, "pictures": pictures}

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tqdm.auto import tqdm
 
 from remos_hf.coverage.sidecar_file import replace_file
-from remos_hf.errors import NonFiniteError
+from remos_hf.errors import CorruptFileError, NonFiniteError
 from remos_hf.evaluation.pictures import accuracy_against_dir, anatomy_pictures, convergence, reactivation_curve
 from remos_hf.evaluation.report import HOW_TO_READ, Choice, DefectReport, Section, Table, percent, rate_of
 
@@ -636,6 +636,35 @@ def _made_note(report: DefectReport, drawn: Sequence[_Drawing]) -> str:
         f"Measured on {_counted(len(report.anatomies), 'student')}, of the first seed each; {shown} of them are drawn, "
         "those that the answer speaks of first. The numbers of all are in the report's JSON."
     )
+
+
+def read_maps(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Read what `write_html` takes as `maps` from a JSON file.
+
+    Args:
+        path: A file with the key "maps", entries as `write_html` takes them. Each "png" is the name of a picture that
+            lies beside the file.
+
+    Returns:
+        The entries, with the pictures' paths.
+
+    Raises:
+        CorruptFileError: The file holds no such entries, or names a picture elsewhere.
+    """
+    path = Path(path)
+    try:
+        entries = [dict(one) for one in json.loads(path.read_text())["maps"]]
+        for one in entries:
+            if Path(one["png"]).name != one["png"]:
+                raise ValueError(f"{one['png']!r} is not the name of a picture beside it")
+            one["png"] = path.with_name(one["png"])
+            if not isinstance(one["title"], str) or not isinstance(one.get("share", {}), dict):
+                raise ValueError(f"a map's title or share is of another type, with {one['png'].name}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFileError(
+            f"{path} holds no maps for a report ({error!r}). A list 'maps' of entries with 'title' and 'png' is wanted."
+        ) from error
+    return entries
 
 
 def _map_of(given: Mapping[str, Any]) -> dict[str, Any]:

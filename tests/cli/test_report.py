@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from remos_hf.evaluation.report import DefectReport
 
@@ -48,6 +49,41 @@ def test_a_report_is_rendered_elsewhere(remos, report, tmp_path):
     result = remos("report", report, "--output", tmp_path / "page" / "index.html")
     assert result.exit_code == 0, result.stderr
     assert {path.name for path in (tmp_path / "page").iterdir()} == {"index.html", "index.md", "index_pictures"}
+
+
+SHARE = {"value": 0.25, "low": 0.2, "high": 0.3, "chance": 0.035, "num_samples": 729, "num_without_mass": 0}
+
+
+def test_maps_are_shown_in_the_report_with_their_shares(remos, report, tmp_path):
+    (tmp_path / "maps").mkdir()
+    Image.new("RGB", (2, 2)).save(tmp_path / "maps" / "m.png")
+    entry = {"title": "Where it looks", "png": "m.png", "caption": "Three of 729.", "share": {"finetune": SHARE}}
+    (tmp_path / "maps" / "m.json").write_text(json.dumps({"maps": [entry]}))
+    result = remos("report", report, "--maps", tmp_path / "maps" / "m.json")
+    assert result.exit_code == 0, result.stderr
+    page = (tmp_path / "report.html").read_text()
+    assert "Where it looks" in page and "25.0 [20.0, 30.0]" in page and "729" in page
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"maps": [3]}',
+        '{"maps": [{"title": "a"}]}',
+        '{"maps": [{"title": "a", "png": "../secret.png"}]}',
+        '{"maps": [{"title": "a", "png": "/etc/secret.png"}]}',
+        '{"maps": [{"title": 3, "png": "m.png"}]}',
+        '{"maps": [{"title": "a", "png": "m.png", "share": [1]}]}',
+    ],
+)
+def test_a_file_that_holds_no_maps_is_refused_and_reads_nothing_elsewhere(remos, report, tmp_path, content):
+    (tmp_path / "maps.json").write_text(content)
+    result = remos("report", report, "--maps", tmp_path / "maps.json")
+    assert result.exit_code != 0 and "maps.json holds no maps for a report" in result.stderr.replace("\n", " ")
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_what_is_no_report_is_refused(remos, tmp_path):
