@@ -3,6 +3,7 @@
 Exit codes: 0 done; 1 failed, with one line on stderr that says why and what to do; 2 wrong usage; 130 interrupted.
 """
 
+import inspect
 import json
 import traceback
 from importlib import import_module
@@ -497,6 +498,12 @@ def push(
         dry_run=dry_run,
         command=command,
     )
+
+
+for _one in app.registered_commands:
+    # Typer keeps the line breaks of the source in all paragraphs but the first.
+    paragraphs = inspect.cleandoc(_one.callback.__doc__).split("\n\n")
+    _one.help = "\n\n".join(" ".join(lines.split()) for lines in paragraphs)
 
 
 def _do(command: str, as_json: bool, debug: bool, /, **options: Any) -> None:  # noqa: ANN401 - of the command

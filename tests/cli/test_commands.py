@@ -61,6 +61,10 @@ def test_help_of_each_command_shows_examples_that_it_takes(remos, command):
     assert "Examples:" in told.output and f"remos {command} " in told.output and "--json" in told.output
 
 
+def test_help_breaks_lines_by_the_terminals_width_alone(remos):
+    assert "Interrupted, the same command with --resume goes on from there." in remos("train", "--help").output
+
+
 def test_help_names_every_command(remos):
     told = remos("--help").output
     assert all(command in told for command in COMMANDS) and "--install-completion" in told
