@@ -8,7 +8,9 @@ The students were measured, not uploaded, and each card says so. Every figure co
 import argparse
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from remos_hf import DefectReport
 from remos_hf.sharing.model_card import model_card
@@ -17,18 +19,35 @@ from remos_hf.sharing.record import Sidecars
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 # What each file measured, and with which command (benchmarks/README.md gives them in full).
-TEXT_COMMAND = "python benchmarks/text_defects.py --teacher <MiniLM> --sst2 <folder> --imdb <folder> --work_dir work"
+TEXT = {
+    "file": "text_defects.json",
+    "teacher": "MiniLM",
+    "kind": {"class": "BertForSequenceClassification", "library": "transformers"},
+    "command": "python benchmarks/text_defects.py --teacher <MiniLM> --sst2 <folder> --imdb <folder> --work_dir work",
+    "language": "en",
+}
+IMAGES = {
+    "file": "image_defects.json",
+    "teacher": "ResNet-20 (CIFAR-10)",
+    "kind": {"class": "ImageClassifier", "library": "torch"},
+    "command": "python benchmarks/image_defects.py --cifar <folder> --cifar_resnet resnet20-12fca82f.th --patch "
+    "firefox.png --work_dir work --only cifar",
+    "language": None,
+}
 GLUE_COMMAND = (
     "accelerate launch examples/run_glue_remos.py --model_name_or_path <MiniLM> --train_file train.tsv "
     "--validation_file dev.tsv --do_train --do_eval --strategy remos --slice_ratio 0.9 --max_train_samples 12800 "
     "--num_train_epochs 1 --learning_rate 1e-4 --per_device_train_batch_size 32 --bf16 --use_cpu --output_dir student"
 )
-TEXT_STUDENTS = [
-    ("SST-2 to SST-2", "word", "remos 0.9"),
-    ("SST-2 to SST-2", "word", "random 0.9"),
-    ("SST-2 to SST-2", "word", "finetune"),
-    ("SST-2 to SST-2", "word", "finetune lr x3"),
-    ("SST-2 to SST-2", "textfooler", "remos 0.9"),
+STUDENTS = [
+    (TEXT, "SST-2 to SST-2", "word", "remos 0.9"),
+    (TEXT, "SST-2 to SST-2", "word", "random 0.9"),
+    (TEXT, "SST-2 to SST-2", "word", "finetune"),
+    (TEXT, "SST-2 to SST-2", "word", "finetune lr x3"),
+    (TEXT, "SST-2 to SST-2", "textfooler", "remos 0.9"),
+    (IMAGES, "CIFAR-10", "patch", "remos 0.97"),
+    (IMAGES, "CIFAR-10", "patch", "finetune lr x3"),
+    (IMAGES, "CIFAR-10", "penultimate", "remos 0.9"),
 ]
 
 
@@ -43,15 +62,15 @@ def only(report: DefectReport, task: str, defect: str) -> DefectReport:
     return DefectReport(records, report.settings, report.versions)
 
 
-def record_of(report: DefectReport, task: str, defect: str, student: str) -> Sidecars:
+def record_of(about: Mapping[str, Any], report: DefectReport, task: str, defect: str, student: str) -> Sidecars:
     """Tell how a student came to be, as far as the report does; its weights and its slice were not kept."""
     (row,) = [row for row in report.tables()[task, defect] if row["student"] == student]
     made, settings = row["made"], report.settings["audits"][task]
     config = {
         "strategy": made["strategy"],
-        "teacher": {"id": f"MiniLM with the defect {defect!r}", "revision": None, "hash": None},
+        "teacher": {"id": f"{about['teacher']} with the defect {defect!r}", "revision": None, "hash": None},
         "versions": report.versions,
-        "student": {"class": "BertForSequenceClassification", "library": "transformers"},
+        "student": about["kind"],
     }
     if made.get("share_kept") is not None:
         config["slice"] = {"share_kept": made["share_kept"], "squares_reset": row["squares_reset"]}
@@ -66,18 +85,18 @@ def record_of(report: DefectReport, task: str, defect: str, student: str) -> Sid
 
 def cards() -> dict[str, str]:
     """Render all cards, by file name."""
-    report = DefectReport.load(RESULTS / "text_defects.json")
     rendered = {}
-    for task, defect, student in TEXT_STUDENTS:
+    for about, task, defect, student in STUDENTS:
+        report = DefectReport.load(RESULTS / about["file"])
         repo_id = f"remos_hf/{slug(f'{task} {defect} {student}')}"
         card = model_card(
-            record_of(report, task, defect, student),
+            record_of(about, report, task, defect, student),
             only(report, task, defect),
             repo_id=repo_id,
             student=student,
             task=task,
-            command=TEXT_COMMAND,
-            language="en",
+            command=about["command"],
+            language=about["language"],
             published=False,
         )
         rendered[f"{repo_id.split('/')[1]}.md"] = str(card)

@@ -487,7 +487,7 @@ def _remarks(defect: str, rows: Sequence[Mapping[str, Any]], measured: "_Measure
 
 
 def _rival(kind: str, rivals: Sequence[Mapping[str, Any]], own: Mapping[str, Any]) -> str:
-    """Compare with the best rival that is at least as accurate."""
+    """Compare with the best rival that is at least as accurate; only as accurate a one is beaten at equal accuracy."""
     name = f"{kind[0].upper()}{kind[1:]}"
     if not rivals:
         return f"{name} was not measured: whether it would have done the same is not known."
@@ -500,12 +500,27 @@ def _rival(kind: str, rivals: Sequence[Mapping[str, Any]], own: Mapping[str, Any
             "comparison at equal accuracy."
         )
     best = min(able, key=lambda row: _pair(own, row)[2].value)
-    if _pair(own, best)[1].high < _pair(own, best)[2].low:
-        return f"At equal accuracy the student inherited less than {kind}: {_against(own, best)}."
+    if _pair(own, best)[1].high >= _pair(own, best)[2].low:
+        return (
+            f"The student is NOT shown to have inherited less than {kind} at the same accuracy or a better one: "
+            f"{_told_with_accuracy(own, best)}."
+        )
+    # Less of the defect at less accuracy is no merit: giving up more of the teacher does that by any rule.
+    equal = [row for row in able if row["acc"].value <= own["acc"].value + EQUAL_ACCURACY + 1e-9]
+    if equal:
+        best = min(equal, key=lambda row: _pair(own, row)[2].value)
+        return f"At equal accuracy the student inherited less than {kind}: {_told_with_accuracy(own, best)}."
+    closest = min(able, key=lambda row: row["acc"].value)
     return (
-        f"At equal accuracy the student is NOT shown to have inherited less than {kind}: {_against(own, best)}; ACC "
-        f"{_percent(own['acc'], interval=False)} against {_percent(best['acc'], interval=False)}."
+        f"Every {kind.removeprefix('a ')} measured here is more accurate than the student by over {points}; the "
+        f"closest: {_told_with_accuracy(own, closest)}. There is no comparison at equal accuracy: "
+        "whether one that costs as much accuracy would inherit as little is not known."
     )
+
+
+def _told_with_accuracy(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    mine, its = (_percent(row["acc"], interval=False) for row in (own, other))
+    return f"{_against(own, other)}; ACC {mine} against {its}"
 
 
 def _pair(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, Any, Any] | None:

@@ -9,6 +9,7 @@ HOW = {
     "finetune": (Finetune(), 1.0),
     "finetune lr x3": (Finetune(), 3.0),
     "random 0.9": (Random(0.9), 1.0),
+    "random 0.97": (Random(0.97), 1.0),
     "remos 0.9": (Remos(0.9), 1.0),
 }
 

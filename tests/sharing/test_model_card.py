@@ -100,7 +100,25 @@ def test_what_inherited_less_is_told_so_and_never_called_clean():
 )
 def test_a_rival_that_does_as_well_at_equal_accuracy_is_told(rival, kind):
     text = text_of(BARE, report(usual(**{rival: (6, 100)})))
-    assert f"the student is NOT shown to have inherited less than {kind}" in text
+    assert f"The student is NOT shown to have inherited less than {kind} at the same accuracy or a better one" in text
+
+
+def test_a_rival_that_is_more_accurate_and_inherits_more_is_no_comparison_at_equal_accuracy():
+    # Whatever ruins a student keeps the defect away.
+    cells = usual()
+    cells[3] = cell("remos 0.9", (60, 100), (1, 100), (1, 100))
+    text = text_of(BARE, report(cells))
+    assert "At equal accuracy the student inherited less" not in text
+    assert "Every random reset measured here is more accurate than the student by over 1 point" in text
+    assert "whether one that costs as much accuracy would inherit as little is not known" in text
+
+
+def test_among_rivals_the_equally_accurate_one_is_beaten_and_the_more_accurate_one_not_forgotten():
+    cells = [*usual(random=(40, 100)), cell("random 0.97", (90, 100), (60, 100), (2, 100))]
+    text = text_of(BARE, report(cells))
+    assert "At equal accuracy the student inherited less than a random reset" in text and "of random 0.9, in %" in text
+    cells[-1] = cell("random 0.97", (90, 100), (5, 100), (2, 100))
+    assert "NOT shown to have inherited less than a random reset at the same" in text_of(BARE, report(cells))
 
 
 def test_a_rival_that_is_less_accurate_is_no_comparison_at_equal_accuracy():
