@@ -594,6 +594,21 @@ def test_wrong_arguments_are_refused_by_name_and_the_model_left_whole(options, m
     assert same(student, net())
 
 
+def test_bf16_computes_in_bf16_and_keeps_the_weights_and_their_updates_in_fp32():
+    seen = []
+    student = net()
+    student[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    fitted = run(student, mixed_precision="bf16", epochs=2)
+    plain = run(epochs=2)
+    assert set(seen) == {torch.bfloat16}
+    moved = weights(fitted.model)
+    assert all(tensor.dtype == torch.float32 for tensor in moved.values())
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in moved.values())
+    assert not same(fitted.model, plain.model)
+    by_much = max((value - weights(net())[name]).abs().max() for name, value in weights(plain.model).items())
+    assert all((value - moved[name]).abs().max() < 0.05 * by_much for name, value in weights(plain.model).items())
+
+
 def test_fp16_is_refused_on_the_cpu_where_it_would_do_nothing():
     given = Accelerator(mixed_precision="fp16")
     with pytest.raises(ValueError, match="needs a GPU"):
