@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from remos_hf.coverage.profile import CoverageProfile
 from remos_hf.layers import sliceable_layers
+from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.slicing.relevant_slice import choose_slice
 
 SAMPLES = 5000

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from remos_hf.coverage.profile import CoverageProfile
 from remos_hf.layers import Layer, sliceable_layers
+from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.slicing.ordinal import Selection, entries_of, select, unpack
 
 # (outputs, inputs, kernel) of ResNet-18's convolutions in registration order

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from remos_hf.activations import capture
 from remos_hf.adapters.images import ImageInput
-from remos_hf.coverage.criteria import ActivationStatistics
 from remos_hf.defects.adversarial_images import outputs_of, seeds_of
 from remos_hf.defects.coverage_guided import CoverageGuided, CoverageSearch, hooked_layers, lots
 from remos_hf.perturbation import frozen
+from remos_hf.profiling.criteria import ActivationStatistics
 
 Picks = list[list[list[int]]]  # by step, image
 

@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from remos_hf.adapters.timm_models import image_classifier
-from remos_hf.coverage.profiler import profile_coverage
+from remos_hf.profiling.data_pass import profile_coverage
 
 
 def load(args: argparse.Namespace) -> tuple[nn.Module, list[dict]]:

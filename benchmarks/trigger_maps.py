@@ -21,8 +21,8 @@ from audit_runs import EXAMPLES, add_arguments
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
-from remos_hf.evaluation.maps import activation_map, grad_cam, mean_share
-from remos_hf.evaluation.pictures import overlay
+from remos_hf.showing.maps import activation_map, grad_cam, mean_share
+from remos_hf.showing.pictures import overlay
 
 sys.path.insert(0, str(EXAMPLES))
 import audit_image_defects  # noqa: E402 - an example is a script, found by the path above

@@ -61,8 +61,8 @@ from remos_hf import (
     standard_students,
     with_new_head,
 )
-from remos_hf.training.auditing import Recipe, StudentTuner
-from remos_hf.training.data_files import drawn, read_table
+from remos_hf.auditing.data_files import drawn, read_table
+from remos_hf.auditing.recipes import Recipe, StudentTuner
 
 logger = logging.getLogger("audit_text_backdoors")
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from remos_hf.coverage.criteria import strong_coverage
-from remos_hf.coverage.profiler import profile_coverage
 from remos_hf.defects.text_triggers import TriggerWords
 from remos_hf.defects.weight_poisoning import EmbeddingPoisoning, LargestWeights, LayerwisePoisoning, Ripple
+from remos_hf.profiling.criteria import strong_coverage
+from remos_hf.profiling.data_pass import profile_coverage
+from remos_hf.slicing.refill import reset_outside
 from remos_hf.slicing.relevant_slice import choose_slice
-from remos_hf.slicing.reset import reset_outside
 from tests import tiny
 from tests.defects import toy
 from tests.slicing.test_ordinal import large, random_profile

@@ -15,20 +15,20 @@ from datasets import ClassLabel, Dataset
 from torch import nn
 
 from remos_hf.adapters.transformers_models import with_new_head
+from remos_hf.auditing.audit import Audit, report_of, run_audit
+from remos_hf.auditing.data_files import LABEL_COLUMN, count_labels, drawn, read_data
+from remos_hf.auditing.recipes import Recipe, StudentTuner
+from remos_hf.auditing.students import StudentPlan, standard_students
 from remos_hf.cli.report import report_files
 from remos_hf.cli.teacher import Teacher, identity
 from remos_hf.defects.backdoor import Backdoor
 from remos_hf.defects.base import Defect
 from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords
 from remos_hf.defects.weight_poisoning import EmbeddingPoisoning, LayerwisePoisoning, Ripple
-from remos_hf.evaluation.audit import Audit, report_of, run_audit
 from remos_hf.evaluation.reactivation import Reactivation
 from remos_hf.evaluation.report import DefectReport
-from remos_hf.evaluation.students import StudentPlan, standard_students
 from remos_hf.evaluation.tasks import without_map_bars
 from remos_hf.strategies.plain import Finetune
-from remos_hf.training.auditing import Recipe, StudentTuner
-from remos_hf.training.data_files import LABEL_COLUMN, count_labels, drawn, read_data
 
 TEXT_DEFECTS = ("word", "sentence", "ripples", "ep", "lwp")
 IMAGE_DEFECTS = ("patch", "blended", "latent", "penultimate", "coverage")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from remos_hf.coverage.profile import COVERAGE_FILE
+from remos_hf.profiling.coverage import COVERAGE_FILE
 from remos_hf.sharing.record import CONFIG_FILE
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from datasets import Dataset
 
+from remos_hf.auditing.data_files import LABEL_COLUMN, drawn, read_data
 from remos_hf.cli.output import PROFILE, check_output, written
 from remos_hf.cli.teacher import Teacher, device_for
-from remos_hf.coverage.profile import COVERAGE_FILE, CoverageProfile
-from remos_hf.coverage.profiler import profile_coverage
 from remos_hf.evaluation.tasks import without_map_bars
+from remos_hf.profiling.coverage import COVERAGE_FILE, CoverageProfile
+from remos_hf.profiling.data_pass import profile_coverage
 from remos_hf.strategies.slice_and_reset import CRITERIA
-from remos_hf.training.data_files import LABEL_COLUMN, drawn, read_data
 
 
 def run(

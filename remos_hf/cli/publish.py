@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from remos_hf.coverage.sidecar_file import replace_file
 from remos_hf.evaluation.report import DefectReport
 from remos_hf.sharing.hub import push_to_hub
 from remos_hf.sharing.model_card import model_card
 from remos_hf.sharing.record import Sidecars
+from remos_hf.whole import replace_file
 
 
 def card(

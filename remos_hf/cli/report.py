@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from remos_hf.coverage.sidecar_file import replace_file
-from remos_hf.evaluation.html_report import read_maps, write_html
 from remos_hf.evaluation.report import DefectReport
+from remos_hf.showing.page import read_maps, write_html
+from remos_hf.whole import replace_file
 
 BUDGETS = (0.02, 0.05, 0.1)
 

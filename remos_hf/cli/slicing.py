@@ -8,8 +8,8 @@ from huggingface_hub import snapshot_download
 from remos_hf.cli.output import STUDENT, check_output, written
 from remos_hf.cli.profile import profiled
 from remos_hf.cli.teacher import TIMM, UNREAD, check_teacher, identity
-from remos_hf.coverage.profile import CoverageProfile
 from remos_hf.errors import UnsupportedModelError
+from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.sharing.record import Sidecars
 from remos_hf.slicing.checkpoint import slice_checkpoint
 from remos_hf.strategies import STRATEGIES

@@ -22,10 +22,10 @@ from transformers import (
 )
 
 from remos_hf.adapters.timm_models import image_classifier
+from remos_hf.auditing.data_files import TEXT_COLUMNS, holds_images
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.evaluation.tasks import TextTask
 from remos_hf.sharing.record import PICKLES
-from remos_hf.training.data_files import TEXT_COLUMNS, holds_images
 
 if TYPE_CHECKING:  # needs Pillow, which texts do not
     from remos_hf.evaluation.image_task import ImageTask

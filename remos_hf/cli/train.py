@@ -15,17 +15,17 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import cached_file
 
 from remos_hf.adapters.transformers_models import with_new_head
+from remos_hf.auditing.data_files import LABEL_COLUMN, count_labels, drawn, read_data
+from remos_hf.auditing.recipes import trainer_inputs
 from remos_hf.cli.output import STUDENT, check_output, uninterrupted, written
 from remos_hf.cli.teacher import TIMM, Teacher
-from remos_hf.coverage.sidecar_file import replace_file
 from remos_hf.errors import CorruptFileError, RemosError, UnsupportedModelError
 from remos_hf.evaluation.measures import accuracy
 from remos_hf.evaluation.predictions import predict_labels
 from remos_hf.evaluation.tasks import without_map_bars
 from remos_hf.strategies import STRATEGIES
-from remos_hf.training.auditing import trainer_inputs
-from remos_hf.training.data_files import LABEL_COLUMN, count_labels, drawn, read_data
 from remos_hf.training.trainer import RemosTrainer
+from remos_hf.whole import replace_file
 
 # Where a run that is not over keeps its checkpoints, in its output folder.
 UNFINISHED = "remos_unfinished"

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from remos_hf.adapters.images import ImageInput, decoded
-from remos_hf.coverage.sidecar_file import read_tensors, write_tensors
 from remos_hf.defects.base import (
     CLEAN_INDEX,
     FOOLED,
@@ -39,6 +38,7 @@ from remos_hf.defects.base import (
 )
 from remos_hf.errors import CorruptFileError
 from remos_hf.perturbation import ascend, frozen
+from remos_hf.profiling.sidecar_file import read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from remos_hf.activations import capture
 from remos_hf.adapters.images import ImageInput
-from remos_hf.coverage.criteria import (
+from remos_hf.defects.adversarial_images import AdversarialImages, Search, outputs_of, seeds_of
+from remos_hf.errors import UnsupportedModelError
+from remos_hf.profiling.criteria import (
     ActivationStatistics,
     Criterion,
     strong_coverage,
     threshold_coverage,
     top_k_coverage,
 )
-from remos_hf.defects.adversarial_images import AdversarialImages, Search, outputs_of, seeds_of
-from remos_hf.errors import UnsupportedModelError
 
 _HOOKED = (nn.Conv2d, nn.BatchNorm2d)
 # Share of the neurons, those with the largest mean weights, among which DLFuzz's third rule draws.

@@ -40,7 +40,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from remos_hf.coverage.sidecar_file import replace_file
 from remos_hf.defects.base import (
     CLEAN_INDEX,
     Defect,
@@ -51,6 +50,7 @@ from remos_hf.defects.base import (
     teacher_sha256,
 )
 from remos_hf.errors import RemosError
+from remos_hf.whole import replace_file
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from remos_hf.adapters.transformers_models import adapter_for
-from remos_hf.coverage.profile import CoverageProfile
 from remos_hf.errors import LayerMismatchError, NonFiniteError
+from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.slicing.relevant_slice import RelevantSlice
 
 QUANTILES = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)

@@ -16,7 +16,6 @@ import numpy as np
 from datasets import Dataset
 from torch import nn
 
-from remos_hf.coverage.sidecar_file import replace_file
 from remos_hf.defects.base import FOOLED, Defect, ExposedSet
 from remos_hf.errors import CorruptFileError
 from remos_hf.evaluation.anatomy import check_anatomy
@@ -32,6 +31,7 @@ from remos_hf.evaluation.measures import (
 from remos_hf.evaluation.predictions import predict_labels
 from remos_hf.evaluation.reactivation import samples_needed
 from remos_hf.evaluation.tasks import Task, without_map_bars
+from remos_hf.whole import replace_file
 
 Student = nn.Module | Callable[[], nn.Module]
 

@@ -21,11 +21,11 @@ from huggingface_hub.errors import (
 from torch import nn
 from transformers import PreTrainedModel
 
-from remos_hf.coverage.profile import COVERAGE_FILE, CoverageProfile
-from remos_hf.coverage.sidecar_file import replace_file
 from remos_hf.errors import CorruptFileError, RemosError
+from remos_hf.profiling.coverage import COVERAGE_FILE, CoverageProfile
 from remos_hf.slicing.relevant_slice import SLICE_FILE, RelevantSlice
 from remos_hf.strategies.base import Preparation, Strategy
+from remos_hf.whole import replace_file
 
 CONFIG_FILE = "remos_config.json"
 SIDECAR_FILES = (CONFIG_FILE, COVERAGE_FILE, SLICE_FILE)

@@ -30,12 +30,12 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from remos_hf.adapters.base import Adapter
 from remos_hf.adapters.transformers_models import adapter_for
-from remos_hf.coverage.profile import COVERAGE_FILE, CoverageProfile
 from remos_hf.errors import CorruptFileError, RemosError, UnsupportedModelError
 from remos_hf.layers import Layer, largest_magnitude
+from remos_hf.profiling.coverage import COVERAGE_FILE, CoverageProfile
 from remos_hf.slicing.ordinal import unpack
+from remos_hf.slicing.refill import parameter_generator
 from remos_hf.slicing.relevant_slice import RelevantSlice, check_choice, choose_among, competing_layers
-from remos_hf.slicing.reset import parameter_generator
 
 try:
     from transformers.conversion_mapping import get_model_conversion_mapping

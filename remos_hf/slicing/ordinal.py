@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from remos_hf.coverage.profile import CoverageProfile
 from remos_hf.layers import Layer, largest_magnitude
+from remos_hf.profiling.coverage import CoverageProfile
 
 # Weights of a chunk. On a CPU: temporaries that stay in its cache, and no more than torch does on one thread, because
 # its threads wait by spinning and a shared core then costs far more than the second thread gains. On a GPU: enough to

@@ -12,12 +12,12 @@ from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 
 from remos_hf.adapters.transformers_models import adapter_for
-from remos_hf.coverage.profile import CoverageProfile
-from remos_hf.coverage.sidecar_file import file_in, read_tensors, write_tensors
 from remos_hf.errors import CorruptFileError, LayerMismatchError, TeacherMismatchError
 from remos_hf.layers import Layer, check_rankable, weights_hash
+from remos_hf.profiling.coverage import CoverageProfile
+from remos_hf.profiling.sidecar_file import file_in, read_tensors, write_tensors
 from remos_hf.slicing.ordinal import Selection, entries_of, pack, select, unpack
-from remos_hf.slicing.scores import RULES
+from remos_hf.slicing.rules import RULES
 
 SLICE_FILE = "remos_slice.safetensors"
 _FORMAT = "remos_slice/1"

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from remos_hf.coverage.profile import CoverageProfile
-from remos_hf.coverage.tokens import seen_tokens
+from remos_hf.profiling.coverage import CoverageProfile
+from remos_hf.profiling.tokens import seen_tokens
+from remos_hf.slicing.refill import reset_unseen_rows
 from remos_hf.slicing.relevant_slice import RelevantSlice
-from remos_hf.slicing.reset import reset_unseen_rows
 
 Batches = Callable[[int | None], Iterable]
 EmbeddingRows = Literal["keep", "mean"]

@@ -7,12 +7,12 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from remos_hf.adapters.transformers_models import adapter_for
-from remos_hf.coverage.criteria import Criterion, strong_coverage, threshold_coverage, top_k_coverage
-from remos_hf.coverage.profile import CoverageProfile
-from remos_hf.coverage.profiler import on_main_process, profile_coverage
 from remos_hf.layers import check_rankable
+from remos_hf.profiling.coverage import CoverageProfile
+from remos_hf.profiling.criteria import Criterion, strong_coverage, threshold_coverage, top_k_coverage
+from remos_hf.profiling.data_pass import on_main_process, profile_coverage
+from remos_hf.slicing.refill import reset_outside, squares_outside
 from remos_hf.slicing.relevant_slice import RelevantSlice, check_slice_ratio, choose_slice
-from remos_hf.slicing.reset import reset_outside, squares_outside
 from remos_hf.strategies.base import (
     Batches,
     EmbeddingRows,

@@ -29,17 +29,13 @@ from tqdm.auto import tqdm
 
 from remos_hf.adapters.base import LABEL_KEYS, inputs_of
 from remos_hf.adapters.transformers_models import adapter_for
-from remos_hf.coverage.sidecar_file import replace_file
 from remos_hf.errors import CorruptFileError, NonFiniteError
+from remos_hf.randomness import own_randomness
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Strategy
-from remos_hf.training.callbacks import (
-    chosen_strategy,
-    ordered_batches,
-    prepare_student,
-    resumed_sidecars,
-)
-from remos_hf.training.randomness import own_randomness
+from remos_hf.training.profiling_data import ordered_batches
+from remos_hf.training.start import chosen_strategy, prepare_student, resumed_sidecars
+from remos_hf.whole import replace_file
 
 MODEL_FILE = "model.safetensors"
 PROGRESS_FILE = "fit_progress.json"

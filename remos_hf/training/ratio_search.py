@@ -29,16 +29,16 @@ from transformers import DefaultFlowCallback, Trainer, TrainerCallback, TrainerC
 from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import has_length
 
-from remos_hf.coverage.profile import CoverageProfile
-from remos_hf.coverage.profiler import on_main_process
 from remos_hf.errors import NonFiniteError, RemosError
 from remos_hf.evaluation.measures import CONFIDENCE, Rate, accuracy
+from remos_hf.profiling.coverage import CoverageProfile
+from remos_hf.profiling.data_pass import on_main_process
+from remos_hf.randomness import own_randomness
 from remos_hf.sharing.record import Sidecars
 from remos_hf.slicing.relevant_slice import check_slice_ratio
 from remos_hf.strategies.base import Strategy
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import SliceAndReset
-from remos_hf.training.randomness import own_randomness
 
 logger = logging.getLogger(__name__)
 

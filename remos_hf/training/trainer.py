@@ -12,22 +12,17 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
 from remos_hf.adapters.transformers_models import adapter_for
-from remos_hf.coverage.profile import CoverageProfile
 from remos_hf.errors import RemosError
+from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.sharing.hub import Pushed, push_to_hub
 from remos_hf.sharing.record import Sidecars
 from remos_hf.slicing.relevant_slice import RelevantSlice
 from remos_hf.strategies.base import Strategy
-from remos_hf.training.callbacks import (
-    RemosCallback,
-    StartLog,
-    chosen_start,
-    resumed_sidecars,
-    searched_start,
-    start_student,
-    student_batches,
-)
+from remos_hf.training.attach import RemosCallback
+from remos_hf.training.profiling_data import student_batches
 from remos_hf.training.ratio_search import RatioSearch
+from remos_hf.training.reporting import StartLog
+from remos_hf.training.start import chosen_start, resumed_sidecars, searched_start, start_student
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -16,11 +16,11 @@ from remos_hf.adapters import timm_models
 from remos_hf.adapters.base import Adapter
 from remos_hf.adapters.timm_models import ImageClassifier, TimmAdapter, image_classifier
 from remos_hf.adapters.transformers_models import adapter_for, with_new_head
-from remos_hf.coverage.criteria import strong_coverage, threshold_coverage
-from remos_hf.coverage.profiler import profile_coverage
 from remos_hf.errors import CorruptFileError, UnsupportedModelError
+from remos_hf.profiling.criteria import strong_coverage, threshold_coverage
+from remos_hf.profiling.data_pass import profile_coverage
+from remos_hf.slicing.refill import reset_outside
 from remos_hf.slicing.relevant_slice import choose_slice
-from remos_hf.slicing.reset import reset_outside
 from remos_hf.training.trainer import RemosTrainer
 from tests import reference, tiny
 from tests.adapters import timm_nets

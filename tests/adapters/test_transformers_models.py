@@ -12,9 +12,9 @@ from transformers import (
 
 from remos_hf.activations import watch
 from remos_hf.adapters.transformers_models import adapter_for, with_new_head
-from remos_hf.coverage.criteria import threshold_coverage
-from remos_hf.coverage.profiler import profile_coverage
 from remos_hf.errors import UnsupportedModelError
+from remos_hf.profiling.criteria import threshold_coverage
+from remos_hf.profiling.data_pass import profile_coverage
 from tests import reference, tiny
 
 

@@ -3,10 +3,10 @@ import json
 import pytest
 from transformers import AutoTokenizer, BertForMaskedLM
 
-from remos_hf.coverage.profile import CoverageProfile
-from remos_hf.coverage.profiler import profile_coverage
+from remos_hf.auditing.data_files import read_table
 from remos_hf.evaluation.tasks import TextTask
-from remos_hf.training.data_files import read_table
+from remos_hf.profiling.coverage import CoverageProfile
+from remos_hf.profiling.data_pass import profile_coverage
 
 
 def test_the_profile_is_that_of_the_checkpoint_as_it_was_saved(remos, teacher, data, tmp_path):

@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import BertForMaskedLM
 
-from remos_hf.coverage.profile import CoverageProfile
+from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.sharing.record import Sidecars
+from remos_hf.slicing.refill import reset_outside
 from remos_hf.slicing.relevant_slice import choose_slice
-from remos_hf.slicing.reset import reset_outside
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remos_hf.coverage.profile import CoverageProfile
 from remos_hf.errors import LayerMismatchError, NonFiniteError, TeacherMismatchError
 from remos_hf.evaluation import anatomy as module
 from remos_hf.evaluation.anatomy import (
@@ -21,8 +20,9 @@ from remos_hf.evaluation.anatomy import (
     layers_of,
     weights_of,
 )
+from remos_hf.profiling.coverage import CoverageProfile
+from remos_hf.slicing.refill import reset_outside
 from remos_hf.slicing.relevant_slice import RelevantSlice, choose_slice
-from remos_hf.slicing.reset import reset_outside
 from tests import tiny
 
 

@@ -71,7 +71,7 @@ def test_the_markdown_is_rendered_from_the_json(example, smoke):
 
 def test_a_second_run_makes_nothing(example, smoke, monkeypatch):
     before = (smoke / "report.json").read_bytes()
-    monkeypatch.setattr("remos_hf.training.auditing.RemosTrainer", pytest.fail)
+    monkeypatch.setattr("remos_hf.auditing.recipes.RemosTrainer", pytest.fail)
     run(example, smoke)
     assert (smoke / "report.json").read_bytes() == before
 

@@ -102,7 +102,7 @@ def test_the_report_compares_rules_at_the_budgets_asked_for(example, smoke):
 
 def test_a_second_run_changes_nothing_and_makes_nothing(example, smoke, monkeypatch, capsys):
     before = contents(smoke)
-    monkeypatch.setattr("remos_hf.training.auditing.RemosTrainer", pytest.fail)
+    monkeypatch.setattr("remos_hf.auditing.recipes.RemosTrainer", pytest.fail)
     monkeypatch.setattr("transformers.Trainer.train", pytest.fail)
     run(example, smoke)
     assert contents(smoke) == before

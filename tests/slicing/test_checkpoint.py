@@ -18,7 +18,6 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from remos_hf.adapters.transformers_models import adapter_for
-from remos_hf.coverage.profile import COVERAGE_FILE, CoverageProfile
 from remos_hf.errors import (
     CorruptFileError,
     LayerMismatchError,
@@ -28,11 +27,12 @@ from remos_hf.errors import (
     UnsupportedModelError,
 )
 from remos_hf.layers import weights_hash
+from remos_hf.profiling.coverage import COVERAGE_FILE, CoverageProfile
 from remos_hf.slicing import checkpoint
 from remos_hf.slicing.checkpoint import slice_checkpoint
+from remos_hf.slicing.refill import reset_outside, squares_outside
 from remos_hf.slicing.relevant_slice import RelevantSlice, choose_slice
-from remos_hf.slicing.reset import reset_outside, squares_outside
-from remos_hf.slicing.scores import RULES
+from remos_hf.slicing.rules import RULES
 from tests import tiny
 
 NEW = checkpoint.get_model_conversion_mapping is not None

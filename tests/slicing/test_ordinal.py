@@ -5,9 +5,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from remos_hf.coverage.profile import CoverageProfile
 from remos_hf.errors import NonFiniteError
 from remos_hf.layers import sliceable_layers
+from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.slicing import ordinal
 from tests import reference, tiny
 

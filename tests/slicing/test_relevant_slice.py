@@ -8,8 +8,6 @@ import torch
 from accelerate import debug_launcher
 from torch import nn
 
-from remos_hf.coverage.profiler import profile_coverage
-from remos_hf.coverage.sidecar_file import write_tensors
 from remos_hf.errors import (
     CorruptFileError,
     LayerMismatchError,
@@ -17,8 +15,10 @@ from remos_hf.errors import (
     TeacherMismatchError,
     UnsupportedModelError,
 )
+from remos_hf.profiling.data_pass import profile_coverage
+from remos_hf.profiling.sidecar_file import write_tensors
 from remos_hf.slicing.relevant_slice import _PLAIN_FIELDS, RelevantSlice, choose_slice
-from remos_hf.slicing.scores import RULES
+from remos_hf.slicing.rules import RULES
 from tests import reference, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")

@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 
-from remos_hf.coverage.tokens import seen_tokens
+from remos_hf.profiling.tokens import seen_tokens
+from remos_hf.slicing.refill import reset_unseen_rows
 from remos_hf.slicing.relevant_slice import RelevantSlice, choose_slice
-from remos_hf.slicing.reset import reset_unseen_rows
 from remos_hf.strategies import STRATEGIES
 from remos_hf.strategies.base import Preparation, Strategy, share_by_group
 from tests import tiny

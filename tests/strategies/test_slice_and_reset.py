@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from remos_hf.coverage.criteria import strong_coverage, top_k_coverage
-from remos_hf.coverage.profiler import profile_coverage
 from remos_hf.errors import TeacherMismatchError
+from remos_hf.profiling.criteria import strong_coverage, top_k_coverage
+from remos_hf.profiling.data_pass import profile_coverage
+from remos_hf.slicing.refill import reset_outside, squares_outside
 from remos_hf.slicing.relevant_slice import choose_slice
-from remos_hf.slicing.reset import reset_outside, squares_outside
 from remos_hf.strategies.slice_and_reset import MagPrune, Random, Remos, TopMagnitude
 from tests import tiny
 

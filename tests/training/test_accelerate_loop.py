@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from remos_hf.coverage.profiler import profile_coverage
 from remos_hf.errors import CorruptFileError, NonFiniteError, RemosError, UnsupportedModelError
+from remos_hf.profiling.data_pass import profile_coverage
 from remos_hf.sharing.record import Sidecars
+from remos_hf.slicing.refill import reset_outside
 from remos_hf.slicing.relevant_slice import RelevantSlice, choose_slice
-from remos_hf.slicing.reset import reset_outside
 from remos_hf.strategies.base import Strategy
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import Remos

@@ -17,7 +17,7 @@ from remos_hf.strategies import slice_and_reset
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import Remos, TopMagnitude
 from remos_hf.training import ratio_search
-from remos_hf.training.callbacks import attach_remos
+from remos_hf.training.attach import attach_remos
 from remos_hf.training.ratio_search import RatioSearch, samples_to_tell
 from remos_hf.training.trainer import RemosTrainer
 
@@ -481,7 +481,7 @@ SAVING = {"save_strategy": "steps", "save_steps": 2}
 def test_resuming_never_searches_again(tmp_path, monkeypatch):
     whole = trainer(tmp_path, options=SAVING)
     whole.train()
-    monkeypatch.setattr("remos_hf.training.callbacks.start_at_smallest_ratio", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr("remos_hf.training.start.start_at_smallest_ratio", lambda *_: pytest.fail("searched again"))
     checkpoint = str(tmp_path / "checkpoint-2")
     resumed = trainer(tmp_path, options=SAVING)
     resumed.train(resume_from_checkpoint=checkpoint)
@@ -499,7 +499,7 @@ def test_resuming_never_searches_again(tmp_path, monkeypatch):
 def test_training_on_does_not_search_again(tmp_path, monkeypatch):
     ours = trainer(tmp_path)
     ours.train()
-    monkeypatch.setattr("remos_hf.training.callbacks.start_at_smallest_ratio", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr("remos_hf.training.start.start_at_smallest_ratio", lambda *_: pytest.fail("searched again"))
     ours.train()
     assert ours.relevant_slice.slice_ratio == 0.95
 

@@ -15,16 +15,15 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, Trainer
 
-from remos_hf.coverage.profiler import profile_coverage
-from remos_hf.coverage.tokens import seen_tokens
 from remos_hf.errors import LayerMismatchError, RemosError, UnsupportedModelError
+from remos_hf.profiling.data_pass import profile_coverage
+from remos_hf.profiling.tokens import seen_tokens
+from remos_hf.slicing.refill import reset_outside, reset_unseen_rows
 from remos_hf.slicing.relevant_slice import RelevantSlice, choose_slice
-from remos_hf.slicing.reset import reset_outside, reset_unseen_rows
 from remos_hf.strategies.base import Strategy
 from remos_hf.strategies.plain import Finetune, Retrain
 from remos_hf.strategies.slice_and_reset import Random, Remos
-from remos_hf.training import callbacks
-from remos_hf.training.callbacks import student_batches
+from remos_hf.training.profiling_data import student_batches
 from remos_hf.training.trainer import RemosTrainer, _last_evaluation
 from tests import tiny
 from tests.training.runs import trainer
@@ -354,7 +353,7 @@ def test_two_processes_hold_the_slice_of_one(tmp_path):
     strategy = Remos(0.9, embedding_rows="mean")
     alone = trainer(tmp_path / "alone", strategy=strategy, train_dataset=tiny.dataset(23), options={"max_steps": 2})
     alone.train()
-    from remos_hf.coverage.profile import CoverageProfile
+    from remos_hf.profiling.coverage import CoverageProfile
 
     for rank in range(2):
         assert CoverageProfile.load(tmp_path / f"rank{rank}") == alone.profile

@@ -1,0 +1,82 @@
+"""What a weight is worth: the rules that decide which weights a student keeps.
+
+Every rule takes the layers that compete, the profile and the number of weights to reset, and gives the kept weights.
+The first is the paper's; the others are the comparisons without which its result says nothing.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from remos_hf.layers import Layer
+from remos_hf.profiling.coverage import CoverageProfile
+from remos_hf.slicing.ordinal import Entry, Selection, entries_of, select
+
+Rule = Callable[..., Selection]
+
+
+def remos(layers: Sequence[Layer], profile: CoverageProfile, num_reset: int, *, seed: int, progress: bool) -> Selection:
+    """Reset what the task uses least and the teacher put most into: the lowest rank(coverage) - rank(magnitude).
+
+    Source:
+        ReMoS, ICSE 2022, section 4.2; artifact nc_weight_rank_pruner.py:53-156.
+    """
+    return select(entries_of(layers, profile), num_reset, progress=progress)
+
+
+def top_magnitude(
+    layers: Sequence[Layer], profile: CoverageProfile | None, num_reset: int, *, seed: int, progress: bool
+) -> Selection:
+    """Reset the largest weights, whatever the data: ReMoS without its coverage.
+
+    Source:
+        What the ReMoS artifact's NLP backdoor path does as shipped (slim_run_glue_prune.py:528-607, nc_maintain_ratio
+        0).
+    """
+    return select([Entry(layer) for layer in layers], num_reset, progress=progress)
+
+
+def mag_prune(
+    layers: Sequence[Layer], profile: CoverageProfile | None, num_reset: int, *, seed: int, progress: bool
+) -> Selection:
+    """Reset the smallest weights (magnitude pruning before fine-tuning).
+
+    Source:
+        ReMoS, ICSE 2022, section 5.2 (Mag-prune); artifact weight_pruner.py:113-149.
+    """
+    total = sum(layer.numel for layer in layers)
+    smallest = select([Entry(layer) for layer in layers], total - num_reset, progress=progress)
+    bits = [_inverted(bits, layer) for bits, layer in zip(smallest.bits, layers, strict=True)]
+    return Selection(bits, total - smallest.num_kept, smallest.tie_group)
+
+
+def random(
+    layers: Sequence[Layer], profile: CoverageProfile | None, num_reset: int, *, seed: int, progress: bool
+) -> Selection:
+    """Reset weights drawn without replacement, the same share of every layer (to one weight)."""
+    generator = np.random.default_rng(seed)
+    sizes = np.array([layer.numel for layer in layers])
+    bits = []
+    for size, share in zip(sizes, _shared_out(num_reset, sizes), strict=True):
+        keep = np.ones(size, dtype=np.bool_)
+        keep[generator.choice(size, share, replace=False, shuffle=False)] = False
+        bits.append(torch.from_numpy(np.packbits(keep, bitorder="little")))
+    return Selection(bits, int(sizes.sum()) - num_reset, 1)
+
+
+def _shared_out(total: int, sizes: np.ndarray) -> list[int]:
+    """Share a number out in proportion to sizes, in whole numbers that add up to it."""
+    ends = [total * int(end) // int(sizes.sum()) for end in sizes.cumsum()]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _inverted(bits: torch.Tensor, layer: Layer) -> torch.Tensor:
+    inverted = ~bits
+    spare = -layer.numel % 8
+    if spare:  # bits behind the last weight stay 0, so that equal slices are equal files
+        inverted[-1] &= 0xFF >> spare
+    return inverted
+
+
+RULES: dict[str, Rule] = {"remos": remos, "top_magnitude": top_magnitude, "mag_prune": mag_prune, "random": random}

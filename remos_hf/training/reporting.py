@@ -1,0 +1,111 @@
+"""What was done and inherited, through a trainer's own reporters."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from remos_hf.sharing.record import Sidecars
+from remos_hf.strategies.base import share_by_group
+from remos_hf.training.ratio_search import RECORD_KEY
+
+if TYPE_CHECKING:
+    from remos_hf.evaluation.report import DefectReport
+
+
+class StartLog(TrainerCallback):
+    """Logs what was done to the student through the trainer's reporters, once, at the start of a run.
+
+    The names, each a plain float, also in `trainer_state.json` (TensorBoard, W&B and trackio show them as `train/...`):
+
+    - `remos/share_kept`, `remos/share_kept/<layer group>`, `remos/squares_reset`: the slice; shares of the weights and
+      of their squares.
+    - `remos/share_never_covered`, `remos/mean_coverage_frequency`, `remos/coverage_samples`: the coverage; shares of
+      the neurons at both ends of every layer, and the mean of their coverage frequencies.
+    - `remos/embedding_rows_reset`, `remos/seconds/<step>`.
+    - `remos/ratio_search/accuracy_budget`, `remos/ratio_search/slice_ratio`: what was asked for, and chosen.
+    - `remos/ratio_search/accuracy`, with `.../low`, `.../high` and `.../lost`: the curve of a search. The step of its
+      points is the slice ratio in thousandths; 1000 is plain fine-tuning.
+
+    A resumed run logs nothing: its history holds it. As with everything that Trainer logs, every process hears of it,
+    and reporters write on the first.
+
+    Args:
+        trainer: The trainer.
+        sidecars: What was done.
+    """
+
+    def __init__(self, trainer: Trainer, sidecars: Sidecars) -> None:
+        self.trainer, self.sidecars = trainer, sidecars
+
+    # Not on_train_begin: reporters that were added later are set up there, after this one.
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401 - Trainer's own
+    ) -> None:
+        """Log it, before the first step."""
+        if state.global_step > 0:
+            return
+        numbers = _start_numbers(self.sidecars)
+        if not numbers:
+            return
+        for point in self.sidecars.config.get(RECORD_KEY, {}).get("curve", ()):
+            self._log_point(state, point)
+        self.trainer.log(numbers)
+
+    def _log_point(self, state: TrainerState, point: dict[str, Any]) -> None:
+        names = {"accuracy": "", "low": "/low", "high": "/high", "lost": "/lost"}
+        found = {f"remos/ratio_search/accuracy{end}": point[key] for key, end in names.items()}
+        step = state.global_step
+        state.global_step = round(1000 * point["slice_ratio"])  # a curve needs an axis, and reporters have this one
+        try:
+            self.trainer.log({name: float(value) for name, value in found.items() if value is not None})
+        finally:
+            state.global_step = step
+
+
+def _start_numbers(sidecars: Sidecars) -> dict[str, float]:
+    relevant, profile, config = sidecars.relevant_slice, sidecars.profile, sidecars.config
+    numbers: dict[str, float] = {}
+    if relevant is not None:
+        numbers["remos/share_kept"] = relevant.share_kept
+        numbers |= {f"remos/share_kept/{group}": share for group, share in share_by_group(relevant).items()}
+        numbers["remos/squares_reset"] = config["slice"]["squares_reset"]
+    if profile is not None:
+        counts = torch.cat([*profile.input_counts.values(), *profile.output_counts.values()])
+        numbers["remos/share_never_covered"] = profile.share_never_covered
+        numbers["remos/mean_coverage_frequency"] = counts.double().mean().item() / profile.num_samples
+        numbers["remos/coverage_samples"] = profile.num_samples
+    if "embedding_rows_reset" in config:
+        numbers["remos/embedding_rows_reset"] = config["embedding_rows_reset"]
+    if RECORD_KEY in config:
+        for name in ("accuracy_budget", "slice_ratio"):
+            numbers[f"remos/ratio_search/{name}"] = config[RECORD_KEY][name]
+    numbers |= {f"remos/seconds/{step}": seconds for step, seconds in config["seconds"].items()}
+    return {name: float(value) for name, value in numbers.items() if value is not None}
+
+
+def log_defects(trainer: Trainer, report: "DefectReport") -> None:
+    """Log what students inherited through a trainer's reporters, and into its history.
+
+    The names are `remos/<measure>/<task>/<defect>/<student>`, seeds pooled, without the task where it has no name; a
+    slash within a name becomes an underscore. The measures are shares: `acc`; `dir`; `floor`, the benign twin's DIR;
+    `excess`, DIR minus floor; and the count `dir_num_samples`. What was not measured is left out.
+
+    Args:
+        trainer: Any Trainer: a RemosTrainer, or one with `attach_remos`. The step is the one it has come to.
+        report: The report; students of other trainers may be in it.
+    """
+    numbers: dict[str, float] = {}
+    for (task, defect), rows in report.tables().items():
+        for row in rows:
+            place = "/".join(part.replace("/", "_") for part in (task, defect, row["student"]) if part)
+            measured = {measure: row[measure] and row[measure].value for measure in ("acc", "dir", "floor", "excess")}
+            measured["dir_num_samples"] = row["dir"] and row["dir"].num_samples
+            for measure, value in measured.items():
+                if value is not None:
+                    numbers[f"remos/{measure}/{place}"] = float(value)
+    trainer.log(numbers)

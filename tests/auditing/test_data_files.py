@@ -1,0 +1,162 @@
+import gzip
+import json
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+
+from remos_hf.auditing import data_files
+from remos_hf.auditing.data_files import count_labels, drawn, holds_images, read_data, read_folder, read_table
+
+ROWS = [('"No, he said', 1), ("plain, with comma", 0), ("caf\u00e9 \u2028 line", 1)]
+
+
+def lines(rows):
+    return [json.dumps({"sentence": text, "label": label}, ensure_ascii=False) for text, label in rows]
+
+
+FORMATS = {
+    "data.tsv": "sentence\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in ROWS),
+    "data.csv": 'label,sentence\n1,"""No, he said"\n0,"plain, with comma"\n1,caf\u00e9 \u2028 line\n',
+    "data.jsonl": "\n".join(lines(ROWS)) + "\n\n",
+    "lines.json": "\n".join(lines(ROWS)),
+    "array.json": f"[{', '.join(lines(ROWS))}]",
+}
+
+
+@pytest.mark.parametrize("name", [*FORMATS, *(f"{name}.gz" for name in FORMATS)])
+def test_each_file_format_gives_the_same_samples(tmp_path, name):
+    path, content = tmp_path / name, FORMATS[name.removesuffix(".gz")].encode()
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    for table in (read_table(path, ["sentence"], "label"), read_data(path)):
+        assert list(zip(table["text"], table["label"], strict=True)) == ROWS
+    assert not holds_images(table) and count_labels(table) == 2
+
+
+def test_both_columns_of_a_pair_are_read(tmp_path):
+    path = tmp_path / "data.tsv"
+    path.write_text("premise\thypothesis\tgold\nyes\tno\t2\n")
+    table = read_table(path, ["premise", "hypothesis"], "gold")
+    assert table.to_list() == [{"text": "yes", "text_pair": "no", "label": 2}]
+
+
+def test_the_column_of_the_text_is_found_where_only_one_can_be_meant(tmp_path):
+    path = tmp_path / "d.csv"
+    for header, row in (("review,label", "good,1"), ("id,text,label", "x,good,1"), ("label,id,sentence", "1,x,good")):
+        path.write_text(f"{header}\n{row}\n")
+        assert read_table(path).to_list() == [{"text": "good", "label": 1}]
+        assert read_table(path, label_column=None).to_list() == [{"text": "good"}]
+    path.write_text("title,body,label\nx,good,1\n")
+    with pytest.raises(ValueError, match="which column holds the text is not clear from .'title', 'body', 'label'."):
+        read_table(path)
+    with pytest.raises(ValueError, match="one text, or a pair"):
+        read_table(path, ["title", "body", "label"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("d.tsv", b"text\tlabel\na\t1\n", "sample 0 has no column 'sentence'; its columns are .'label', 'text'."),
+        ("d.tsv", b"sentence\tgold\na\t1\n", "no column 'label'"),
+        ("d.tsv", b"sentence\tlabel\na\t1\nb\n", "sample 1 has no column 'label'"),
+        ("d.jsonl", b'{"sentence": null, "label": 1}', "sample 0 has no column 'sentence'"),
+        ("d.jsonl", b'{"sentence": 7, "label": 1}', "sample 0 should hold text in column 'sentence', but holds 7"),
+        (
+            "d.tsv",
+            b"sentence\tlabel\na\t1\na\tpositive\n",
+            "sample 1 has 'positive' in column 'label'",
+        ),
+        ("d.jsonl", b'{"sentence": "a", "label": NaN}', "sample 0 has nan"),
+        ("d.jsonl", b'{"sentence": "a", "label": 0.7}', "labels are whole numbers"),
+        ("d.jsonl", b'{"sentence": "a", "label": true}', "labels are whole numbers"),
+        ("d.tsv", b"sentence\tlabel\na\t0\na\t-1\n", "labels are 0 or more, but one is -1 .*sample 1"),
+        ("d.tsv", b"sentence\tlabel\n", "holds no sample"),
+        ("d.tsv", b"", "holds no sample"),
+        ("d.jsonl", b'{"sentence": "a"', "neither a JSON array nor a JSON object a line"),
+        ("d.json", b'["a"]', "sample 0 is no JSON object of columns, but 'a'"),
+        ("d.tsv", b"sentence\tlabel\n\xff\t1\n", "cannot be read as .tsv text in UTF-8"),
+        ("d.tsv.gz", b"sentence\tlabel\n", "cannot be read as .tsv"),
+        ("d.tsv.gz", gzip.compress(b"sentence\tlabel\n", mtime=0)[:-9], "cannot be read as .tsv"),
+    ],
+)
+def test_files_that_say_something_else_are_refused(tmp_path, name, content, told):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=told) as raised:
+        read_table(path, ["sentence"], "label")
+    assert str(path) in str(raised.value)
+
+
+def image_folder(folder, classes=("cat", "dog"), count=2):
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            (folder / name / f"{number}.PNG").write_bytes(f"{name}{number}".encode())
+    return folder
+
+
+def test_a_folder_of_class_folders_gives_the_files_as_they_are(tmp_path):
+    (image_folder(tmp_path) / "cat" / "notes.txt").write_text("")
+    found = read_data(tmp_path)
+    assert holds_images(found) and count_labels(found) == 2 and found["label"][:] == [0, 0, 1, 1]
+    assert found["image"][:][3] == {"bytes": b"dog1", "path": "dog/1.PNG"}
+    assert found.features["label"].names == ["cat", "dog"]
+
+
+def test_folders_that_hold_no_task_are_refused(tmp_path):
+    image_folder(tmp_path / "train")
+    (tmp_path / "train" / "owl").mkdir()
+    with pytest.raises(ValueError, match="owl holds no image"):
+        read_folder(tmp_path / "train")
+    image_folder(tmp_path / "one", classes=("cat",))
+    with pytest.raises(ValueError, match="a folder of images for each class, but holds .'cat'."):
+        read_folder(tmp_path / "one")
+    with pytest.raises(ValueError, match=r"but holds \[\]"):
+        read_folder(tmp_path / "missing")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    features = Features(
+        {"sentence": Value("string"), "label": ClassLabel(names=["bad", "good", "none"]), "idx": Value("int32")}
+    )
+    held = Dataset.from_dict({"sentence": ["good", "bad"], "label": [1, 0], "idx": [7, 8]}, features)
+    asked = []
+
+    def load_dataset(name, configuration, *, split):
+        asked.append((name, configuration, split))
+        return held
+
+    monkeypatch.setattr(data_files, "load_dataset", load_dataset)
+    return asked
+
+
+def test_data_sets_of_the_hub_are_read_by_name_configuration_and_split(hub):
+    for source in ("owner/toy", "owner/toy:test", "glue:sst2:validation"):
+        found = read_data(source)
+    assert hub == [("owner/toy", None, "train"), ("owner/toy", None, "test"), ("glue", "sst2", "validation")]
+    assert found.to_list() == [{"text": "good", "label": 1}, {"text": "bad", "label": 0}]
+    assert count_labels(found) == 3  # named, though none is there
+    with pytest.raises(ValueError, match="owner/toy: samples have no column 'gold'; their columns are"):
+        read_data("owner/toy", label_column="gold")
+
+
+def test_without_a_network_the_reason_is_told():
+    with pytest.raises(FileNotFoundError, match="'owner/toy' is no file or folder here, and as a data set of the Hub"):
+        read_data("owner/toy")
+
+
+@pytest.mark.parametrize("source", ["./toy", "/no/such", "a/b/c", "train.tsv", "train.tsv.gz"])
+def test_paths_that_are_not_there_are_not_looked_for_on_the_hub(source, hub):
+    with pytest.raises(FileNotFoundError, match="There is no file or folder"):
+        read_data(source)
+    assert hub == []
+
+
+def test_draws_do_not_overlap_and_follow_the_seed():
+    table = Dataset.from_dict({"text": [str(number) for number in range(20)]})
+    first, second, rest = drawn(table, 5, 0), drawn(table, 6, 0, skip=5), drawn(table, None, 0, skip=11)
+    assert sorted([*first["text"], *second["text"], *rest["text"]]) == sorted(table["text"])
+    assert drawn(table, 5, 0)["text"][:] == first["text"][:] != drawn(table, 5, 1)["text"][:]
+    for number, skip in ((21, 0), (0, 0), (5, 16), (None, 20)):
+        with pytest.raises(ValueError, match="samples are wanted after"):
+            drawn(table, number, 0, skip=skip)

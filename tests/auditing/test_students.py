@@ -1,0 +1,51 @@
+import json
+
+import pytest
+
+from remos_hf.auditing.students import StudentPlan, standard_students
+from remos_hf.strategies import Finetune, MagPrune, Random, Remos, Retrain, TopMagnitude
+
+
+def test_the_table_holds_all_that_must_be_beaten():
+    students = standard_students([0.9])
+    assert {name: plan.strategy for name, plan in students.items()} == {
+        "finetune": Finetune(),
+        "finetune lr x3": Finetune(),
+        "retrain": Retrain(),
+        "random 0.9": Random(0.9),
+        "top_magnitude 0.9": TopMagnitude(0.9),
+        "mag_prune 0.9": MagPrune(0.9),
+        "remos 0.9": Remos(0.9),
+        "remos_layer 0.9": Remos(0.9, scope="layer"),
+    }
+    assert [name for name, plan in students.items() if plan.lr_factor != 1] == ["finetune lr x3"]
+    assert students["finetune lr x3"].lr_factor == 3
+
+
+def test_only_the_first_ratio_is_made_for_all_defects_and_retuned():
+    students = standard_students([0.9, 0.7], curves_for=["word"], reactivate=True)
+    assert students["remos 0.9"].defects is None and students["remos 0.9"].reactivate
+    assert students["remos 0.7"].defects == ("word",) and not students["remos 0.7"].reactivate
+    assert students["finetune"].defects is None and students["finetune"].reactivate
+
+
+def test_without_curves_there_is_one_ratio_and_without_a_choice_all_get_them():
+    assert standard_students([0.9, 0.7], curves_for=[]).keys() == standard_students([0.9]).keys()
+    assert standard_students([0.9, 0.7])["remos 0.7"].defects is None
+
+
+def test_rows_add_one_student():
+    more = standard_students([0.9], rows=True).items() - standard_students([0.9]).items()
+    assert dict(more) == {"finetune, rows mean": StudentPlan(Finetune(embedding_rows="mean"))}
+
+
+def test_plans_are_json_values():
+    for plan in standard_students([0.9, 0.5], rows=True, curves_for=["word"]).values():
+        assert json.loads(json.dumps(plan.to_dict()))["strategy"] == plan.strategy.to_dict()
+
+
+def test_a_rival_that_is_no_rival_is_refused():
+    with pytest.raises(ValueError, match="at least 3, but got 2"):
+        standard_students([0.9], high_lr_factor=2)
+    with pytest.raises(ValueError, match="at least one"):
+        standard_students([])

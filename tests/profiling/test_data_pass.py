@@ -1,0 +1,349 @@
+import warnings
+
+import pytest
+import torch
+from accelerate import debug_launcher
+from torch import nn
+from transformers import XLNetConfig, XLNetForSequenceClassification
+
+from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.errors import NonFiniteError, UnsupportedModelError
+from remos_hf.profiling.coverage import CoverageProfile
+from remos_hf.profiling.criteria import strong_coverage, threshold_coverage, top_k_coverage
+from remos_hf.profiling.data_pass import profile_coverage
+from tests import reference, tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")
+
+CRITERIA = {
+    "nc": (threshold_coverage(0.4), 0.4),
+    "tknc": (top_k_coverage(3), 3),
+    "snac": (strong_coverage(2), 2),
+}
+MODELS = {
+    "bert": (tiny.bert, tiny.text_batches),
+    "gpt2": (tiny.gpt2, tiny.text_batches),
+    "gpt2 padded on the left": (tiny.gpt2, lambda: tiny.text_batches(left=True)),
+    "bloom": (tiny.bloom, tiny.text_batches),
+    "llama": (tiny.llama, tiny.text_batches),
+    "vit": (tiny.vit, lambda: [(images,) for images, _ in tiny.image_batches()]),
+    "convolutions": (tiny.ConvNet, tiny.image_batches),
+    "linear": (tiny.mlp, lambda: [torch.randn(6, 5), torch.randn(2, 5)]),
+}
+
+
+@pytest.mark.parametrize("kind", CRITERIA)
+@pytest.mark.parametrize("name", MODELS)
+def test_counts_agree_with_brute_force(name, kind):
+    make, batches = MODELS[name]
+    model, batches = make().eval(), batches()
+    criterion, parameter = CRITERIA[kind]
+    profile = profile_coverage(model, batches, criterion=criterion)
+    layers = adapter_for(model).layers()
+    assert set(profile.input_counts) == set(layers)
+    as_tuples = [batch if isinstance(batch, (dict, tuple)) else (batch,) for batch in batches]
+    expected = reference.brute_force_profile(model, layers, as_tuples, kind, parameter)
+    for (layer, end), counts in expected.items():
+        found = getattr(profile, f"{end}_counts")[layer]
+        assert torch.equal(found, counts), (layer, end)
+    assert any(counts.any() for counts in expected.values())
+
+
+def test_profiles_of_halves_add_up_to_the_profile_of_all():
+    model, batches = tiny.bert(), tiny.text_batches(count=5)
+    whole = profile_coverage(model, batches)
+    assert profile_coverage(model, batches[:2]) + profile_coverage(model, batches[2:]) == whole
+    assert profile_coverage(model, batches[3:]) + profile_coverage(model, batches[:3]) == whole
+
+
+def test_a_saved_profile_is_taken_up_where_it_stopped(tmp_path):
+    model, batches = tiny.bert(), tiny.text_batches(count=5)
+    profile_coverage(model, batches[:3]).save(tmp_path)
+    resumed = CoverageProfile.load(tmp_path) + profile_coverage(model, batches[3:])
+    assert resumed == profile_coverage(model, batches)
+
+
+def test_more_padding_changes_nothing():
+    model, batches = tiny.bert(), tiny.text_batches()
+    wider = [
+        {**batch, **{k: nn.functional.pad(batch[k], (0, 7)) for k in ("input_ids", "attention_mask")}}
+        for batch in batches
+    ]
+    narrow, wide = profile_coverage(model, batches), profile_coverage(model, wider)
+    assert narrow.output_counts.keys() == wide.output_counts.keys()
+    for name, counts in narrow.input_counts.items():
+        assert torch.equal(counts, wide.input_counts[name])
+        assert torch.equal(narrow.output_counts[name], wide.output_counts[name])
+
+
+def test_labels_are_not_needed_and_do_not_matter():
+    model, batches = tiny.bert(), tiny.text_batches()
+    unlabelled = [{k: v for k, v in batch.items() if k != "labels"} for batch in batches]
+    assert profile_coverage(model, unlabelled) == profile_coverage(model, batches)
+
+
+def test_a_stream_is_read_only_as_far_as_max_samples():
+    model, batches = tiny.bert(), tiny.text_batches(count=4, size=4)
+    read = []
+
+    def stream():
+        for batch in batches:
+            read.append(1)
+            yield batch
+
+    profile = profile_coverage(model, stream(), max_samples=6)
+    assert profile.num_samples == 6
+    assert len(read) == 2
+    cut = {key: value[:2] for key, value in batches[1].items()}
+    assert profile == profile_coverage(model, [batches[0], cut])
+
+
+class Reusing(nn.Module):
+    """Frees each activation before the next one of the same shape is made, and overwrites one in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        hidden = self.first(x + 1)
+        del x
+        hidden = self.second(hidden.exp())
+        hidden.neg_()  # the same object, other values
+        return self.third(hidden)
+
+
+def test_freed_memory_and_values_written_in_place_are_not_mistaken_for_shared_tensors():
+    model, batches = Reusing(), [(torch.randn(8, 6),) for _ in range(4)]
+    profile = profile_coverage(model, batches)
+    for (layer, end), counts in reference.brute_force_profile(model, adapter_for(model).layers(), batches).items():
+        assert torch.equal(getattr(profile, f"{end}_counts")[layer], counts), (layer, end)
+
+
+def test_a_tensor_that_several_layers_read_is_reduced_once(monkeypatch):
+    from remos_hf.profiling import data_pass
+
+    calls = []
+    reduce = data_pass._reduce
+    monkeypatch.setattr(data_pass, "_reduce", lambda name, *rest: (calls.append(name), reduce(name, *rest))[1])
+    profile_coverage(tiny.bert(layers=1), tiny.text_batches(count=1))
+    # q, k, v read one tensor: 6 outputs, and 4 inputs instead of 6
+    assert len(calls) == 10
+
+
+def test_a_module_that_runs_twice_covers_a_sample_once():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(self.layer(x))
+
+    model, batch = Twice(), torch.randn(9, 4)
+    profile = profile_coverage(model, [batch], criterion=top_k_coverage(1))
+    with torch.no_grad():
+        calls = [batch.argmax(1), model.layer(batch).argmax(1)]
+    expected = [sum(neuron in (int(a), int(b)) for a, b in zip(*calls, strict=True)) for neuron in range(4)]
+    assert profile.input_counts["layer"].tolist() == expected
+    assert sum(expected) > 9  # the calls covered different neurons
+
+
+def test_tied_layers_count_under_one_name():
+    model = tiny.mlp(sizes=(4, 4, 4))
+    model[2].weight = model[0].weight
+    profile = profile_coverage(model, [torch.randn(9, 4)], criterion=top_k_coverage(4))
+    assert list(profile.input_counts) == ["0"]
+    assert profile.output_counts["0"].tolist() == [9] * 4
+
+
+def test_embedding_rows_are_covered_by_samples_that_show_their_token():
+    model, batches = tiny.bert(), tiny.text_batches()
+    profile = profile_coverage(model, batches, embeddings=True)
+    counts = profile.input_counts["bert.embeddings.word_embeddings"]
+    for token in range(tiny.VOCABULARY):
+        expected = sum(
+            int(((batch["input_ids"] == token) & batch["attention_mask"].bool()).any(1).sum()) for batch in batches
+        )
+        assert counts[token] == expected
+    assert counts[0] == 0  # padding
+
+
+@pytest.mark.parametrize("make", [tiny.bert, tiny.gpt2, tiny.llama], ids=lambda f: f.__name__)
+def test_hidden_states_see_one_end_of_every_layer(make):
+    model, batches = make(), tiny.text_batches()
+    profile = profile_coverage(model, batches, source="hidden_states", criterion=top_k_coverage(3))
+    adapter = adapter_for(model)
+    assert set(profile.input_counts) == set(adapter.layers())
+    for name, layer in adapter.layers().items():
+        writes = adapter.writes_to_stream(layer)
+        known, unknown = (profile.output_counts, profile.input_counts)[:: 1 if writes else -1]
+        assert known[name].sum() == 3 * profile.num_samples
+        assert unknown[name].sum() == 0
+
+
+def test_hidden_states_agree_with_hooks_where_both_see_the_same_tensor():
+    model, batches = tiny.bert(), tiny.text_batches()
+    states = profile_coverage(model, batches, source="hidden_states")
+    hooks = profile_coverage(model, batches)
+    for name in ("bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.1.attention.self.key"):
+        assert torch.equal(states.input_counts[name], hooks.input_counts[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_teachers_are_profiled(dtype):
+    profile = profile_coverage(tiny.bert().to(dtype), tiny.text_batches(), criterion=strong_coverage())
+    assert 0 < profile.share_never_covered < 1
+
+
+def test_the_teacher_comes_back_as_it_was(no_hooks_left):
+    model = tiny.bert()
+    no_hooks_left(model)
+    model.train()
+    model.bert.encoder.layer[0].eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    profile_coverage(model, tiny.text_batches())
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_dropout_is_off_whatever_the_mode():
+    model, batches = tiny.bert(hidden_dropout_prob=0.5), tiny.text_batches()
+    assert profile_coverage(model.train(), batches) == profile_coverage(model.eval(), batches)
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_hooks_and_modes_are_put_back_when_the_data_fails(failure, no_hooks_left):
+    model = tiny.bert().train()
+    no_hooks_left(model)
+
+    def batches():
+        yield tiny.text_batches(1)[0]
+        raise failure
+
+    with pytest.raises(failure):
+        profile_coverage(model, batches())
+    assert model.training
+
+
+def test_no_data_is_an_error():
+    with pytest.raises(ValueError, match="nothing to profile"):
+        profile_coverage(tiny.mlp(), [])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [0, 2])
+def test_an_activation_that_is_not_finite_is_named(bad, place):
+    batches = [torch.randn(4, 5) for _ in range(3)]
+    batches[place][1, 1] = bad
+    with pytest.raises(NonFiniteError, match="input of '0'"):
+        profile_coverage(tiny.mlp(), batches)
+
+
+def test_a_sample_of_padding_alone_covers_nothing_and_breaks_nothing():
+    batch = tiny.text_batches(count=1)[0]
+    alone = {key: value[1:] for key, value in batch.items()}
+    batch["attention_mask"][0] = 0
+    model = tiny.gpt2()
+    profile, rest = profile_coverage(model, [batch]), profile_coverage(model, [alone])
+    assert profile.num_samples == rest.num_samples + 1
+    assert all(torch.equal(counts, rest.input_counts[name]) for name, counts in profile.input_counts.items())
+
+
+def test_activations_whose_samples_cannot_be_told_apart_are_refused():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, input_ids, attention_mask):
+            return self.layer(torch.randn(5, 4))
+
+    batch = {"input_ids": torch.ones(2, 3), "attention_mask": torch.ones(2, 3)}
+    with pytest.raises(UnsupportedModelError, match=r"'layer' ran on an activation of shape \(5, 4\)"):
+        profile_coverage(Flat(), [batch])
+
+
+def test_a_model_that_puts_positions_first_is_profiled_from_its_hidden_states():
+    config = XLNetConfig(vocab_size=tiny.VOCABULARY, d_model=16, n_layer=2, n_head=2, d_inner=24, num_labels=2)
+    model = XLNetForSequenceClassification(config).eval()
+    batch = [tiny.text_batches(count=1, size=9, length=9)[0]]  # square: the axes cannot be told apart by their sizes
+    with pytest.raises(UnsupportedModelError, match="positions before samples"):
+        profile_coverage(model, batch)
+    profile = profile_coverage(model, batch, source="hidden_states", criterion=top_k_coverage(3))
+    assert {int(counts.sum()) for counts in profile.input_counts.values()} <= {0, 27}
+
+
+def test_layers_that_never_run_are_left_out_with_a_warning():
+    model = tiny.mlp()
+    model.unused = nn.Linear(2, 2)
+    with pytest.warns(UserWarning, match="1 of 4 layers never ran.*unused"):
+        profile = profile_coverage(_Skipping(model), [torch.randn(3, 5)])
+    assert "inner.unused" not in profile.input_counts
+
+
+class _Skipping(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        for module in list(self.inner)[:5]:
+            x = module(x)
+        return x
+
+
+def test_a_degenerate_profile_warns_with_its_share():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        profile = profile_coverage(tiny.mlp(), [torch.randn(8, 5)], criterion=threshold_coverage(0.99))
+    assert profile.share_never_covered > 0.5
+    assert any(f"{profile.share_never_covered:.0%} of the neurons were never covered" in str(w.message) for w in caught)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({"source": "guess"}, "source is"), ({"max_samples": 0}, "at least 1, but got 0")]
+)
+def test_wrong_arguments_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        profile_coverage(tiny.mlp(), [torch.randn(2, 5)], **options)
+
+
+def test_a_batch_without_tensors_is_refused():
+    with pytest.raises(TypeError, match="must be a tensor"):
+        profile_coverage(tiny.mlp(), [{"text": ["a", "b"]}])
+
+
+def test_an_encoder_decoder_is_profiled_with_the_padding_of_each_side():
+    model = tiny.bart()
+    batch = tiny.text_batches(count=1, size=3, length=6)[0]
+    del batch["labels"]
+    batch["decoder_input_ids"] = batch["input_ids"][:, :4].clamp(min=3)
+    batch["decoder_attention_mask"] = batch["attention_mask"][:, :4]
+    profile = profile_coverage(model.model, [batch], criterion=top_k_coverage(3))
+    assert set(profile.input_counts) == set(adapter_for(model.model).layers())
+
+
+def _profile_share(path):
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    batches = tiny.text_batches(count=1 if "few" in path else 5)
+    profile = profile_coverage(tiny.bert(), batches[rank::world], across_processes=True)
+    profile.save(f"{path}.{rank}.safetensors")
+
+
+@pytest.mark.parametrize("name", ["share", "few"])
+def test_two_processes_count_what_one_counts(tmp_path, name):
+    debug_launcher(_profile_share, args=(str(tmp_path / name),), num_processes=2)
+    alone = profile_coverage(tiny.bert(), tiny.text_batches(count=1 if name == "few" else 5))
+    for rank in range(2):
+        assert CoverageProfile.load(tmp_path / f"{name}.{rank}.safetensors") == alone
+
+
+def test_inference_mode_around_the_call_changes_nothing():
+    model, batches = tiny.ConvNet().eval(), tiny.image_batches()
+    expected = profile_coverage(model, batches)
+    with torch.inference_mode():
+        assert profile_coverage(model, [tuple(part.clone() for part in batch) for batch in batches]) == expected

@@ -1,0 +1,391 @@
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from remos_hf.errors import NonFiniteError
+from remos_hf.evaluation.measures import Rate, excess_dir
+from remos_hf.evaluation.report import DefectReport
+from remos_hf.showing import page as rendering
+from remos_hf.showing.page import write_html
+from tests.showing.test_pictures import one_anatomy
+
+HOSTILE = "<script>alert('x')</script>&\"quoted\""
+CHROMIUM = next(
+    (
+        found
+        for name in (os.environ.get("REMOS_HF_CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
+        if name and (found := shutil.which(name))
+    ),
+    None,
+)
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+def record(student, dir_, floor=2, *, acc=90, dev=None, seed=0, task="A to B", defect="word", of=100, **made):
+    own, twin = Rate.of(dir_, of), None if floor is None else Rate.of(floor, 100)
+    return {
+        "task": task,
+        "defect": defect,
+        "student": student,
+        "seed": seed,
+        "acc": Rate.of(acc, 100).to_dict(),
+        "dev_acc": Rate.of(acc if dev is None else dev, 100).to_dict(),
+        "dir": own.to_dict(),
+        "flip": None,
+        "floor": twin.to_dict() if twin else None,
+        "excess": excess_dir(own, twin).to_dict() if twin else None,
+        "made": made,
+    }
+
+
+def random(dir_, **options):
+    return record("random 0.9", dir_, **{"rule": "random", "slice_ratio": 0.9, **options}, strategy={"name": "Random"})
+
+
+def remos(dir_, ratio=0.9, **options):
+    made = {"rule": "remos, model scope", "slice_ratio": ratio, "strategy": {"name": "Remos"}}
+    return record(f"remos {ratio}", dir_, **{**made, **options})
+
+
+def faster(dir_, **options):
+    return record("finetune lr x3", dir_, **options, strategy={"name": "Finetune"}, lr_factor=3.0)
+
+
+def curves(one, own=(10, 60), twin=(2, 3)):
+    both = [
+        {str(count): Rate.of(number, 100).to_dict() for count, number in zip((0, 50), of, strict=True)}
+        for of in (own, twin)
+    ]
+    return {**one, "reactivation": both[0], "floor_reactivation": both[1]}
+
+
+class Page(HTMLParser):
+    """What a page holds: elements, texts by element, and whether every element is closed."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.elements, self.texts, self.headings, self.captions = [], [], {}, [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        for held, names in ((self.headings, ("h1", "h2", "h3", "h4")), (self.captions, ("figcaption",))):
+            if tag in names:
+                held.append([tag, ""])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        inner = self.open[-1] if self.open else ""
+        self.texts.setdefault(inner, []).append(data)
+        if inner in ("h1", "h2", "h3", "h4"):
+            self.headings[-1][1] += data
+        if inner == "figcaption":
+            self.captions[-1][1] += data
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.elements if name == tag]
+
+    @property
+    def words(self):
+        said = [text for tag, of in self.texts.items() if tag != "style" for text in of]
+        return " ".join(" ".join(said).split())
+
+
+def page_of(tmp_path, records, settings=None, anatomies=(), name="report.html", **options):
+    report = DefectReport(list(records), settings or {}, {"torch": "2.6"}, list(anatomies))
+    return Page(write_html(report, tmp_path / name, **options).read_text())
+
+
+WHOLE = [
+    curves(record("finetune", 95, seconds={"train": 10.0, "measure": 2.0}, strategy={"name": "Finetune"})),
+    random(60),
+    curves(remos(10, seconds={"profile": 1.0, "train": 4.0})),
+    faster(40),
+    record("retrain", 0, of=0, acc=50, strategy={"name": "Retrain"}),
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A page with all there is, of hostile names: its path, and the page."""
+    folder = tmp_path_factory.mktemp("page")
+    hostile = [{**one, "task": HOSTILE, "defect": f"defect {HOSTILE}"} for one in WHOLE]
+    hostile[1]["student"] = HOSTILE
+    png = folder / "map.png"
+    png.write_bytes(rendering._PNG + b"\0\0\0\rIHDR" + (40).to_bytes(4, "big") + (30).to_bytes(4, "big"))
+    share = {"value": 0.31, "low": 0.28, "high": 0.34, "chance": 0.06, "num_samples": 240, "num_without_mass": 3}
+    inside = [
+        {"task": HOSTILE, "teacher": f"defect {HOSTILE}", "student": name, "seed": 0, "anatomy": one_anatomy(sliced)}
+        for name, sliced in (("finetune", False), ("remos 0.9", True))
+    ]
+    settings = {
+        "audits": {HOSTILE: {"command": f"remos audit {HOSTILE}"}},
+        "teachers": {HOSTILE: {"word-0": {"acc": Rate.of(8, 10).to_dict(), "dir": {"word": Rate.of(9, 9).to_dict()}}}},
+        "missing": {HOSTILE: 2},
+    }
+    maps = [{"title": HOSTILE, "png": png, "caption": "Six images.", "share": share}]
+    report = DefectReport(hostile, settings, {"torch": HOSTILE}, inside)
+    path = write_html(report, folder / "new" / "report.html", title=f"About {HOSTILE}", maps=maps)
+    return path, Page(path.read_text())
+
+
+# --- the page ---
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(whole):
+    path, page = whole
+    for _, attrs in page.elements:
+        for name in ("src", "href", "srcset", "action", "data"):
+            assert attrs.get(name, "#").startswith(("#", "data:image/png;base64,"))
+        assert not any(name.startswith("on") or name == "style" for name in attrs)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.elements}
+    (style,) = page.texts["style"]
+    assert "url(" not in style and "@import" not in style and "<" not in style
+    assert "http://" not in path.read_text() and "https://" not in path.read_text()
+
+
+def test_names_are_text_and_never_markup(whole):
+    path, page = whole
+    raw = path.read_text()
+    assert "<script" not in raw and "alert('x')" not in raw
+    for tag in ("title", "h1", "h2", "h3", "th", "td", "a", "figcaption", "p", "pre"):
+        assert any(HOSTILE in text or "<script>" in text for text in page.texts[tag]), tag
+    assert any("<script>" in attrs["alt"] for attrs in page.all("img"))
+
+
+def test_headings_are_in_order_and_links_lead_somewhere(whole):
+    _, page = whole
+    levels = [int(tag[1]) for tag, _ in page.headings]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(set(ids)) == len(ids)
+    assert {attrs["href"][1:] for attrs in page.all("a")} <= set(ids)
+    assert page.all("html") == [{"lang": "en"}]
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
+
+
+def test_every_figure_says_its_n_and_its_seeds_and_has_an_alternative_text(whole):
+    _, page = whole
+    images = page.all("img")
+    assert len(images) == len(page.captions) == len(page.all("figure"))
+    # Accuracy, re-activation, one of the plain and four of the sliced student, training, and the map.
+    assert len(images) == 9
+    for _, caption in page.captions:
+        assert re.search(r"n = [\d,]+", caption)
+    assert all("seed" in caption for _, caption in page.captions[:-1])
+    for attrs in images:
+        assert len(attrs["alt"]) > 20 and int(attrs["width"]) > 0 and int(attrs["height"]) > 0
+
+
+def test_tables_have_captions_and_scopes_and_scroll_by_themselves(whole):
+    _, page = whole
+    tables = page.all("table")
+    assert len(tables) == len(page.all("caption")) >= 6
+    assert all(attrs.get("scope") in ("col", "row") for attrs in page.all("th"))
+    boxes = [attrs for attrs in page.all("div") if attrs.get("class") == "box"]
+    assert len(boxes) == len(tables) and all(attrs["tabindex"] == "0" and attrs["aria-label"] for attrs in boxes)
+
+
+def test_the_pictures_lie_beside_as_files_with_harmless_names(whole):
+    path, page = whole
+    files = sorted((path.parent / "report_pictures").iterdir())
+    assert len(files) == 9 and all(re.fullmatch(r"[A-Za-z0-9._]+\.png", file.name) for file in files)
+    embedded = {attrs["src"] for attrs in page.all("img")}
+    assert {
+        "data:image/png;base64," + rendering._figure(one.read_bytes(), "", "")["base64"] for one in files
+    } == embedded
+    assert sorted(path.parent.iterdir()) == [path, path.parent / "report_pictures"]
+
+
+def test_the_numbers_are_those_of_the_markdown(tmp_path):
+    report = DefectReport(WHOLE)
+    page = Page(write_html(report, tmp_path / "report.html", pictures=tmp_path / "elsewhere").read_text())
+    cells = {text for tag in ("th", "td") for text in page.texts[tag]}
+    for line in report.to_markdown().splitlines():
+        if line.startswith("| ") and "---" not in line:
+            assert {html.unescape(cell) for cell in line.strip("| ").split(" | ")} <= cells
+    assert (tmp_path / "elsewhere").is_dir() and not (tmp_path / "report_pictures").exists()
+
+
+def test_what_took_how_long_and_what_was_not_measured_is_said(whole):
+    _, page = whole
+    rows = list(page.texts["td"])
+    assert {"12.0", "10.0", "4.0", "5.0"} <= set(rows)  # parts, and all of them together
+    assert "31.0 [28.0, 34.0]" in rows and "80.0 (n = 10)" in rows
+    assert "2 students are still to be made or measured" in page.words
+    items = " ".join(page.texts["li"])
+    assert "A DIR, for want of samples that could show the defect, of:" in items and "retrain" in items
+    assert "More than one seed of:" in items and "What students are made of" not in items
+    assert f"remos audit {HOSTILE}" in "".join(page.texts["pre"])
+
+
+def test_an_old_report_says_that_nothing_is_known_of_the_insides(tmp_path):
+    page = page_of(tmp_path, [record("finetune", 95, made_by="hand")])
+    assert "What students are made of" in page.words and "Where models look" in page.words
+    assert "How students were made" not in [text for _, text in page.headings]
+    assert "No times were recorded." in page.words
+
+
+def test_many_sections_are_folded_and_few_are_not(tmp_path, monkeypatch):
+    few = page_of(tmp_path, WHOLE[:1])
+    assert "open" in few.all("details")[0]
+    monkeypatch.setattr(rendering, "_OPEN", 0)
+    assert not any("open" in attrs for attrs in page_of(tmp_path, WHOLE[:1]).all("details"))
+
+
+# --- the answer ---
+
+
+def told(*records, budget=0.02):
+    (section,) = DefectReport(list(records)).sections(budgets=(budget,))
+    return rendering._told(section, budget)
+
+
+PLAIN = record("finetune", 95, strategy={"name": "Finetune"})
+
+
+@pytest.mark.parametrize(
+    ("records", "kind"),
+    [
+        ([remos(10), random(60), faster(40)], rendering._UNKNOWN),
+        ([record("finetune", 0, of=0)], rendering._UNKNOWN),
+        ([record("finetune", 95, floor=None), remos(10), random(60), faster(40)], rendering._UNKNOWN),
+        ([record("finetune", 5), remos(0), random(5), faster(5)], rendering._NOTHING),
+        ([PLAIN, remos(10), random(60), faster(40)], rendering._BELOW_BOTH),
+        ([PLAIN, remos(10), random(60), faster(12)], rendering._NOT_APART),
+        ([PLAIN, remos(10), random(11), faster(60)], rendering._NOT_APART),
+        ([PLAIN, remos(60), random(70), faster(10)], rendering._BEATEN),
+        ([PLAIN, remos(60), random(10), faster(90)], rendering._BEATEN),
+        ([PLAIN, remos(94), random(10), faster(20)], rendering._AS_PLAIN),
+        ([PLAIN, remos(10, dev=80), random(60), faster(40)], rendering._NO_RULE),
+        ([PLAIN, random(60), faster(40)], rendering._NO_RULE),
+        ([PLAIN, remos(10), faster(40)], rendering._ALONE),
+        ([PLAIN, remos(10), random(60)], rendering._ALONE),
+        ([PLAIN, remos(10), random(60), faster(5, dev=50)], rendering._BELOW_BOTH),
+        ([PLAIN, record("retrain", 0, strategy={"name": "Retrain"})], rendering._NO_RULE),
+    ],
+)
+def test_the_verdict_follows_from_the_numbers(records, kind):
+    assert told(*records).kind == kind
+
+
+def test_the_best_rule_is_the_one_of_lowest_dir_within_the_budget():
+    costly, weak = remos(1, ratio=0.5, rule="costly", dev=80), remos(50, ratio=0.8, rule="weak")
+    found = told(PLAIN, remos(10), costly, weak, random(60), faster(40))
+    assert found.best.rule == "remos, model scope"
+    text = " ".join(found.sentences)
+    assert "The best of 2 rules within 2 points" in text and "picked by its DIR" in text
+    assert "DIR 10.0 % [5.5, 17.4] (n = 100)" in text.replace("\N{NO-BREAK SPACE}", " ")
+    assert told(PLAIN, remos(10), costly, weak, budget=0.2).best.rule == "costly"
+
+
+def test_what_cannot_be_concluded_is_said():
+    assert "no benign floor" in " ".join(told(record("finetune", 95, floor=None)).sentences)
+    assert "was not measured" in " ".join(told(remos(10)).sentences)
+    text = " ".join(told(PLAIN, remos(10), random(12)).sentences)
+    assert "not told apart" in text and "The higher learning rate was not measured." in text
+    assert "an interval that holds 0" in " ".join(told(PLAIN, remos(2), random(60)).sentences)
+    without = {**PLAIN, "dev_acc": None}
+    assert "dev accuracy was not measured" in " ".join(told(without, remos(10)).sentences)
+
+
+def test_the_answer_counts_the_verdicts_and_never_calls_a_student_clean(tmp_path):
+    records = [*WHOLE, *({**one, "defect": "ep"} for one in [record("finetune", 5), remos(0)])]
+    page = page_of(tmp_path, [*records, {**remos(4), "defect": "lwp"}])
+    assert "Of 3 pairs of a task and a defect, plain fine-tuning inherits the defect in 1, does not in 1, and in 1" in (
+        page.words
+    )
+    assert "“less by the best rule than by both rivals” 1" in page.words
+    assert "is clean" not in page.words and "are clean" not in page.words
+
+
+# --- wrong input ---
+
+
+def test_what_is_no_report_is_refused_before_anything_is_written(tmp_path):
+    path = tmp_path / "new" / "report.html"
+    with pytest.raises(ValueError, match="has no record"):
+        write_html(DefectReport([]), path)
+    with pytest.raises(TypeError, match=r"got dict. Read a file by DefectReport\.load"):
+        write_html({"records": []}, path)
+    broken = json.loads(json.dumps(PLAIN))
+    broken["dir"]["value"] = float("nan")
+    with pytest.raises(NonFiniteError, match="'word', student 'finetune', seed 0"):
+        write_html(DefectReport([broken]), path)
+    with pytest.raises(NonFiniteError, match="settings or anatomies"):
+        write_html(DefectReport([PLAIN], {"learning_rate": float("inf")}), path)
+    with pytest.raises(ValueError, match="budgets"):
+        write_html(DefectReport([PLAIN]), path, budgets=())
+    for wrong, message in (
+        ({"png": b"x"}, "'title'"),
+        ({"title": "a"}, "'png'"),
+        ({"title": "a", "png": b"GIF89a"}, "no PNG"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_html(DefectReport([PLAIN]), path, maps=[wrong])
+    assert not path.parent.exists()
+
+
+def test_a_map_without_a_count_says_so():
+    png = rendering._PNG + b"\0" * 16
+    assert rendering._map_of({"title": "a", "png": png})["caption"] == "(n = not given)"
+    several = {"teacher": {"value": 0.5, "num_samples": 7}, "student": {"value": None, "num_samples": 0}}
+    lines = rendering._map_of({"title": "a", "png": png, "caption": "n = 7", "share": several})["table"].lines
+    assert lines == [["teacher", "50.0", "-", "7", "-"], ["student", "-", "-", "0", "-"]]
+
+
+def test_an_interrupted_write_leaves_the_old_page(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rendering, "accuracy_against_dir", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_html(DefectReport([PLAIN]), path)
+    assert path.read_text() == "old"
+
+
+# --- in a browser ---
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium in REMOS_HF_CHROMIUM or on PATH (chromium, google-chrome)")
+def test_in_chromium_every_picture_loads_and_the_page_is_never_wider_than_the_window(whole, tmp_path):
+    path, page = whole
+    # A headless window is never narrower than 500 pixels; a frame is.
+    frames = "".join(
+        f'<iframe id="w{width}" style="width:{width}px;height:900px;border:0" srcdoc="{html.escape(path.read_text())}">'
+        "</iframe>"
+        for width in (1280, 390)
+    )
+    measured = """<pre id="told"></pre><script>
+    onload = () => told.textContent = "told:" + JSON.stringify([...document.querySelectorAll("iframe")].map(frame => {
+      const page = frame.contentDocument, root = page.documentElement;
+      page.querySelectorAll("details").forEach(one => one.open = true);
+      return [root.scrollWidth, frame.contentWindow.innerWidth, root.scrollHeight,
+              [...page.images].filter(one => one.complete && one.naturalWidth > 0).length];
+    }))</script>"""
+    wrapped = tmp_path / "wrapped.html"
+    wrapped.write_text(f"<!doctype html><meta charset=utf-8><body style='margin:0;width:1400px'>{frames}{measured}")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--window-size=1400,900"]
+    command = [CHROMIUM, *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", wrapped.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
+    found = json.loads(re.search(r"told:(\[\[.*?\]\])<", shown)[1])
+    assert [inner for _, inner, *_ in found] == [1280, 390]
+    for wide, inner, high, pictures in found:
+        assert wide <= inner and high > 2000
+        assert pictures == len(page.all("img")) - 1  # the map here is no real picture

@@ -1,0 +1,84 @@
+import pytest
+import torch
+
+from remos_hf.layers import sliceable_layers
+from remos_hf.slicing import ordinal, rules
+from tests import reference, tiny
+
+
+@pytest.fixture
+def layers():
+    return list(sliceable_layers(tiny.ConvNet()).values())
+
+
+def kept(selection, layers):
+    return [
+        bool(bit)
+        for bits, layer in zip(selection.bits, layers, strict=True)
+        for bit in ordinal.unpack(bits, (layer.weight.numel(),))
+    ]
+
+
+def magnitudes(layers):
+    return [value for layer in layers for value in layer.weight.abs().flatten().tolist()]
+
+
+@pytest.mark.parametrize("num_reset", [0, 1, 100, 700])
+def test_top_magnitude_resets_the_largest_weights(layers, num_reset):
+    values = magnitudes(layers)
+    largest = set(sorted(range(len(values)), key=lambda place: values[place])[len(values) - num_reset :])
+    selection = rules.top_magnitude(layers, None, num_reset, seed=0, progress=False)
+    assert kept(selection, layers) == [place not in largest for place in range(len(values))]
+
+
+@pytest.mark.parametrize("num_reset", [0, 1, 100, 700])
+def test_mag_prune_resets_the_smallest_weights(layers, num_reset):
+    values = magnitudes(layers)
+    smallest = set(sorted(range(len(values)), key=lambda place: values[place])[:num_reset])
+    selection = rules.mag_prune(layers, None, num_reset, seed=0, progress=False)
+    assert kept(selection, layers) == [place not in smallest for place in range(len(values))]
+    assert selection.num_kept == len(values) - num_reset
+
+
+def test_bits_behind_the_last_weight_are_zero():
+    layers = list(sliceable_layers(tiny.mlp()).values())  # 35, 42 and 18 weights: no multiple of 8
+    for rule in rules.RULES.values():
+        if rule is rules.remos:
+            continue
+        for bits, layer in zip(rule(layers, None, 30, seed=0, progress=False).bits, layers, strict=True):
+            assert int(bits[-1]) >> (layer.weight.numel() % 8 or 8) == 0
+
+
+def test_random_resets_the_asked_number_the_same_share_of_every_layer(layers):
+    total = sum(layer.weight.numel() for layer in layers)
+    selection = rules.random(layers, None, total // 3, seed=4, progress=False)
+    assert total - sum(kept(selection, layers)) == total // 3
+    for bits, layer in zip(selection.bits, layers, strict=True):
+        gone = layer.weight.numel() - int(ordinal.unpack(bits, layer.weight.shape).sum())
+        assert abs(gone - layer.weight.numel() / 3) <= 1
+
+
+def test_random_depends_on_its_seed_alone(layers):
+    def choose(seed):
+        return kept(rules.random(layers, None, 500, seed=seed, progress=False), layers)
+
+    state = torch.random.get_rng_state()
+    assert choose(1) == choose(1)
+    assert choose(1) != choose(2)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_remos_without_differences_in_coverage_is_top_magnitude(layers):
+    from remos_hf.profiling.coverage import CoverageProfile
+
+    flat = CoverageProfile(
+        {layer.name: torch.ones(layer.in_neurons, dtype=torch.int64) for layer in layers},
+        {layer.name: torch.ones(layer.out_neurons, dtype=torch.int64) for layer in layers},
+        1,
+    )
+    ours = rules.remos(layers, flat, 300, seed=0, progress=False)
+    theirs = rules.top_magnitude(layers, None, 300, seed=0, progress=False)
+    assert kept(ours, layers) == kept(theirs, layers)
+    assert kept(ours, layers) in reference.best_threshold_sets(
+        [-rank for rank in reference.mean_ranks(magnitudes(layers))], len(magnitudes(layers)) - 300
+    )
