@@ -108,10 +108,7 @@ def place_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> Placed:
     Raises:
         UnsupportedModelError: Two tensors claim one place.
     """
-    held = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    first: dict[int, str] = {}
-    for name, tensor in held.items():
-        first.setdefault(id(tensor), name)
+    held, first = _held(model), first_names(model)
     taken: dict[str, str] = {}
     tensors: dict[str, list[StoredTensor]] = {}
     converted: dict[str, list[StoredTensor]] = {}
@@ -198,21 +195,25 @@ def missing_tensors(model: PreTrainedModel, placed: Placed) -> list[str]:
 
     Whole numbers (positions, counters) are made by the architecture itself, so files may lack them.
     """
-    known = model.state_dict(keep_vars=True)
-    held = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    first: dict[int, str] = {}
-    for name, tensor in held.items():
-        first.setdefault(id(tensor), name)
+    known, first = model.state_dict(keep_vars=True), first_names(model)
     needed = {first[id(tensor)] for tensor in known.values() if id(tensor) in first and tensor.is_floating_point()}
     optional = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
     missing = sorted(needed - placed.tensors.keys() - placed.converted.keys())
     return [name for name in missing if not any(pattern.search(name) for pattern in optional)]
 
 
+def first_names(model: nn.Module) -> dict[int, str]:
+    """Name each parameter and buffer, by its id while the model lives: of tied ones, the first name."""
+    names: dict[int, str] = {}
+    for name, tensor in _held(model).items():
+        names.setdefault(id(tensor), name)
+    return names
+
+
 def head_names(model: nn.Module) -> frozenset[str]:
     """Name the parameters and buffers of the head, which a student replaces. What the body holds too is none of it."""
     adapter = adapter_for(model)
-    held = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    held = _held(model).items()
     below = tuple(f"{name}." for name in adapter.head)
     inside = {name for name, _ in held if name.startswith(below) or name in adapter.head}
     body = {id(tensor) for name, tensor in held if name not in inside}
@@ -222,6 +223,10 @@ def head_names(model: nn.Module) -> frozenset[str]:
 def first_line(error: Exception) -> str:
     """Give an error's type and the first line of what it says."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+
+
+def _held(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
 def _is_made(model: nn.Module, name: str) -> bool:
