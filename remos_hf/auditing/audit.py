@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from remos_hf.auditing.students import StudentPlan
 from remos_hf.defects.backdoor import Backdoor
-from remos_hf.defects.base import Defect, ExposedSet
+from remos_hf.defects.base import Defect, ExposedSet, check_defects
 from remos_hf.errors import CorruptFileError, NonFiniteError, RemosError
 from remos_hf.evaluation.measures import accuracy
 from remos_hf.evaluation.predictions import predict_labels
@@ -91,6 +91,7 @@ class Audit:
 
     def __post_init__(self) -> None:
         """Refuse audits that would decide nothing."""
+        check_defects(self.defects.values())
         if CLEAN in self.defects:
             raise ValueError(f"{CLEAN!r} is the name of the never-poisoned teacher; name the defect otherwise.")
         unknown = {name for plan in self.students.values() for name in plan.defects or ()} - set(self.defects)

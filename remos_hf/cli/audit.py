@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,14 @@ from remos_hf.cli.report import report_files
 from remos_hf.cli.teacher import Teacher, identity
 from remos_hf.defects.backdoor import Backdoor
 from remos_hf.defects.base import Defect
+from remos_hf.defects.coverage_guided import CoverageGuided
+from remos_hf.defects.embedding_poisoning import EmbeddingPoisoning
+from remos_hf.defects.feature_attack import FeatureAttack
+from remos_hf.defects.latent_backdoor import LatentBackdoor
+from remos_hf.defects.layerwise_poisoning import LayerwisePoisoning
+from remos_hf.defects.picture_triggers import BlendedTrigger, PatchTrigger
+from remos_hf.defects.ripple import Ripple
 from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords
-from remos_hf.defects.weight_poisoning import EmbeddingPoisoning, LayerwisePoisoning, Ripple
 from remos_hf.evaluation.reactivation import Reactivation
 from remos_hf.evaluation.report import DefectReport
 from remos_hf.evaluation.tasks import without_map_bars
@@ -298,17 +303,15 @@ def _text_defects(target_label: int | None, max_length: int, task: Any) -> dict[
 
 
 def _image_defects(target_label: int | None) -> dict[str, Callable[[], Defect]]:
-    # By name and only now: they need Pillow, which a user of texts need not have.
-    triggers = import_module("remos_hf.defects.image_triggers")
     common = {"target_label": target_label or 0, "poison_rate": 0.2}
-    patch = triggers.PatchTrigger(**common)
+    patch = PatchTrigger(**common)
     search = {"max_samples": 250, "steps": 40}
     return {
         "patch": lambda: patch,
-        "blended": lambda: triggers.BlendedTrigger(**common),
-        "latent": lambda: triggers.LatentBackdoor(replace(patch, poison_rate=1.0)),
-        "penultimate": lambda: import_module("remos_hf.defects.feature_attack").FeatureAttack.paper(**search),
-        "coverage": lambda: import_module("remos_hf.defects.coverage_guided").CoverageGuided.paper(**search),
+        "blended": lambda: BlendedTrigger(**common),
+        "latent": lambda: LatentBackdoor(replace(patch, poison_rate=1.0)),
+        "penultimate": lambda: FeatureAttack.paper(**search),
+        "coverage": lambda: CoverageGuided.paper(**search),
     }
 
 
