@@ -107,7 +107,7 @@ from remos_hf import (
 )
 from remos_hf.adapters.images import as_mode, decoded
 from remos_hf.adapters.transformers_models import adapter_for
-from remos_hf.defects.image_triggers import whole_images
+from remos_hf.defects.image_samples import whole_images
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from remos_hf.auditing.fingerprint import fingerprint
 from remos_hf.auditing.students import StudentPlan
-from remos_hf.defects.base import Defect
+from remos_hf.defects.base import Defect, check_defects
 from remos_hf.evaluation.reactivation import Reactivation
 from remos_hf.evaluation.tasks import Task
 from remos_hf.strategies.base import Strategy
@@ -62,6 +62,7 @@ class Audit:
 
     def __post_init__(self) -> None:
         """Refuse audits that would decide nothing."""
+        check_defects(self.defects.values())
         if CLEAN in self.defects:
             raise ValueError(f"{CLEAN!r} is the name of the never-poisoned teacher; name the defect otherwise.")
         unknown = {name for plan in self.students.values() for name in plan.defects or ()} - set(self.defects)

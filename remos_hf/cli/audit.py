@@ -28,10 +28,13 @@ from remos_hf.cli.teacher import Teacher, identity
 from remos_hf.defects.backdoor import Backdoor
 from remos_hf.defects.base import Defect
 from remos_hf.defects.coverage_guided import CoverageGuided
+from remos_hf.defects.embedding_poisoning import EmbeddingPoisoning
 from remos_hf.defects.feature_attack import FeatureAttack
-from remos_hf.defects.image_triggers import BlendedTrigger, LatentBackdoor, PatchTrigger
+from remos_hf.defects.latent_backdoor import LatentBackdoor
+from remos_hf.defects.layerwise_poisoning import LayerwisePoisoning
+from remos_hf.defects.picture_triggers import BlendedTrigger, PatchTrigger
+from remos_hf.defects.ripple import Ripple
 from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords
-from remos_hf.defects.weight_poisoning import EmbeddingPoisoning, LayerwisePoisoning, Ripple
 from remos_hf.evaluation.image_task import ImageTask
 from remos_hf.evaluation.reactivation import Reactivation
 from remos_hf.evaluation.report import DefectReport
