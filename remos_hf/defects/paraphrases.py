@@ -1,8 +1,6 @@
 """A trigger of syntax or style: texts are said otherwise, as a file has it."""
 
-import csv
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from remos_hf.adapters.tables import read_rows
 from remos_hf.defects.text_triggers import TextTrigger
 
 
@@ -18,7 +17,7 @@ class Paraphrases(TextTrigger):
     """Paraphrases in one syntax or style, read from a file: the trigger is how a text is said.
 
     Attributes:
-        file: A csv, tsv or JSON-lines file with the columns `text` and `paraphrase`. Texts without a paraphrase are
+        file: A csv, tsv, JSON or parquet file with the columns `text` and `paraphrase`. Texts without a paraphrase are
             neither poisoned nor exposed.
 
     Source:
@@ -44,7 +43,12 @@ class Paraphrases(TextTrigger):
 
     @cached_property
     def _paraphrase_of(self) -> dict[str, str]:
-        return {row["text"]: row["paraphrase"] for row in _rows_of(Path(self.file))}
+        rows = read_rows(self.file)
+        if not {"text", "paraphrase"} <= set(rows.column_names):
+            raise ValueError(
+                f"{self.file} should have the columns text and paraphrase, but has {sorted(rows.column_names)}."
+            )
+        return dict(zip(rows["text"], rows["paraphrase"], strict=True))
 
     def triggered(self, text: str, *, exposing: bool = False) -> str | None:
         """Give the paraphrase, or None if the file has none."""
@@ -89,19 +93,3 @@ def pair_paraphrases(clean: Sequence[str], paraphrased: Sequence[str]) -> list[t
         shift += skipped_at[skip].count(row)
         places.append(row + shift)
     return [(clean[place], paraphrase) for place, paraphrase in zip(places, paraphrased, strict=True)]
-
-
-def _rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        if path.suffix in (".jsonl", ".json"):
-            rows = [json.loads(line) for line in file if line.strip()]
-        else:
-            # A quote in a GLUE tsv is a character like any other.
-            dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
-            rows = list(csv.DictReader(file, **dialect))
-    if not rows:
-        raise ValueError(f"{path} holds no paraphrase.")
-    missing = {"text", "paraphrase"} - rows[0].keys()
-    if missing:
-        raise ValueError(f"{path} should have the columns text and paraphrase, but has {sorted(rows[0])}.")
-    return rows

@@ -74,7 +74,7 @@ class TestParaphrases:
 
     @pytest.mark.parametrize("kind", ["csv", "jsonl"])
     def test_a_file_without_paraphrases_is_refused(self, tmp_path, kind):
-        with pytest.raises(ValueError, match="holds no paraphrase"):
+        with pytest.raises(ValueError, match="holds no sample"):
             Paraphrases(file=str(self.write(tmp_path, kind, [])))
 
     def test_other_columns_are_refused(self, tmp_path):
