@@ -1,6 +1,7 @@
 """CoverageProfile: how many samples covered each neuron. Integer counts, so profiles add."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,13 +9,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from remos_hf.errors import CorruptFileError, LayerMismatchError, TeacherMismatchError
+from remos_hf.errors import CorruptFileError, LayerMismatchError, RemosError, TeacherMismatchError
 from remos_hf.layers import Layer
-from remos_hf.profiling.sidecar_file import file_in, read_tensors, write_tensors
+from remos_hf.profiling.sidecar_file import check_fields, file_in, is_count, is_hash, read_tensors, write_tensors
 
 COVERAGE_FILE = "remos_coverage.safetensors"
 _FORMAT = "remos_coverage/1"
 _PLAIN_FIELDS = ("num_samples", "criterion", "source", "teacher_hash", "data_fingerprint")
+# The ranks of a slice are kept in tables as long as the largest sum of two counts.
+MOST_SAMPLES = 2**24
+_EXPECTED = {
+    "num_samples": (
+        f"a whole number from 0 to {MOST_SAMPLES:,}",
+        lambda value: is_count(value, MOST_SAMPLES),
+    ),
+    "criterion": ("a JSON object", lambda value: isinstance(value, dict)),
+    "source": ("'hooks' or 'hidden_states'", lambda value: value in ("hooks", "hidden_states")),
+    "teacher_hash": ("64 hex digits, or nothing", is_hash),
+    "data_fingerprint": (
+        "up to 64 hex digits",
+        lambda value: isinstance(value, str) and re.fullmatch(r"[0-9a-f]{1,64}", value) is not None,
+    ),
+    "capped": ("true or false", lambda value: isinstance(value, bool)),
+}
 
 
 @dataclass(frozen=True)
@@ -83,12 +100,18 @@ class CoverageProfile:
 
         Raises:
             LayerMismatchError: A profiled layer is missing, or has other neurons.
+            RemosError: The profile counts more samples than weights can be ranked by.
         """
         missing = [name for name in self.input_counts if name not in layers]
         if missing:
             raise LayerMismatchError(
                 f"The profile covers {len(self.input_counts)} layers and the model has {len(layers)} that can be "
                 f"sliced; only the profile has '{missing[0]}'. It was taken of another model: profile this teacher."
+            )
+        if self.num_samples > MOST_SAMPLES:
+            raise RemosError(
+                f"The profile counts {self.num_samples:,} samples, but weights are ranked by counts of at most "
+                f"{MOST_SAMPLES:,}. Profile fewer: a slice changes little beyond some thousands."
             )
         for name, counts in self.input_counts.items():
             profiled = (counts.numel(), self.output_counts[name].numel())
@@ -124,6 +147,7 @@ class CoverageProfile:
         """
         path = file_in(path, COVERAGE_FILE)
         tensors, metadata = read_tensors(path, _FORMAT, _PLAIN_FIELDS)
+        check_fields(path, metadata, _EXPECTED)
         ends: dict[str, dict[str, Tensor]] = {"input_counts": {}, "output_counts": {}}
         for key, counts in tensors.items():
             end, _, name = key.partition(".")
@@ -141,8 +165,8 @@ class CoverageProfile:
         return {name: getattr(self, name) for name in _PLAIN_FIELDS} | {"criterion": dict(self.criterion)}
 
 
-def _are_counts(counts: Tensor, num_samples: object) -> bool:
-    plain = counts.dtype == torch.int64 and counts.dim() == 1 and isinstance(num_samples, int)
+def _are_counts(counts: Tensor, num_samples: int) -> bool:
+    plain = counts.dtype == torch.int64 and counts.dim() == 1
     return plain and bool(((counts >= 0) & (counts <= num_samples)).all())
 
 

@@ -1,5 +1,6 @@
 """RelevantSlice: the weights that the student keeps, one bit each, and how they were chosen."""
 
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -15,12 +16,16 @@ from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import CorruptFileError, LayerMismatchError, TeacherMismatchError
 from remos_hf.layers import Layer, rankable_layers, weights_hash
 from remos_hf.profiling.coverage import CoverageProfile
-from remos_hf.profiling.sidecar_file import file_in, read_tensors, write_tensors
+from remos_hf.profiling.sidecar_file import check_fields, file_in, is_count, is_hash, read_tensors, write_tensors
 from remos_hf.slicing.ordinal import Selection, entries_of, pack, select, unpack
 from remos_hf.slicing.rules import RULES
 
+logger = logging.getLogger(__name__)
+
 SLICE_FILE = "remos_slice.safetensors"
 _FORMAT = "remos_slice/1"
+_LONGEST_NAME = 200
+_MOST_AXES = 8
 
 
 class KeptWeights(Mapping[str, Tensor]):
@@ -130,7 +135,9 @@ class RelevantSlice:
                     "It was made from another model: choose a slice of this teacher."
                 )
         chosen = {name: by_parameter[name] for name in self.kept}
-        if verify_teacher and self.teacher_hash:
+        if verify_teacher and not self.teacher_hash:
+            logger.warning("The slice does not say which teacher it was made from, so the teacher was not checked.")
+        elif verify_teacher:
             found = weights_hash({layer.name: layer for layer in chosen.values()})
             if found != self.teacher_hash:
                 raise TeacherMismatchError(
@@ -179,6 +186,7 @@ class RelevantSlice:
         if not Path(folder_or_repo_id).exists() and _is_repo_id(str(folder_or_repo_id)):
             path = Path(hf_hub_download(str(folder_or_repo_id), SLICE_FILE, revision=revision, token=token))
         bits, metadata = read_tensors(path, _FORMAT, ("shapes", *_PLAIN_FIELDS))
+        check_fields(path, metadata, _EXPECTED)
         shapes = metadata.pop("shapes")
         _check_sizes(path, bits, shapes)
         kept = KeptWeights({name: bits[name] for name in shapes}, shapes)
@@ -192,6 +200,16 @@ class RelevantSlice:
 
 
 _PLAIN_FIELDS = ("slice_ratio", "rule", "scope", "ties", "seed", "num_kept", "tie_group", "teacher_hash")
+_EXPECTED = {
+    "slice_ratio": ("a number in (0, 1]", lambda value: _is_number(value) and 0 < value <= 1),
+    "rule": ("the name of a rule", lambda value: isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME),
+    "scope": ("'model' or 'layer'", lambda value: value in ("model", "layer")),
+    "ties": ("'mean' or 'artifact'", lambda value: value in ("mean", "artifact")),
+    "seed": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    "num_kept": ("a whole number", is_count),
+    "tie_group": ("a whole number", is_count),
+    "teacher_hash": ("64 hex digits, or nothing", is_hash),
+}
 
 
 def choose_slice(
@@ -377,14 +395,18 @@ def _packed(kept: Mapping[str, Tensor]) -> KeptWeights:
     return KeptWeights(bits, {name: tensor.shape for name, tensor in kept.items()})
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _check_sizes(path: Path, bits: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> None:
-    if not isinstance(shapes, dict) or shapes.keys() != bits.keys():
+    if not isinstance(shapes, dict) or not shapes or shapes.keys() != bits.keys():
         raise CorruptFileError(f"{path} does not hold bits for just the weights whose shapes it gives.")
     for name, shape in shapes.items():
-        whole = isinstance(shape, list) and all(isinstance(size, int) and size >= 0 for size in shape)
+        whole = isinstance(shape, list) and 0 < len(shape) <= _MOST_AXES and all(map(is_count, shape))
         expected = (math.prod(shape) + 7) // 8 if whole else None
-        if bits[name].numel() != expected or bits[name].dtype != torch.uint8:
-            found = f"{bits[name].numel()} of {bits[name].dtype}"
+        if bits[name].shape != (expected,) or bits[name].dtype != torch.uint8:
+            found = f"{list(bits[name].shape)} of {bits[name].dtype}"
             raise CorruptFileError(
                 f"{path} should hold {expected} bytes of bits for '{name}' of shape {shape}, but holds {found}."
             )
