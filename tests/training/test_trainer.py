@@ -1,9 +1,6 @@
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +22,7 @@ from remos_hf.strategies.plain import Finetune, Retrain
 from remos_hf.strategies.slice_and_reset import Random, Remos
 from remos_hf.training.moments import Moments
 from remos_hf.training.profiling_data import student_batches
-from remos_hf.training.trainer import RemosTrainer, _last_evaluation
+from remos_hf.training.trainer import RemosTrainer
 from tests import tiny
 from tests.training.runs import trainer
 
@@ -405,52 +402,3 @@ def test_fsdp2_shards_what_was_sliced_before(tmp_path):
     assert {name: weight.shape for name, weight in saved.items()} == whole
     moved = [name for name in alone.relevant_slice.kept if not saved[name][~alone.relevant_slice.kept[name]].any()]
     assert not moved  # what was reset trains again
-
-
-def test_a_pushed_student_is_pulled_back_whole(tmp_path):
-    from tests.loopback_hub import Hub
-
-    hub = Hub().start()
-    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_fake", "HF_HOME": str(tmp_path / "home")}
-    script = Path(__file__).with_name("push_and_pull.py")
-    run = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "out")],
-        env={**environment, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    told = json.loads(run.stdout.splitlines()[-1])
-    assert told == {"same_weights": True, "same_slice": True, "sent_once": True, "url": f"{hub.url}/me/student"}
-    assert SIDECARS | {"README.md"} <= set(hub.repos["me/student"])
-    assert not [name for name in hub.repos["me/student"] if name.endswith(".bin")]
-
-
-def test_a_dry_push_lists_the_files_and_needs_no_name(tmp_path):
-    ours = trainer(tmp_path / "student", slice_ratio=0.9, options={"save_strategy": "no"})
-    ours.train()
-    pushed = ours.push_to_hub(dry_run=True)
-    assert SIDECARS | {"README.md", "model.safetensors"} <= set(pushed.files)
-    assert pushed.url is None
-    with pytest.raises(ValueError, match="blocking"):
-        ours.push_to_hub(blocking=False)
-
-
-def test_a_push_without_a_token_says_that_the_student_is_kept(tmp_path):
-    ours = trainer(tmp_path / "student", slice_ratio=0.9, options={"save_strategy": "no"})
-    ours.train()
-    with pytest.raises(RemosError, match="student is kept in"):
-        ours.push_to_hub()
-    assert (tmp_path / "student" / "model.safetensors").is_file()
-
-
-def test_the_cards_metrics_are_those_of_the_last_evaluation():
-    history = [
-        {"eval_accuracy": 0.5, "epoch": 1},
-        {"eval_accuracy": 0.7, "eval_runtime": 2.0, "eval_samples_per_second": 9.0, "epoch": 2},
-        {"train_loss": 0.1},
-    ]
-    assert _last_evaluation(history) == {"accuracy": 0.7}
-    assert _last_evaluation([{"loss": 1.0}]) is None
