@@ -2,10 +2,10 @@
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 
 LABEL_COLUMN = "label"
 _INTEGER = re.compile(r"\s*[+-]?[0-9]+\s*")
@@ -134,14 +134,10 @@ def _by_number(dataset: Dataset, source: object, like: Dataset, named: object) -
 
 
 def _with_labels(dataset: Dataset, labels: Sequence[int], names: list[str] | None) -> Dataset:
-    """Give a copy with other labels."""
-    columns: Mapping[str, Any] = dataset.remove_columns(LABEL_COLUMN).with_format(None)[:]
-    features = dataset.remove_columns(LABEL_COLUMN).features
-    new = Dataset.from_dict({**columns, LABEL_COLUMN: labels})
-    for name, feature in features.items():
-        if new.features[name] != feature:
-            new = new.cast_column(name, feature)
-    return new if names is None else new.cast_column(LABEL_COLUMN, ClassLabel(names=names))
+    """Give a copy with other labels; nothing else of it is read."""
+    feature = Value("int64") if names is None else ClassLabel(names=names)
+    column = Dataset.from_dict({LABEL_COLUMN: labels}, Features({LABEL_COLUMN: feature}))
+    return concatenate_datasets([dataset.remove_columns(LABEL_COLUMN), column], axis=1)
 
 
 def _is_number(text: str) -> bool:
