@@ -11,7 +11,9 @@ from remos_hf.defects.base import CLEAN_INDEX, Defect, ExposedSet
 from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords
 from remos_hf.errors import CorruptFileError
 from remos_hf.evaluation.measures import Rate, excess_dir, relative_accuracy, relative_dir
-from remos_hf.evaluation.report import DefectReport, evaluate_transfer, measure, rate_of
+from remos_hf.evaluation.report import DefectReport
+from remos_hf.evaluation.tables import rate_of
+from remos_hf.evaluation.transfer import evaluate_transfer, measure
 from tests.defects import toy
 from tests.evaluation.voter import TASK, WORD, Voter, reference
 

@@ -10,7 +10,8 @@ import remos_hf
 from remos_hf.evaluation.measures import Rate, excess_dir
 from remos_hf.evaluation.report import DefectReport
 from remos_hf.sharing import model_card as module
-from remos_hf.sharing.model_card import DEFECTS, chosen_student, eval_result_files, model_card
+from remos_hf.sharing.card_measured import chosen_student
+from remos_hf.sharing.model_card import DEFECTS, eval_result_files, model_card
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import Random, Remos

@@ -11,6 +11,8 @@ import pytest
 from remos_hf.errors import NonFiniteError
 from remos_hf.evaluation.measures import Rate, excess_dir
 from remos_hf.evaluation.report import DefectReport
+from remos_hf.judging import verdicts
+from remos_hf.showing import drawings, given_maps
 from remos_hf.showing import page as rendering
 from remos_hf.showing.page import write_html
 from tests.showing.test_pictures import one_anatomy
@@ -124,7 +126,7 @@ def whole(tmp_path_factory):
     hostile = [{**one, "task": HOSTILE, "defect": f"defect {HOSTILE}"} for one in WHOLE]
     hostile[1]["student"] = HOSTILE
     png = folder / "map.png"
-    png.write_bytes(rendering._PNG + b"\0\0\0\rIHDR" + (40).to_bytes(4, "big") + (30).to_bytes(4, "big"))
+    png.write_bytes(given_maps.PNG + b"\0\0\0\rIHDR" + (40).to_bytes(4, "big") + (30).to_bytes(4, "big"))
     share = {"value": 0.31, "low": 0.28, "high": 0.34, "chance": 0.06, "num_samples": 240, "num_without_mass": 3}
     inside = [
         {"task": HOSTILE, "teacher": f"defect {HOSTILE}", "student": name, "seed": 0, "anatomy": one_anatomy(sliced)}
@@ -251,7 +253,7 @@ def test_many_sections_are_folded_and_few_are_not(tmp_path, monkeypatch):
 
 def told(*records, budget=0.02):
     (section,) = DefectReport(list(records)).sections(budgets=(budget,))
-    return rendering._told(section, budget)
+    return verdicts.verdict_of(section, budget)
 
 
 PLAIN = record("finetune", 95, strategy={"name": "Finetune"})
@@ -260,22 +262,22 @@ PLAIN = record("finetune", 95, strategy={"name": "Finetune"})
 @pytest.mark.parametrize(
     ("records", "kind"),
     [
-        ([remos(10), random(60), faster(40)], rendering._UNKNOWN),
-        ([record("finetune", 0, of=0)], rendering._UNKNOWN),
-        ([record("finetune", 95, floor=None), remos(10), random(60), faster(40)], rendering._UNKNOWN),
-        ([record("finetune", 5), remos(0), random(5), faster(5)], rendering._NOTHING),
-        ([PLAIN, remos(10), random(60), faster(40)], rendering._BELOW_BOTH),
-        ([PLAIN, remos(10), random(60), faster(12)], rendering._NOT_APART),
-        ([PLAIN, remos(10), random(11), faster(60)], rendering._NOT_APART),
-        ([PLAIN, remos(60), random(70), faster(10)], rendering._BEATEN),
-        ([PLAIN, remos(60), random(10), faster(90)], rendering._BEATEN),
-        ([PLAIN, remos(94), random(10), faster(20)], rendering._AS_PLAIN),
-        ([PLAIN, remos(10, dev=80), random(60), faster(40)], rendering._NO_RULE),
-        ([PLAIN, random(60), faster(40)], rendering._NO_RULE),
-        ([PLAIN, remos(10), faster(40)], rendering._ALONE),
-        ([PLAIN, remos(10), random(60)], rendering._ALONE),
-        ([PLAIN, remos(10), random(60), faster(5, dev=50)], rendering._BELOW_BOTH),
-        ([PLAIN, record("retrain", 0, strategy={"name": "Retrain"})], rendering._NO_RULE),
+        ([remos(10), random(60), faster(40)], verdicts.UNKNOWN),
+        ([record("finetune", 0, of=0)], verdicts.UNKNOWN),
+        ([record("finetune", 95, floor=None), remos(10), random(60), faster(40)], verdicts.UNKNOWN),
+        ([record("finetune", 5), remos(0), random(5), faster(5)], verdicts.NOTHING),
+        ([PLAIN, remos(10), random(60), faster(40)], verdicts.BELOW_BOTH),
+        ([PLAIN, remos(10), random(60), faster(12)], verdicts.NOT_APART),
+        ([PLAIN, remos(10), random(11), faster(60)], verdicts.NOT_APART),
+        ([PLAIN, remos(60), random(70), faster(10)], verdicts.BEATEN),
+        ([PLAIN, remos(60), random(10), faster(90)], verdicts.BEATEN),
+        ([PLAIN, remos(94), random(10), faster(20)], verdicts.AS_PLAIN),
+        ([PLAIN, remos(10, dev=80), random(60), faster(40)], verdicts.NO_RULE),
+        ([PLAIN, random(60), faster(40)], verdicts.NO_RULE),
+        ([PLAIN, remos(10), faster(40)], verdicts.ALONE),
+        ([PLAIN, remos(10), random(60)], verdicts.ALONE),
+        ([PLAIN, remos(10), random(60), faster(5, dev=50)], verdicts.BELOW_BOTH),
+        ([PLAIN, record("retrain", 0, strategy={"name": "Retrain"})], verdicts.NO_RULE),
     ],
 )
 def test_the_verdict_follows_from_the_numbers(records, kind):
@@ -340,10 +342,10 @@ def test_what_is_no_report_is_refused_before_anything_is_written(tmp_path):
 
 
 def test_a_map_without_a_count_says_so():
-    png = rendering._PNG + b"\0" * 16
-    assert rendering._map_of({"title": "a", "png": png})["caption"] == "(n = not given)"
+    png = given_maps.PNG + b"\0" * 16
+    assert given_maps.map_of({"title": "a", "png": png})["caption"] == "(n = not given)"
     several = {"teacher": {"value": 0.5, "num_samples": 7}, "student": {"value": None, "num_samples": 0}}
-    lines = rendering._map_of({"title": "a", "png": png, "caption": "n = 7", "share": several})["table"].lines
+    lines = given_maps.map_of({"title": "a", "png": png, "caption": "n = 7", "share": several})["table"].lines
     assert lines == [["teacher", "50.0", "-", "7", "-"], ["student", "-", "-", "0", "-"]]
 
 
@@ -354,7 +356,7 @@ def test_an_interrupted_write_leaves_the_old_page(tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rendering, "accuracy_against_dir", interrupted)
+    monkeypatch.setattr(drawings, "accuracy_against_dir", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_html(DefectReport([PLAIN]), path)
     assert path.read_text() == "old"
