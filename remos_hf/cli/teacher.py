@@ -120,4 +120,3 @@ def identity(teacher: str, revision: str | None, model: nn.Module | None = None)
 def device_for(cpu: bool) -> torch.device:
     """Give the GPU, unless there is none or it is to be left alone."""
     return torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
-
