@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from remos_hf.errors import RemosError
 from remos_hf.evaluation.report import DefectReport
 from remos_hf.sharing.card_measured import chosen_student
-from remos_hf.sharing.model_card import check_repo_id, eval_result_files, model_card
+from remos_hf.sharing.model_card import check_repo_id, eval_result_files, hub_datasets, model_card
 from remos_hf.sharing.record import PICKLES, SIDECAR_FILES, Sidecars, refuse_pickles
 
 logger = logging.getLogger(__name__)
@@ -68,10 +68,8 @@ def push_to_hub(
     command: str | None = None,
     dry_run: bool = False,
     endpoint: str | None = None,
-    dataset: str | None = None,
-    language: str | None = None,
-    license: str | None = None,  # noqa: A002 - the Hub's word
     metrics: Mapping[str, float] | None = None,
+    **said: Any,  # noqa: ANN401 - the card's words, which are Trainer's
 ) -> Pushed:
     """Push a student with its record, its card and its report, in one commit.
 
@@ -95,10 +93,10 @@ def push_to_hub(
         command: What reproduces the student, for the card.
         dry_run: Only render and list the files: no network, no token.
         endpoint: Another hub than the one that HF_ENDPOINT names.
-        dataset: Of the task, as a Hub id where it has one; `.eval_results` need that.
-        language: For the card.
-        license: For the card.
         metrics: For the card: what was measured without any defect, by name.
+        **said: For the card, all that `Trainer.create_model_card` takes: `dataset` (of the task, as a Hub id where it
+            has one; `.eval_results` need that), `dataset_tags`, `dataset_args`, `language`, `license`, `tags`, `tasks`,
+            `model_name`, `finetuned_from`. Each is a name or a list of names.
 
     Returns:
         The files, and where they are.
@@ -115,7 +113,7 @@ def push_to_hub(
     given, record, report = record is not None, *_described(folder, record, report)
     if report is not None:
         report_task, report_student = chosen_student(report, record, report_student, report_task)
-    about = {"command": command, "dataset": dataset, "language": language, "license": license, "metrics": metrics}
+    about = {"command": command, "metrics": metrics, **said}
     staged, kept = Path(tempfile.mkdtemp(prefix="remos_push_")), False
     try:
         if folder is None:
@@ -191,7 +189,9 @@ def _write_card(
     if report is None:
         return
     report.save(folder / REPORT_FILE)
-    results = eval_result_files(report, student=student, task=task, dataset=about["dataset"], record=record)
+    known = hub_datasets(about.get("dataset_tags"), about.get("dataset"))
+    dataset = known[0] if known else None
+    results = eval_result_files(report, student=student, task=task, dataset=dataset, record=record)
     for name, content in results.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8")
