@@ -47,7 +47,10 @@ def push(asked: PushOptions, progress: bool) -> tuple[dict[str, Any], str]:
     )
     files = sorted(map(str, pushed.files))
     told = {"repo_id": repo_id, "files": files, "url": pushed.url, "commit": pushed.commit, "dry_run": dry_run}
+    told["not_pushed"] = list(pushed.behind)
     listed = "".join(f"\n  {name}" for name in files)
+    if pushed.behind:
+        listed += "\nNot pushed, as they are no files of a student:" + "".join(f"\n  {one}" for one in pushed.behind)
     if dry_run:
         return told, f"Would push to {repo_id} ({'public' if asked.public else 'private'}):{listed}"
     return told, f"Pushed to {pushed.url}:{listed}"
