@@ -3,7 +3,7 @@ import json
 from remos_hf.adapters.transformers_models import with_new_head
 from remos_hf.auditing.collected import report_of
 from remos_hf.auditing.run import run_audit
-from remos_hf.evaluation.report import measure
+from remos_hf.evaluation.transfer import measure
 from tests.auditing.audits import STUDENTS, WORD, Log, fine_tune, small_audit, spoil, untimed
 from tests.defects import toy
 
