@@ -253,11 +253,14 @@ def _facts(plan: StudentPlan, seed: int) -> dict[str, Any]:
     strategy = plan.strategy
     facts: dict[str, Any] = {"strategy": strategy.to_dict(), "lr_factor": plan.lr_factor}
     facts["seed"] = strategy.with_seed(seed).to_dict().get("seed", seed)  # of what the strategy drew
-    if isinstance(strategy, SliceAndReset):
-        scope = f", {strategy.scope} scope" if strategy.rule == "remos" or strategy.scope != "model" else ""
-        rows = ", rows mean" if strategy.embedding_rows != "keep" else ""
+    parts = getattr(strategy, "strategies", (strategy,))
+    slicing = next((one for one in parts if isinstance(one, SliceAndReset)), None)
+    if slicing is not None:
+        scope = f", {slicing.scope} scope" if slicing.rule == "remos" or slicing.scope != "model" else ""
+        rows = ", rows mean" if slicing.embedding_rows != "keep" else ""
         rate = f", lr x{plan.lr_factor:g}" if plan.lr_factor != 1 else ""
-        facts |= {"rule": f"{strategy.rule}{scope}{rows}{rate}", "slice_ratio": strategy.slice_ratio}
+        held = "".join(f" + {type(one).__name__}" for one in parts if one is not slicing)
+        facts |= {"rule": f"{slicing.rule}{scope}{rows}{rate}{held}", "slice_ratio": slicing.slice_ratio}
     return facts
 
 
