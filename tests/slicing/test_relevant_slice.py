@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import struct
 from pathlib import Path
@@ -15,6 +16,7 @@ from remos_hf.errors import (
     TeacherMismatchError,
     UnsupportedModelError,
 )
+from remos_hf.layers import sliceable_layers
 from remos_hf.profiling.data_pass import profile_coverage
 from remos_hf.profiling.sidecar_file import write_tensors
 from remos_hf.slicing.relevant_slice import _PLAIN_FIELDS, RelevantSlice, choose_slice
@@ -156,16 +158,39 @@ def test_a_damaged_slice_file_is_refused(teacher, profile, tmp_path, damage):
         {"shapes": {"a": [-2, -4]}},
         {"shapes": {"a": [10**18]}},
         {"shapes": "a"},
+        {"shapes": {"a": []}},
+        {"shapes": {"a": [True] * 8}},
+        {"shapes": {"a": [8.0]}},
         {"num_kept": 7},
         {"extra": 1},
+        *({"slice_ratio": value} for value in (None, True, 0, 1.1, -0.5, "0.9", [0.9])),
+        *({"rule": value} for value in (None, "", 3, "x" * 1000)),
+        *({"scope": value} for value in (None, "layers", ["model"])),
+        *({"ties": value} for value in (None, "median", {})),
+        *({"seed": value} for value in (None, True, 0.5, "0")),
+        *({"num_kept": value} for value in (None, 8.0, True, -8, 2**64)),
+        *({"tie_group": value} for value in (None, 1.0, -1, "1")),
+        *({"teacher_hash": value} for value in (None, 0, False, "abc", "G" * 64)),
     ],
 )
-def test_a_whole_file_that_contradicts_itself_is_refused(tmp_path, changes):
-    path = tmp_path / "remos_slice.safetensors"
-    fields = dict.fromkeys(_PLAIN_FIELDS) | {"shapes": {"a": [8]}, "num_kept": 8}
-    write_tensors(path, {"a": torch.tensor([255], dtype=torch.uint8)}, "remos_slice/1", {**fields, **changes})
+def test_a_whole_file_that_says_what_cannot_be_is_refused(tmp_path, changes):
+    path, bits = tmp_path / "remos_slice.safetensors", {"a": torch.tensor([255], dtype=torch.uint8)}
+    whole = RelevantSlice({"a": torch.ones(8, dtype=torch.bool)}, 1.0)
+    fields = {"shapes": {"a": [8]}, **{name: getattr(whole, name) for name in _PLAIN_FIELDS}}
+    write_tensors(path, bits, "remos_slice/1", fields)
+    assert RelevantSlice.from_pretrained(tmp_path) == whole
+    write_tensors(path, bits, "remos_slice/1", {**fields, **changes})
     with pytest.raises(CorruptFileError, match=r"remos_slice\.safetensors"):
         RelevantSlice.from_pretrained(tmp_path)
+
+
+def test_a_slice_without_a_teachers_hash_says_that_the_teacher_was_not_checked(teacher, profile, caplog):
+    relevant = choose_slice(teacher, profile, slice_ratio=0.9)
+    layers = sliceable_layers(teacher)
+    relevant.check_matches(layers)
+    assert not caplog.text
+    dataclasses.replace(relevant, teacher_hash="").check_matches(layers)
+    assert "so the teacher was not checked" in caplog.text
 
 
 def test_a_folder_without_a_slice_says_so(tmp_path):
