@@ -166,6 +166,12 @@ def _qkv_sizes(config: Any, heads: int) -> tuple[int, ...]:  # noqa: ANN401 - an
     return (heads * head_dim, key_value, key_value)
 
 
+def own_head(model: nn.Module) -> tuple[str, ...]:
+    """Find the head that a model says it has; () of a plain module, which says nothing."""
+    says = isinstance(model, (PreTrainedModel, ImageClassifier)) or timm_place(model) is not None
+    return adapter_for(model).head if says else ()
+
+
 def adapter_for(model: nn.Module, head: tuple[str, ...] | None = None) -> Adapter:
     """Pick the adapter for a model.
 
