@@ -2,14 +2,13 @@
 
 import copy
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from remos_hf.randomness import seeded
 from remos_hf.strategies.base import Batches, EmbeddingRows, Preparation, Strategy, check_embedding_rows, reset_rows
 
 
@@ -58,7 +57,7 @@ class Retrain(Strategy):
             TypeError: A module has parameters of its own that neither it nor its library starts anew. The student is
                 left whole.
         """
-        with _seeded(self.seed):
+        with seeded(self.seed):
             if isinstance(student, PreTrainedModel):
                 fresh = type(student)(copy.deepcopy(student.config))
             else:
@@ -98,10 +97,3 @@ def _starts_itself(module: nn.Module) -> bool:
     parameters = inspect.signature(start).parameters.values()
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return all(one.default is not inspect.Parameter.empty or one.kind in kinds for one in parameters)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
