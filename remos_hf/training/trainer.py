@@ -10,7 +10,7 @@ from huggingface_hub.errors import HTTPError
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import RemosError
@@ -19,6 +19,8 @@ from remos_hf.sharing.hub import Pushed, push_to_hub
 from remos_hf.sharing.record import Sidecars
 from remos_hf.slicing.relevant_slice import RelevantSlice
 from remos_hf.strategies.base import Strategy
+from remos_hf.training.half_written import check_whole, last_whole_checkpoint
+from remos_hf.training.loss_scale import settle_loss_scale
 from remos_hf.training.moments import Moments, check_adapters, hold_trainer
 from remos_hf.training.ratio_search import RatioSearch
 from remos_hf.training.reporting import StartLog
@@ -86,9 +88,6 @@ class RemosTrainer(Trainer):
         self.peft_config, self.profile_dataset = peft_config, profile_dataset
         self.moments: Moments | None = None
         super().__init__(model, args, **trainer_arguments)
-        # With it, Trainer neither divides the loss by the accumulation steps nor by the processes, while classification
-        # heads and our own loss ignore the count they are given: updates would grow with both (transformers #47688).
-        self.model_accepts_loss_kwargs = False
 
     @property
     def sidecars(self) -> Sidecars | None:
@@ -115,6 +114,7 @@ class RemosTrainer(Trainer):
 
         Args:
             resume_from_checkpoint: As in Trainer. Then the slice is read from the checkpoint and nothing is chosen.
+                True takes the last whole one: what a killed run left half written is removed, with a warning.
             *args: Passed on.
             **kwargs: Passed on.
 
@@ -122,19 +122,22 @@ class RemosTrainer(Trainer):
             ValueError: `slice_ratio="auto"` has no held-out data that it could use, or cannot copy this trainer.
             RemosError: The checkpoint was made by another strategy or search; or no ratio stays within the budget.
             FileNotFoundError: The checkpoint was not made by RemosTrainer.
+            CorruptFileError: It is half written.
         """
         checkpoint = self._checkpoint(resume_from_checkpoint)
         if self.moments is None:
+            settle_loss_scale(self)
             self._start(checkpoint)
         return super().train(checkpoint, *args, **kwargs)
 
     def _checkpoint(self, resume: str | bool | None) -> str | None:
-        if resume is not True:
-            return resume or None
-        found = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
-        if found is None:
-            raise ValueError(f"There is no checkpoint to resume from in {self.args.output_dir}.")
-        return found
+        if not resume:
+            return None
+        if resume is True:
+            found = last_whole_checkpoint(Path(self.args.output_dir))
+            return None if found is None else str(found)
+        check_whole(Path(resume))
+        return resume
 
     def _start(self, checkpoint: str | None) -> None:
         # Here, not in a callback: on_train_begin runs when a checkpoint's weights are loaded and the optimizer is
@@ -163,16 +166,18 @@ class RemosTrainer(Trainer):
             _internal_call: As in Trainer.
         """
         folder = Path(output_dir or self.args.output_dir)
-        if self.peft_config is None or self.sidecars is None or folder.name.startswith(PREFIX_CHECKPOINT_DIR):
-            super().save_model(output_dir, _internal_call)
-        else:
-            self._save_merged(output_dir, _internal_call)
-        if self.moments is not None and _internal_call and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+        checkpoint = folder.name.startswith(PREFIX_CHECKPOINT_DIR)
+        # Ours first: Trainer's own state, the last file of a checkpoint, says that it is whole.
+        if self.moments is not None and checkpoint and _internal_call:
             self.moments.save(folder)
         if self.sidecars is not None and self.args.should_save:
             # Pushing while training uploads the output folder with the checkpoint's weights copied into it.
             for place in {folder, Path(self.args.output_dir)} if self.args.push_to_hub else {folder}:
                 self.sidecars.save(place)
+        if self.peft_config is None or self.sidecars is None or checkpoint:
+            super().save_model(output_dir, _internal_call)
+        else:
+            self._save_merged(output_dir, _internal_call)
 
     def push_to_hub(
         self,
