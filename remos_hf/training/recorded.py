@@ -66,14 +66,15 @@ class RecordedTrainer(Trainer):
             return
         folder = Path(output_dir or self.args.output_dir)
         is_checkpoint = _internal_call and folder.name.startswith(PREFIX_CHECKPOINT_DIR)
+        # Ours first: Trainer's own state, the last file of a checkpoint, says that it is whole.
         if is_checkpoint:
             self.moments.save(folder)
+        if self.args.should_save:
+            self.sidecars.save(folder)
         if is_checkpoint or not is_peft_model(self.accelerator.unwrap_model(self.model)):
             super().save_model(output_dir, _internal_call)
         else:
             self._save_merged(output_dir, _internal_call)
-        if self.args.should_save:
-            self.sidecars.save(folder)
 
     def _save_merged(self, output_dir: str | None, _internal_call: bool) -> None:
         adapted = self.model
