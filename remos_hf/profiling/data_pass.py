@@ -23,7 +23,7 @@ from remos_hf.activations import evaluating, watch
 from remos_hf.adapters.base import LABEL_KEYS, Adapter, inputs_of
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import NonFiniteError, UnsupportedModelError
-from remos_hf.layers import Layer, check_rankable, weights_hash
+from remos_hf.layers import Layer, rankable_layers, weights_hash
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.profiling.criteria import ActivationStatistics, Criterion, threshold_coverage
 
@@ -83,8 +83,7 @@ def profile_coverage(
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"max_samples is the number of samples to profile, at least 1, but got {max_samples}.")
     adapter = adapter_for(teacher, head)
-    layers = adapter.layers(embeddings=embeddings)
-    check_rankable(layers)
+    layers = rankable_layers(adapter.layers(embeddings=embeddings))
     counter = _Counter(adapter, layers, threshold_coverage() if criterion is None else criterion)
     quiet = not (progress and on_main_process())
     batches = tqdm(_limited(dataloader, max_samples), desc="Profiling coverage", delay=2, disable=quiet)
