@@ -1,4 +1,4 @@
-"""The sequences of a batch (tokens, sound, a decoder's tokens): which of their positions are real, and shorter batches."""
+"""The sequences of a batch (tokens, sound, a decoder's tokens): which positions are real, and shorter batches."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,9 +66,9 @@ def sequences_of(batch: Any, *, decoder: bool = False) -> dict[str, Sequence]:  
     for key, value in _tensors(batch):
         if key.endswith("mask") and key not in _OTHER_MASKS and key not in found and not bool(value.bool().all()):
             raise UnsupportedModelError(
-                f"'{key}' of shape {tuple(value.shape)} hides part of the batch, and what it hides in each layer is not "
-                "known, so padding would count. Give batches without padding (images of one size), or the padding of "
-                "tokens as attention_mask, 1 where a token is real."
+                f"'{key}' of shape {tuple(value.shape)} hides part of the batch, and what it hides in each layer is "
+                "not known, so padding would count. Give batches without padding (images of one size), or the padding "
+                "of tokens as attention_mask, 1 where a token is real."
             )
     return found
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from remos_hf.adapters.base import LABEL_KEYS, inputs_of
+from remos_hf.adapters.base import inputs_of
+from remos_hf.adapters.sequences import LABEL_KEYS
 
 # Values of each sample that go into the data fingerprint: enough to tell data sets apart, too few to cost time.
 _FINGERPRINT_VALUES = 1024
@@ -60,11 +61,11 @@ def count_samples(batch: Any) -> int:  # noqa: ANN401 - any batch
     if any(len(tensors[key]) != samples for key in must_agree):
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         raise ValueError(
-            f"The tensors of a batch disagree on how many samples it holds: {shapes}. Give each sample one row in every "
-            "tensor (as many images as texts), or batches of one sample."
+            f"The tensors of a batch disagree on how many samples it holds: {shapes}. Give each sample one row in "
+            "every tensor (as many images as texts), or batches of one sample."
         )
     if main is not None and not tensors[main].numel():
-        raise ValueError(f"'{main}' has the shape {tuple(tensors[main].shape)}: no sample of this batch holds anything.")
+        raise ValueError(f"'{main}' has the shape {tuple(tensors[main].shape)}: no sample of the batch holds anything.")
     return samples
 
 

@@ -5,7 +5,7 @@ be found there again. Then each sequence of the batch is cut, and the axis that 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,6 +43,15 @@ class Layout:
     sequence: str | None = None
     position: int | None = None
     unclear: bool = False
+
+    @property
+    def folded(self) -> bool:
+        """Whether the samples' axis holds something else too."""
+        return self.rows != 1 or self.position == self.axis is not None
+
+
+# All of an activation belongs to the one sample that runs.
+WHOLE = Layout(None, rows=0)
 
 
 class Unproved(Exception):  # noqa: N818 - caught within the room, never seen outside
@@ -146,7 +155,8 @@ def _trace(run: Callable[[Any, See], None], batch: Any) -> dict[Place, _Seen]:  
 
 
 def _look(values: Tensor, axis: int) -> _Seen:
-    rows = values.detach().float().movedim(axis, -1).flatten(0, -2)
+    rows = values.detach().float().movedim(axis, -1)
+    rows = rows.reshape(-1, rows.shape[-1])
     if not rows.numel():
         return _Seen(values.shape, rows.new_zeros(rows.shape[-1]), rows.new_zeros(()))
     rows = rows.nan_to_num()  # what is not finite is found, and named, where it is counted
@@ -167,11 +177,12 @@ def _samples_axis(place: Place, values: Tensor, neurons: int, one: _Seen, other:
     best = min(errors)
     if best <= (_HALF_TOLERANCE if values.dtype in (torch.bfloat16, torch.float16) else _TOLERANCE):
         return candidates[errors.index(best)]
-    if rows > 1:
+    crossed = _error(values, neurons, candidates[0], other, one)
+    if rows > 1 or crossed < best:  # entries in another order: tokens that were routed here
         return None
     raise UnsupportedModelError(
-        f"The {place[1]} of '{place[0]}' holds other values for a sample beside another one than for the sample alone, so "
-        "samples cannot be told apart. The first axis of every batch must be the sample, and the model must not mix "
+        f"The {place[1]} of '{place[0]}' holds other values for a sample beside another one than for the sample alone, "
+        "so samples cannot be told apart. The first axis of every batch must be the sample, and the model must not mix "
         "samples."
     )
 
@@ -185,7 +196,9 @@ def _error(values: Tensor, neurons: int, layout: Layout, one: _Seen, other: _See
     return float(torch.stack(errors).max())
 
 
-def by_sample(values: Tensor, layout: Layout, samples: int, neurons: int) -> tuple[Tensor, int]:
+def by_sample(
+    values: Tensor, layout: Layout, samples: int, neurons: int, sequences: Mapping[str, Sequence] | None = None
+) -> tuple[Tensor, int]:
     """View an activation with its samples on the first axis; what was folded into theirs becomes the second.
 
     Args:
@@ -193,22 +206,57 @@ def by_sample(values: Tensor, layout: Layout, samples: int, neurons: int) -> tup
         layout: Where its samples lie.
         samples: How many there are.
         neurons: Axis of the neurons.
+        sequences: The batch's, which say how many positions there have to be; None in a proof.
 
     Returns:
         The view, and the axis of the neurons in it.
+
+    Raises:
+        Unproved: There are more or fewer entries than the samples should have.
     """
-    axis = moved_axis(neurons % values.dim(), layout)
+    rows = layout.rows
+    if sequences is not None and layout.position == layout.axis and layout.sequence in sequences:
+        rows = math.prod(sequences[layout.sequence].shape[1:])
+    if values.dim() <= layout.axis or values.shape[layout.axis] != samples * rows:
+        raise Unproved(f"an activation of shape {tuple(values.shape)} does not hold {rows} entries for each sample")
+    axis = _moved(neurons % values.dim(), layout)
     values = values.movedim(layout.axis, 0)
-    if layout.rows == 1:
+    if not layout.folded:
         return values, axis
     if layout.samples_inside:
-        return values.unflatten(0, (-1, samples)).transpose(0, 1), axis
-    return values.unflatten(0, (samples, -1)), axis
+        return values.unflatten(0, (rows, samples)).transpose(0, 1), axis
+    return values.unflatten(0, (samples, rows)), axis
 
 
-def moved_axis(axis: int, layout: Layout) -> int:
-    """Say where `by_sample` puts another axis than the samples' own."""
-    return axis + (axis < layout.axis) + (layout.rows > 1)
+def _moved(axis: int, layout: Layout) -> int:
+    return axis + (axis < layout.axis) + layout.folded
+
+
+def real_positions(real: Tensor, layout: Layout, others: tuple[int, ...], neurons: int) -> Tensor | None:
+    """Lay the mask of a sequence over an activation that `by_sample` has viewed.
+
+    Args:
+        real: Bool, shape (samples, positions) or (samples, choices, positions).
+        layout: Of the activation.
+        others: Sizes of the axes of the view that are neither samples nor neurons.
+        neurons: Axis of the neurons in the activation itself, from 0.
+
+    Returns:
+        Bool, shape (samples, all others folded); None if the mask does not fit.
+    """
+    choices, positions = real.shape[1:-1], real.shape[-1]
+    if layout.position == layout.axis:
+        place, others = len(choices), (*real.shape[1:], *others[1:])
+    else:
+        place = _moved(layout.position, layout) - 1
+        place -= place >= _moved(neurons, layout) - 1
+    if others[place] != positions:
+        return None
+    before = others[:place]
+    if math.prod(choices) > 1 and before != choices:
+        return None
+    shape = (*(before if math.prod(choices) > 1 else [1] * place), positions, *[1] * (len(others) - place - 1))
+    return real.reshape(len(real), *shape).expand(len(real), *others).reshape(len(real), -1)
 
 
 def _shorter_traces(run: Callable, batch: Any, name: str, sequence: Sequence) -> tuple[int, dict] | None:  # noqa: ANN401
@@ -246,9 +294,7 @@ def _find_positions(
             layouts[place] = replace(layout, unclear=True)
 
 
-def _shrunk_axis(
-    layout: Layout, full: torch.Size, cut: torch.Size, sequence: torch.Size, left: int
-) -> int | None:
+def _shrunk_axis(layout: Layout, full: torch.Size, cut: torch.Size, sequence: torch.Size, left: int) -> int | None:
     if len(full) != len(cut):
         return None
     changed = [axis for axis, (before, after) in enumerate(zip(full, cut, strict=True)) if before != after]
