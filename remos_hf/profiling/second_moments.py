@@ -174,8 +174,8 @@ def _patches(layer: Layer, activation: Activation, some: slice) -> Tensor:
     real = activation.padding.real[some]
     if real.shape[1] != patches.shape[2]:
         raise UnsupportedModelError(
-            f"'{layer.name}' makes {patches.shape[2]} positions of {real.shape[1]}, so which of them are padding is not "
-            "known. Give batches without padding."
+            f"'{layer.name}' makes {patches.shape[2]} positions of {real.shape[1]}, so which of them are padding is "
+            "not known. Give batches without padding."
         )
     return patches.transpose(1, 2)[real].transpose(0, 1)
 
