@@ -19,6 +19,7 @@ _OTHER_MASKS = frozenset(
     {
         "attention_mask",
         "bool_masked_pos",
+        "completion_mask",  # TRL's: which tokens count in the loss
         "cross_attn_head_mask",
         "decoder_attention_mask",
         "decoder_head_mask",
