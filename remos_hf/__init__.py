@@ -61,7 +61,7 @@ _HOMES = {
     "slicing.relevant_slice": ("RelevantSlice", "choose_slice"),
     "slicing.refill": ("reset_outside",),
     "strategies": ("STRATEGIES", "Finetune", "MagPrune", "Random", "Remos", "Retrain", "TopMagnitude"),
-    "strategies.base": ("Preparation", "Strategy"),
+    "strategies.base": ("Hold", "Preparation", "Strategy"),
     "sharing.hub": ("Pushed", "push_to_hub"),
     "sharing.model_card": ("eval_result_files", "model_card"),
     "sharing.record": ("Sidecars",),

@@ -1,34 +1,29 @@
 """RemosTrainer: transformers.Trainer that starts its student by a strategy."""
 
 import copy
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HTTPError
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset, IterableDataset
-from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
+from transformers import TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from remos_hf.adapters.transformers_models import adapter_for
-from remos_hf.errors import RemosError
-from remos_hf.profiling.coverage import CoverageProfile
-from remos_hf.sharing.hub import Pushed, push_to_hub
-from remos_hf.sharing.record import Sidecars
-from remos_hf.slicing.relevant_slice import RelevantSlice
 from remos_hf.strategies.base import Strategy
-from remos_hf.training.attach import RemosCallback
-from remos_hf.training.profiling_data import student_batches
+from remos_hf.training.half_written import chosen_checkpoint
+from remos_hf.training.loss_scale import settle_loss_scale
+from remos_hf.training.moments import check_adapters, hold_trainer
 from remos_hf.training.ratio_search import RatioSearch
+from remos_hf.training.recorded import RecordedTrainer, check_pushing, record_adapters
 from remos_hf.training.reporting import StartLog
-from remos_hf.training.start import chosen_start, resumed_sidecars, searched_start, start_student
+from remos_hf.training.start import chosen_start, start_run
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
 
-class RemosTrainer(Trainer):
+class RemosTrainer(RecordedTrainer):
     """A Trainer whose student gives up the part of the teacher that its task does not need, before it trains.
 
     Everything that Trainer does, it does: arguments, evaluation, checkpoints, DDP. A resumed run never slices again.
@@ -67,7 +62,7 @@ class RemosTrainer(Trainer):
         args: TrainingArguments | None = None,
         *,
         slice_ratio: float | Literal["auto"] | None = None,
-        strategy: Strategy | None = None,
+        strategy: Strategy | Sequence[Strategy] | None = None,
         accuracy_budget: float | None = None,
         ratio_search: RatioSearch | None = None,
         profile_dataset: Dataset | IterableDataset | None = None,
@@ -81,22 +76,12 @@ class RemosTrainer(Trainer):
                 "model_init every train() would start from another model; make one RemosTrainer for each instead."
             )
         adapter_for(model, ())  # refuse wrapped models now, not after the data is loaded
+        if peft_config is not None:
+            check_adapters(self.strategy)
+        if args is not None:
+            check_pushing(args)
         self.peft_config, self.profile_dataset = peft_config, profile_dataset
-        self.sidecars: Sidecars | None = None
         super().__init__(model, args, **trainer_arguments)
-        # With it, Trainer neither divides the loss by the accumulation steps nor by the processes, while classification
-        # heads and our own loss ignore the count they are given: updates would grow with both (transformers #47688).
-        self.model_accepts_loss_kwargs = False
-
-    @property
-    def profile(self) -> CoverageProfile | None:
-        """The coverage that decided the slice; None before training, or if the strategy needs none."""
-        return self.sidecars and self.sidecars.profile
-
-    @property
-    def relevant_slice(self) -> RelevantSlice | None:
-        """The weights kept; None before training, or if the strategy slices nothing."""
-        return self.sidecars and self.sidecars.relevant_slice
 
     def train(
         self,
@@ -108,6 +93,7 @@ class RemosTrainer(Trainer):
 
         Args:
             resume_from_checkpoint: As in Trainer. Then the slice is read from the checkpoint and nothing is chosen.
+                True takes the last whole one: what a killed run left half written is removed, with a warning.
             *args: Passed on.
             **kwargs: Passed on.
 
@@ -115,39 +101,26 @@ class RemosTrainer(Trainer):
             ValueError: `slice_ratio="auto"` has no held-out data that it could use, or cannot copy this trainer.
             RemosError: The checkpoint was made by another strategy or search; or no ratio stays within the budget.
             FileNotFoundError: The checkpoint was not made by RemosTrainer.
+            CorruptFileError: It is half written.
         """
-        checkpoint = self._checkpoint(resume_from_checkpoint)
-        if self.sidecars is None:
+        checkpoint = chosen_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        if self.moments is None:
+            settle_loss_scale(self)
             self._start(checkpoint)
-        output = super().train(checkpoint, *args, **kwargs)
-        self.strategy.finish(self.model, lambda samples: student_batches(self, samples))
-        return output
-
-    def _checkpoint(self, resume: str | bool | None) -> str | None:
-        if resume is not True:
-            return resume or None
-        found = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
-        if found is None:
-            raise ValueError(f"There is no checkpoint to resume from in {self.args.output_dir}.")
-        return found
+        return super().train(checkpoint, *args, **kwargs)
 
     def _start(self, checkpoint: str | None) -> None:
         # Here, not in a callback: on_train_begin runs when a checkpoint's weights are loaded and the optimizer is
         # built, so that a reset there overwrites what was learned.
-        if self.ratio_search is not None:
-            self.strategy, self.sidecars = searched_start(
-                self, self.strategy, self.ratio_search, checkpoint, self._with_adapters
-            )
-        elif checkpoint is None:
-            self.sidecars = start_student(self, self.strategy)
-        else:
-            self.sidecars = resumed_sidecars(checkpoint, self.strategy)
-        self.add_callback(RemosCallback(self.strategy))
-        self.add_callback(StartLog(self, self.sidecars))
+        moments = start_run(self, self.strategy, self.ratio_search, checkpoint, self._with_adapters)
         if self.peft_config is not None:
             if checkpoint is not None:
-                self._start_base_again()
+                moments.restart(self.model)
             self.model = self.model_wrapped = self._with_adapters(self.model)
+            record_adapters(moments.sidecars, self.model)
+        self.moments, self.strategy = moments, moments.asked
+        hold_trainer(self, moments)
+        self.add_callback(StartLog(self, moments.sidecars))
 
     def _with_adapters(self, model: nn.Module) -> nn.Module:
         if self.peft_config is None:
@@ -155,115 +128,3 @@ class RemosTrainer(Trainer):
         from peft import get_peft_model
 
         return get_peft_model(model, copy.deepcopy(self.peft_config))
-
-    def _start_base_again(self) -> None:
-        # A checkpoint of adapters holds no base weights.
-        self.strategy.restart(self.model, lambda samples: student_batches(self, samples), self.relevant_slice)
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-        **kwargs: Any,  # noqa: ANN401 - whatever later versions pass
-    ) -> Tensor | tuple[Tensor, Any]:
-        """Compute Trainer's loss; in training steps of strategies that act in it, with their inputs and penalty."""
-        if not (model.training and self.strategy.acts_in_loss):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch, **kwargs)
-        inputs = self.strategy.before_forward(model, inputs)
-        loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch=num_items_in_batch, **kwargs)
-        penalty = self.strategy.penalty(model, inputs, outputs)
-        loss = loss if penalty is None else loss + penalty
-        return (loss, outputs) if return_outputs else loss
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the student as an ordinary checkpoint, with the sidecars beside it.
-
-        Args:
-            output_dir: Where to; `args.output_dir` if None.
-            _internal_call: As in Trainer.
-        """
-        folder = Path(output_dir or self.args.output_dir)
-        if self.peft_config is None or self.sidecars is None or folder.name.startswith(PREFIX_CHECKPOINT_DIR):
-            super().save_model(output_dir, _internal_call)
-        else:
-            self._save_merged(output_dir, _internal_call)
-        if self.sidecars is not None and self.args.should_save:
-            # Pushing while training uploads the output folder with the checkpoint's weights copied into it.
-            for place in {folder, Path(self.args.output_dir)} if self.args.push_to_hub else {folder}:
-                self.sidecars.save(place)
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **about: Any,  # noqa: ANN401 - what `remos_hf.push_to_hub` takes
-    ) -> Pushed | None:
-        """Save the student, and push it with its record and its model card in one commit; private unless said.
-
-        Args:
-            commit_message: The commit's message.
-            blocking: Must be True: what was pushed is returned when it is there.
-            token: Of the Hub; `args.hub_token`, or the stored one.
-            revision: Branch; `args.hub_revision`, or the main one.
-            private: Whether a new repository is private; `args.hub_private_repo`, or True.
-            **about: `report`, `report_student`, `report_task`, `command`, `dataset`, `language`, `license`, `metrics`,
-                `dry_run` of `remos_hf.push_to_hub`. The card's metrics are those of the last evaluation if not given.
-
-        Returns:
-            What was pushed; None on processes other than the main one.
-
-        Raises:
-            ValueError: `blocking` is False.
-            RemosError: The Hub could not be reached or refused; the message says how to go on. The student is saved.
-        """
-        if not blocking:
-            raise ValueError("push_to_hub waits until the commit is there; RemosTrainer offers no blocking=False.")
-        args = self.args
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        token = args.hub_token if token is None else token
-        private = getattr(args, "hub_private_repo", None) if private is None else private
-        repo_id = args.hub_model_id or Path(args.output_dir).resolve().name
-        if "/" not in repo_id and not about.get("dry_run"):
-            repo_id = f"{_user(token, args.output_dir)}/{repo_id}"
-        return push_to_hub(
-            args.output_dir,
-            repo_id if "/" in repo_id else f"you/{repo_id}",
-            processing_class=self.processing_class,
-            private=private is not False,
-            token=token,
-            revision=revision or getattr(args, "hub_revision", None),
-            commit_message=commit_message,
-            **{"metrics": _last_evaluation(self.state.log_history), **about},
-        )
-
-    def _save_merged(self, output_dir: str | None, _internal_call: bool) -> None:
-        adapted = self.model
-        self.model = copy.deepcopy(self.accelerator.unwrap_model(adapted)).merge_and_unload()
-        try:
-            super().save_model(output_dir, _internal_call)
-        finally:
-            self.model = adapted
-
-
-def _user(token: str | None, kept: str) -> str:
-    try:
-        return HfApi().whoami(token=token)["name"]
-    except (HTTPError, OSError, ValueError) as error:
-        raise RemosError(
-            f"Whose repository is meant is not known: the Hub did not say who you are ({error}). The student is "
-            f"kept in {kept}. Log in (`hf auth login`), or name it whole: TrainingArguments(hub_model_id='user/name')."
-        ) from error
-
-
-def _last_evaluation(history: list[dict[str, float]]) -> dict[str, float] | None:
-    found = next((entry for entry in reversed(history) if any(name.startswith("eval_") for name in entry)), {})
-    timings = ("_runtime", "_per_second", "_time")
-    metrics = {name.removeprefix("eval_"): value for name, value in found.items() if name.startswith("eval_")}
-    return {name: value for name, value in metrics.items() if not name.endswith(timings) and name != "runtime"} or None

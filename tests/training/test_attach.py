@@ -12,14 +12,14 @@ from remos_hf.evaluation.measures import Rate, excess_dir
 from remos_hf.evaluation.report import DefectReport
 from remos_hf.sharing.record import Sidecars
 from remos_hf.slicing.relevant_slice import RelevantSlice
-from remos_hf.strategies.base import Strategy
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import Random, Remos
 from remos_hf.training.attach import attach_remos
+from remos_hf.training.moments import Moments
 from remos_hf.training.profiling_data import student_batches
 from remos_hf.training.reporting import log_defects
 from tests import tiny
-from tests.training.runs import trainer
+from tests.training.runs import arguments, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning", "ignore::FutureWarning")
 
@@ -52,7 +52,7 @@ def test_resuming_takes_the_checkpoints_slice(tmp_path, monkeypatch):
     theirs = trainer(tmp_path, kind=Trainer)
     sidecars = attach_remos(theirs, slice_ratio=0.9)
     theirs.train()
-    monkeypatch.setattr("remos_hf.training.attach.start_student", lambda *_: pytest.fail("sliced again"))
+    monkeypatch.setattr(Moments, "start", lambda *_: pytest.fail("sliced again"))
     checkpoint = str(tmp_path / "checkpoint-2")
     resumed = trainer(tmp_path, kind=Trainer)
     again = attach_remos(resumed, slice_ratio=0.9, resume_from_checkpoint=checkpoint)
@@ -81,13 +81,74 @@ def test_a_sequence_to_sequence_trainer_can_be_attached(tmp_path):
     assert Sidecars.load(tmp_path).relevant_slice == sidecars.relevant_slice
 
 
-def test_a_strategy_that_acts_in_the_loss_is_refused(tmp_path):
-    class Penal(Strategy):
-        def penalty(self, model, inputs, outputs):
-            return None
+def test_a_second_start_is_refused(tmp_path):
+    theirs = trainer(tmp_path, kind=Trainer)
+    attach_remos(theirs, slice_ratio=0.9)
+    for one in (theirs, trainer(tmp_path, slice_ratio=0.9)):
+        with pytest.raises(ValueError, match="has a student already"):
+            attach_remos(one, slice_ratio=0.9)
 
-    with pytest.raises(ValueError, match="Use RemosTrainer"):
-        attach_remos(trainer(tmp_path, kind=Trainer), strategy=Penal())
+
+def test_a_trainer_that_has_trained_is_refused_and_stays_as_it_is(tmp_path):
+    theirs = trainer(tmp_path, kind=Trainer, options={"max_steps": 1})
+    theirs.train()
+    before = {name: value.clone() for name, value in theirs.model.state_dict().items()}
+    with pytest.raises(ValueError, match="trained for 1 steps"):
+        attach_remos(theirs, slice_ratio=0.9)
+    assert all(torch.equal(value, before[name]) for name, value in theirs.model.state_dict().items())
+
+
+def test_a_trainer_that_makes_its_own_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="model_init"):
+        attach_remos(Trainer(model_init=lambda: tiny.bert(), args=arguments(tmp_path)), slice_ratio=0.9)
+
+
+def test_an_attached_trainer_is_still_one_of_its_class(tmp_path):
+    theirs = trainer(tmp_path, kind=Trainer)
+    sidecars = attach_remos(theirs, slice_ratio=0.9)
+    assert isinstance(theirs, Trainer) and type(theirs).__name__ == "Trainer"
+    assert theirs.sidecars is sidecars and theirs.relevant_slice is sidecars.relevant_slice
+    assert type(trainer(tmp_path, kind=Trainer)) is Trainer  # others of the class are left alone
+
+
+def test_resuming_from_what_attach_remos_was_not_told_is_refused(tmp_path):
+    ours = trainer(tmp_path / "other", kind=Trainer, options={"seed": 1})
+    attach_remos(ours, strategy=Random(0.9))
+    ours.train()
+    theirs = trainer(tmp_path / "mine", kind=Trainer)
+    attach_remos(theirs, slice_ratio=0.9)
+    with pytest.raises(ValueError, match="another student"):
+        theirs.train(resume_from_checkpoint=str(tmp_path / "other" / "checkpoint-2"))
+
+
+def test_a_run_resumes_from_its_own_checkpoint_without_a_new_trainer(tmp_path):
+    theirs = trainer(tmp_path, kind=Trainer)
+    attach_remos(theirs, slice_ratio=0.9)
+    theirs.train()
+    trained = {name: value.clone() for name, value in theirs.model.state_dict().items()}
+    theirs.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert all(torch.equal(value, trained[name]) for name, value in theirs.model.state_dict().items())
+
+
+def test_the_coverage_is_that_of_max_samples_of_the_profile_dataset(tmp_path):
+    known = trainer(tmp_path, kind=Trainer, train_dataset=tiny.dataset(10, seed=5)[:4])
+    expected = attach_remos(known, slice_ratio=0.9)
+    theirs = trainer(tmp_path, kind=Trainer)
+    few = torch.utils.data.Subset(tiny.dataset(10, seed=5), range(4))
+    assert attach_remos(theirs, slice_ratio=0.9, profile_dataset=few).profile == expected.profile
+    theirs = trainer(tmp_path, kind=Trainer)
+    assert attach_remos(theirs, slice_ratio=0.9, max_samples=3).profile.num_samples == 3
+
+
+def test_what_was_sliced_is_told_in_one_line_by_default(tmp_path, caplog):
+    theirs = trainer(tmp_path, kind=Trainer, options={"max_steps": 1})
+    attach_remos(theirs, slice_ratio=0.9)
+    theirs.train()
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("remos_hf.training.reporting")]
+    assert told == [
+        "Remos: the student keeps 3,686 of the 4,096 weights that compete (90.0%) by the coverage of 24 samples; the "
+        "others were reset before the first step."
+    ]
 
 
 def test_the_summary_is_logged(tmp_path, caplog):
