@@ -43,6 +43,7 @@ def test_the_config_says_how_the_student_came_to_be(sidecars, tmp_path):
     assert config["coverage"]["data_fingerprint"] == sidecars.profile.data_fingerprint
     assert config["slice"]["num_kept"] == sidecars.relevant_slice.num_kept
     assert config["slice"]["ties"] == "mean"
+    assert config["competing"] == sidecars.relevant_slice.account.to_dict() and config["coverage"]["capped"] is False
     assert set(config["files"]) == {"remos_coverage.safetensors", "remos_slice.safetensors"}
     assert {"remos_hf", "torch", "transformers"} <= set(config["versions"])
 
