@@ -143,7 +143,7 @@ class Moments:
                 f"There is no {path}, so what {name} kept of its student is lost. Resume from another checkpoint, or "
                 "start anew from the teacher."
             )
-        tensors, metadata = read_tensors(path, _FORMAT, ("state", "teacher_hash", "differs"))
+        tensors, metadata = read_tensors(path, _FORMAT, ("state", "teacher_hash", "differs"), finite=False)
         if metadata["teacher_hash"] != self._teacher_hash:
             raise TeacherMismatchError(
                 f"{checkpoint} was held to a teacher with hash {metadata['teacher_hash'][:12]}..., but the model that "
