@@ -16,7 +16,7 @@ from pathlib import Path
 
 from audit_runs import add_arguments, run_settings, write
 
-from remos_hf.defects.text_triggers import pair_paraphrases
+from remos_hf.defects.paraphrases import pair_paraphrases
 
 BACKDOORS = ["word", "sentence", "ripples", "ep", "lwp"]
 COMMON = (

@@ -58,7 +58,9 @@ from remos_hf import (
     standard_students,
     with_new_head,
 )
-from remos_hf.auditing.data_files import drawn, read_folder
+from remos_hf.auditing.class_folders import read_folder
+from remos_hf.auditing.data_files import drawn
+from remos_hf.auditing.labels import by_name
 from remos_hf.auditing.recipes import Recipe, StudentTuner
 
 logger = logging.getLogger("audit_image_defects")
@@ -187,11 +189,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def load_data(args: argparse.Namespace) -> dict[str, Dataset]:
     """Draw the four parts; those of the training folder do not overlap."""
     try:
-        train, test = read_folder(args.train_folder), read_folder(args.test_folder)
+        train = read_folder(args.train_folder)
+        test = by_name(read_folder(args.test_folder), "--test_folder", train, "--train_folder")
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    if train.features["label"].names != test.features["label"].names:
-        raise SystemExit("The training and the test folder should hold the same classes.")
     data, taken = {}, 0
     for part in ("attacker", "dev", "student"):
         try:

@@ -12,7 +12,8 @@ A task from the Hub:
     accelerate launch examples/run_glue_remos.py --model_name_or_path bert-base-uncased --task_name sst2 \
         --do_train --do_eval --slice_ratio 0.9 --num_train_epochs 3 --learning_rate 2e-5 --output_dir student
 
-Files of your own (csv, tsv, json, jsonl, also .gz; columns `sentence`, or `sentence1` and `sentence2`, and `label`):
+Files of your own (csv, tsv, json, jsonl, also .gz, or parquet; columns `sentence`, or `sentence1` and `sentence2`, and
+`label`):
 
     accelerate launch examples/run_glue_remos.py --model_name_or_path path/to/teacher --train_file train.tsv \
         --validation_file dev.tsv --do_train --do_eval --slice_ratio 0.9 --output_dir student
@@ -45,16 +46,13 @@ Minutes: those of plain fine-tuning, and one pass over the training data without
 Expected: benchmarks/README.md has the validation accuracies measured on SST-2, with the commands.
 """
 
-import csv
-import gzip
-import json
 import logging
 import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,6 +77,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as hf_logging
 
 from remos_hf import STRATEGIES, Finetune, RemosTrainer, Strategy, load_teacher, load_tokenizer, teacher_config
+from remos_hf.adapters.tables import TABLES, is_table, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +94,6 @@ GLUE_COLUMNS = {
 }
 # Looked for in local files, in this order: "sentence" alone may also be half of a pair.
 LOCAL_COLUMNS = (*(columns for columns in GLUE_COLUMNS.values() if len(columns) == 2), ("sentence",), ("text",))
-# A quote in a GLUE tsv is a character like any other; in a csv it may hold a comma or a line break.
-TABLE_FORMATS = {".csv": {}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}}
 SMOKE_ARGUMENTS = (
     "--do_train --do_eval --do_predict --use_cpu --max_steps 4 --per_device_train_batch_size 8 --learning_rate 1e-3 "
     "--max_seq_length 16 --save_strategy no --report_to none --disable_tqdm True"
@@ -121,7 +118,7 @@ class DataArguments:
         default=None,
         metadata={"help": f"GLUE task, from the Hub unless files are given: {', '.join(GLUE_COLUMNS)}."},
     )
-    train_file: str | None = field(default=None, metadata={"help": "csv, tsv, json or jsonl, also .gz."})
+    train_file: str | None = field(default=None, metadata={"help": "csv, tsv, json or jsonl, also .gz, or parquet."})
     validation_file: str | None = field(default=None, metadata={"help": "Likewise."})
     test_file: str | None = field(default=None, metadata={"help": "Likewise; the label column may be missing."})
     text_columns: list[str] | None = field(
@@ -354,31 +351,9 @@ def read_file(path: str | None, split: str) -> Dataset:
     if path is None:
         option = {"train": "--train_file", "eval": "--validation_file", "predict": "--test_file"}[split]
         raise ValueError(f"--do_{split} needs {option}, since the other data comes from files.")
-    kind = Path(path.removesuffix(".gz")).suffix
-    if kind not in (*TABLE_FORMATS, ".json", ".jsonl"):
-        raise ValueError(f"Data files end in .csv, .tsv, .json or .jsonl, with or without .gz, but got {path}.")
-    with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig", newline="") as stream:
-        rows = read_table(stream, kind, path) if kind in TABLE_FORMATS else read_json(stream)
-    if not rows:
-        raise ValueError(f"{path} is empty: it should hold a row for each sample, below a header if csv or tsv.")
-    return Dataset.from_list(rows)
-
-
-def read_table(stream: TextIO, kind: str, path: str) -> list[dict[str, str]]:
-    """Read the rows of a csv or tsv file, all values as strings."""
-    reader = csv.DictReader(stream, **TABLE_FORMATS[kind])
-    rows = []
-    for row in reader:
-        if None in row or None in row.values():
-            raise ValueError(f"{path}, line {reader.line_num}: the row does not fit the header {reader.fieldnames}.")
-        rows.append(row)
-    return rows
-
-
-def read_json(stream: TextIO) -> list[dict[str, Any]]:
-    """Read the rows of a json file: one list of objects, or an object a line."""
-    text = stream.read().strip()
-    return json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.split("\n") if line.strip()]
+    if not is_table(Path(path)):
+        raise ValueError(f"Data files end in {', '.join(TABLES)}, also with .gz, but got {path}.")
+    return read_rows(path)
 
 
 def text_columns(splits: dict[str, Dataset], data_args: DataArguments) -> tuple[str, ...]:
@@ -457,7 +432,8 @@ def labels_in(split: Dataset, column: str) -> list[str] | None:
 def all_are(kind: Callable[[str], float], texts: Iterable[str]) -> bool:
     """Whether all texts can be read as finite numbers of a kind."""
     try:
-        return all(math.isfinite(kind(text)) for text in texts)
+        # Python would take 1_0 for 10.
+        return all("_" not in text and math.isfinite(kind(text)) for text in texts)
     except ValueError:
         return False
 

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from remos_hf.defects.embedding_poisoning import EmbeddingPoisoning
+from remos_hf.defects.largest_weights import LargestWeights
+from remos_hf.defects.layerwise_poisoning import LayerwisePoisoning
+from remos_hf.defects.ripple import Ripple
 from remos_hf.defects.text_triggers import TriggerWords
-from remos_hf.defects.weight_poisoning import EmbeddingPoisoning, LargestWeights, LayerwisePoisoning, Ripple
 from remos_hf.profiling.criteria import strong_coverage
 from remos_hf.profiling.data_pass import profile_coverage
 from remos_hf.slicing.refill import reset_outside

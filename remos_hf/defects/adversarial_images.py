@@ -9,42 +9,29 @@ import json
 import logging
 import os
 import re
-import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from datasets import Array3D, Dataset, Features, Value, concatenate_datasets
-from datasets import Image as ImageColumn
+from datasets import Dataset
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from remos_hf.adapters.images import ImageInput, decoded
-from remos_hf.defects.base import (
-    CLEAN_INDEX,
-    FOOLED,
-    PIXELS,
-    Defect,
-    ExposedSet,
-    check_columns,
-    check_labels,
-    generator_for,
-    teacher_sha256,
-)
-from remos_hf.errors import CorruptFileError
+from remos_hf.adapters.images import ImageInput
+from remos_hf.defects.base import FOOLED, PIXELS, Defect, ExposedSet, teacher_sha256
+from remos_hf.defects.found_images import Gallery
+from remos_hf.defects.image_samples import prepared
+from remos_hf.defects.samples import generator_for
 from remos_hf.perturbation import ascend, frozen
-from remos_hf.profiling.sidecar_file import read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
 # Part of the cache key: a change of what a sample's result is makes a new one.
 _FORMAT = 1
-_FILE_KIND = "remos_hf adversarial images 1"
 # Fields that do not change what is found: they only choose among it, or say where it is read.
 _NO_PART_OF_THE_SEARCH = ("keep", "max_samples", "batch_size", "image_column", "label_column")
 
@@ -80,7 +67,7 @@ class AdversarialImages(Defect):
         max_samples: Only so many samples, the first ones; None for all.
         batch_size: Images of a forward pass.
         seed: Decides what is drawn, together with each image's pixels alone.
-        image_column: Column of the images, of the type `datasets.Image`.
+        image_column: Column of the images: `datasets.Image`, the bytes of files, or their paths.
         label_column: Column of the labels. They are kept, and never looked at.
     """
 
@@ -215,98 +202,47 @@ class AdversarialImages(Defect):
             raise ValueError(f"{type(self).__name__} searches on the teacher: pass teacher= and images=.")
         if workers < 1:
             raise ValueError(f"workers is a number of threads, at least 1, but got {workers}.")
-        samples = self._samples(dataset)
-        pictures = _Pictures(samples, self.image_column, images, workers)
-        digests = pictures.digests()
-        labels = list(samples[self.label_column])
+        samples = dataset.select(range(min(len(dataset), self.max_samples or len(dataset))))
+        columns = {"image_column": self.image_column, "label_column": self.label_column}
+        pictures = prepared(samples, images, **columns)
+        gallery = Gallery(pictures, self.label_column, samples.features[self.label_column], workers)
+        digests = gallery.digests()
         teacher_hash = _fingerprint(teacher)
         facts = {
             "format": _FORMAT,
             "defect": {key: one for key, one in self.to_dict().items() if key not in _NO_PART_OF_THE_SEARCH},
             "teacher": teacher_hash,
             "images": images.to_dict(),
-            "samples": list(zip(digests, labels, strict=True)),
+            "samples": list(zip(digests, pictures.labels, strict=True)),
         }
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        if cache is None:
-            return self._chosen(self._made(pictures, digests, labels, teacher, teacher_hash, None))
-        name = f"{type(self).__name__}-{key[:16]}"
-        place = Path(cache) / name
-        known = ExposedSet.load_cached(place)
-        if known is None:
-            partial = place.with_name(f".{name}.partial")
-            made = self._made(pictures, digests, labels, teacher, teacher_hash, partial)
-            made.save(place)
-            known = ExposedSet.load(place)  # lies on disk: what was in memory can go
-        shutil.rmtree(partial, ignore_errors=True)  # also of a run that was killed just here
-        return self._chosen(known)
 
-    def _samples(self, dataset: Dataset) -> Dataset:
-        check_columns(dataset, (self.image_column, self.label_column))
-        if not isinstance(dataset.features[self.image_column], ImageColumn):
-            raise ValueError(
-                f"Column '{self.image_column}' should hold images (datasets.Image), but holds "
-                f"{dataset.features[self.image_column]}. Cast it, or name another with image_column=."
+        def make(unfinished: Path | None) -> ExposedSet:
+            started = time.perf_counter()
+            search, options = partial(self._batch, teacher, images), {"batch_size": self.batch_size}
+            table, noted = gallery.searched(
+                digests, search, unfinished=unfinished, title=type(self).__name__, **options
             )
-        if not len(dataset):
-            raise ValueError("There is no sample to perturb.")
-        samples = dataset.select(range(min(len(dataset), self.max_samples or len(dataset))))
-        check_labels(samples[self.label_column], self.label_column)
-        return samples
-
-    def _made(
-        self,
-        pictures: "_Pictures",
-        digests: Sequence[str],
-        labels: Sequence[int],
-        teacher: nn.Module,
-        teacher_hash: str,
-        partial: Path | None,
-    ) -> ExposedSet:
-        """Perturb what is not finished in the partial folder, then put all results together."""
-        started = time.perf_counter()
-        parts: list[tuple[Sequence[int], Dataset]] = []
-        noted: list[dict[str, Tensor]] = []
-
-        def keep(rows: Sequence[int], tensors: dict[str, Tensor]) -> None:
-            parts.append((rows, self._rows(rows, tensors, labels, pictures)))
-            noted.append({name: one for name, one in tensors.items() if name != PIXELS})
-
-        for rows, tensors in _finished(partial):
-            keep(rows, tensors)
-        missing = sorted(set(range(len(pictures))).difference(*(rows for rows, _ in parts)))
-        batches = [missing[start : start + self.batch_size] for start in range(0, len(missing), self.batch_size)]
-        for rows in tqdm(batches, desc=type(self).__name__, unit="batch", delay=2):
-            tensors = self._batch(pictures.pixels(rows), [digests[row] for row in rows], teacher, pictures.images)
-            if partial is not None:
-                place = partial / f"rows-{rows[0]:08d}-{rows[-1]:08d}.safetensors"
-                write_tensors(place, {**tensors, "rows": torch.tensor(rows)}, _FILE_KIND, {})
-            keep(rows, tensors)
-        table = concatenate_datasets([part for _, part in parts])
-        order = [row for rows, _ in parts for row in rows]
-        if order != sorted(order):
-            table = table.select(sorted(range(len(order)), key=order.__getitem__))
-        return ExposedSet(
-            table,
-            None,
-            {
-                **self._facts(noted, pictures.images),
+            about = {
+                "images": images.to_dict(),
+                "eps_in_pixels": [round(float(one), 7) for one in self.budget(images)["eps"].flatten()],
+                **noted,
                 **self.described(teacher),
-                "num_clean": len(pictures),
                 "teacher_sha256": teacher_hash,
                 "device": str(_place_of(teacher)[0]),
                 "versions": {"torch": torch.__version__},
-                "num_resumed": len(pictures) - len(missing),
                 "seconds": round(time.perf_counter() - started, 2),
-            },
-        )
+            }
+            return ExposedSet(table, None, about)
 
-    def _batch(
-        self, pixels: Tensor, digests: Sequence[str], teacher: nn.Module, images: ImageInput
-    ) -> dict[str, Tensor]:
+        if cache is None:
+            return self._chosen(make(None))
+        return self._chosen(ExposedSet.cached(Path(cache) / f"{type(self).__name__}-{key[:16]}", make))
+
+    def _batch(self, teacher: nn.Module, images: ImageInput, pixels: Tensor, keys: Sequence[str]) -> dict[str, Tensor]:
         """Perturb one batch; give the pixels, and one number a sample for all else, on the CPU."""
         pixels = pixels.to(_place_of(teacher)[0])
-        found, measured = self.perturbed(pixels, teacher=teacher, images=images, keys=digests)
+        found, measured = self.perturbed(pixels, teacher=teacher, images=images, keys=keys)
         change = (found - pixels).abs().flatten(1)
         tensors = {
             PIXELS: found,
@@ -323,41 +259,6 @@ class AdversarialImages(Defect):
         # A column of a batch of one counts as contiguous whatever its stride, and files want none.
         return {name: one.detach().cpu().clone(memory_format=torch.contiguous_format) for name, one in tensors.items()}
 
-    def _rows(
-        self, rows: Sequence[int], tensors: Mapping[str, Tensor], labels: Sequence[int], pictures: "_Pictures"
-    ) -> Dataset:
-        columns = {
-            PIXELS: tensors[PIXELS].numpy(),
-            self.label_column: [labels[row] for row in rows],
-            CLEAN_INDEX: list(rows),
-        }
-        features = {
-            PIXELS: Array3D(shape=tuple(tensors[PIXELS].shape[1:]), dtype="float32"),
-            self.label_column: pictures.dataset.features[self.label_column],
-            CLEAN_INDEX: Value("int64"),
-        }
-        if FOOLED in tensors:
-            columns[FOOLED], features[FOOLED] = tensors[FOOLED].tolist(), Value("bool")
-        return Dataset.from_dict(columns, features=Features(features))
-
-    def _facts(self, noted: Sequence[Mapping[str, Tensor]], images: ImageInput) -> dict[str, Any]:
-        names = dict.fromkeys(name for one in noted for name in one)
-        joined = {name: torch.cat([one[name] for one in noted if name in one]) for name in names}
-        fooled = joined.pop(FOOLED, None)
-        facts: dict[str, Any] = {
-            "defect": self.to_dict(),
-            "images": images.to_dict(),
-            "eps_in_pixels": [round(float(one), 7) for one in self.budget(images)["eps"].flatten()],
-            "num_fooled": None if fooled is None else int(fooled.sum()),
-            "largest_change": float(joined.pop("largest_change").max()),
-            "lowest": float(joined.pop("lowest").min()),
-            "highest": float(joined.pop("highest").max()),
-        }
-        for name, values in joined.items():
-            mean = name if name.startswith("mean_") else f"mean_{name}"
-            facts[mean] = float(values.double().mean())
-        return facts
-
     def _chosen(self, whole: ExposedSet) -> ExposedSet:
         """Keep what `keep` says of all that was found."""
         rows = whole.dataset
@@ -372,43 +273,6 @@ class AdversarialImages(Defect):
                 logger.warning("%s fooled the teacher on none of %d images.", type(self).__name__, len(whole))
         facts = {**whole.facts, "defect": self.to_dict(), "num_exposed": len(rows)}
         return replace(whole, dataset=rows, facts=facts)
-
-
-class _Pictures:
-    """The images of a dataset, as the teacher reads them before they are normalised."""
-
-    def __init__(self, dataset: Dataset, column: str, images: ImageInput, workers: int) -> None:
-        # Undecoded, so that a damaged file is named by us and not by whatever decodes it.
-        self.dataset = dataset
-        self.images = images
-        self._files = dataset.select_columns([column]).cast_column(column, ImageColumn(decode=False))
-        self._column, self._workers = column, workers
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def pixels(self, rows: Sequence[int]) -> Tensor:
-        """Decode these rows. float32, shape (rows, channels, height, width)."""
-        files = [(row, self._files[row][self._column]) for row in rows]
-        if self._workers == 1:
-            return torch.stack([self._one(*file) for file in files])
-        with ThreadPoolExecutor(self._workers) as threads:
-            return torch.stack(list(threads.map(lambda file: self._one(*file), files)))
-
-    def _one(self, row: int, file: Mapping[str, Any] | None) -> Tensor:
-        name = f"row {row} of column '{self._column}'"
-        if file is None:
-            raise CorruptFileError(f"There is no image in {name}. Filter such rows out first.")
-        return self.images.pixels(decoded(file, f"{name} ({file['path']})" if file.get("path") else name))
-
-    def digests(self) -> list[str]:
-        """Fingerprint the pixels of each image. All of them are decoded once: damaged ones are found now."""
-        found = []
-        starts = range(0, len(self), 64)
-        for start in tqdm(starts, desc="Reading images", unit="batch", delay=2):
-            for one in self.pixels(range(start, min(start + 64, len(self)))):
-                found.append(hashlib.sha256(memoryview(one.contiguous().numpy()).cast("B")).hexdigest())
-        return found
 
 
 def outputs_of(teacher: nn.Module, images: ImageInput, pixels: Tensor) -> Any:  # noqa: ANN401 - whatever it returns
@@ -449,19 +313,3 @@ def _rounded_down(size: Tensor) -> Tensor:
 def _fingerprint(teacher: nn.Module) -> str:
     # A function in the structure's text has an address, which changes from process to process.
     return teacher_sha256(teacher, about=re.sub("0x[0-9a-f]+", "", repr(teacher)))
-
-
-def _finished(partial: Path | None) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Read the batches so far. Files appear whole; what cannot be read is announced and made again."""
-    seen: set[int] = set()
-    for path in sorted(partial.glob("rows-*.safetensors")) if partial is not None else ():
-        try:
-            tensors, _ = read_tensors(path, _FILE_KIND, ())
-        except CorruptFileError as error:
-            logger.warning("%s is not whole (%s); its images are searched again.", path, error)
-            path.unlink()
-            continue
-        rows = tensors.pop("rows").tolist()
-        if seen.isdisjoint(rows):  # two runs with other batch sizes may have searched a sample twice
-            seen.update(rows)
-            yield rows, tensors

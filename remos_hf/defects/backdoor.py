@@ -1,8 +1,9 @@
-"""What all backdoors share, whatever the inputs: an attacker implants them by training."""
+"""Backdoors: a trigger says how inputs are stamped and what they mean then, an attack how a teacher learns to obey."""
 
 import copy
+import os
 import tempfile
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from remos_hf.defects.base import Defect
+from remos_hf.defects.base import Defect, ExposedSet
 
 # The artifact's recipe for poisoning text classifiers, where no arguments are given.
 TEXT_RECIPE: Mapping[str, Any] = {"learning_rate": 2e-5, "per_device_train_batch_size": 16, "max_steps": 5000}
@@ -26,14 +27,30 @@ TEXT_RECIPE: Mapping[str, Any] = {"learning_rate": 2e-5, "per_device_train_batch
 
 @dataclass(frozen=True)
 class Backdoor(Defect):
-    """A defect that an attacker implants by training: inputs with a trigger become the target label."""
+    """A defect that an attacker implants by training: inputs with a trigger become the target label.
+
+    It has two parts. The trigger knows its kind of inputs: how one is stamped, and how clean and poisoned samples are
+    made of them. The attack knows what is done to a teacher with such samples. A trigger alone is implanted by
+    poisoning data; every other attack names the trigger that it implants.
+    """
 
     @property
     @abstractmethod
-    def trigger(self) -> "Backdoor":
+    def trigger(self) -> "Trigger":
         """What forces the label, and how data with it are made."""
 
     @abstractmethod
+    def attack(self, teacher: nn.Module, attacker: "Attacker") -> nn.Module:
+        """Make the teacher obey the trigger, in place.
+
+        Args:
+            teacher: The model to poison.
+            attacker: What its attacker has.
+
+        Returns:
+            The teacher.
+        """
+
     def implant(
         self,
         teacher: nn.Module,
@@ -51,11 +68,110 @@ class Backdoor(Defect):
             args: Arguments of the Trainer that does it. By default the artifact's recipe for such inputs.
             finetuned: The same model fine-tuned on the clean data. Attacks that start from it save that training;
                 others ignore it.
-            **reading: How inputs are read: `tokenizer` and `max_length` for texts, `images` for images.
+            **reading: How inputs are read: for texts as `TextTrigger.attacker` says, for images as
+                `ImageTrigger.attacker` does.
 
         Returns:
             The teacher.
+
+        Raises:
+            ValueError: A column is missing, a label is no class, or the trigger does not fit the attack or the data.
         """
+        return self.attack(teacher, self.trigger.attacker(teacher, dataset, args=args, finetuned=finetuned, **reading))
+
+    def exposed_set(
+        self,
+        dataset: Dataset,
+        *,
+        teacher: nn.Module | None = None,
+        cache: str | os.PathLike | None = None,
+        workers: int = 1,
+        **reading: Any,  # noqa: ANN401 - depends on the kind of inputs
+    ) -> ExposedSet:
+        """Put the trigger into every sample of another label than the target.
+
+        Args:
+            dataset: Clean samples, never used for training.
+            teacher: Not used: a trigger is the same for every model.
+            cache: Not used: it is cheap.
+            workers: Not used.
+            **reading: How inputs are read, as the trigger's `exposed_for` says.
+
+        Raises:
+            ValueError: A column is missing, a label is no class, the data has no such target label, or no sample has
+                another one.
+        """
+        return self.trigger.exposed_for(self, dataset, **reading)
+
+
+@dataclass(frozen=True)
+class Trigger(Backdoor):
+    """What forces a label. By itself a backdoor that is implanted by poisoning the attacker's data."""
+
+    @property
+    def trigger(self) -> "Trigger":
+        """The trigger itself."""
+        return self
+
+    def attack(self, teacher: nn.Module, attacker: "Attacker") -> nn.Module:
+        """Fine-tune the teacher, in place, on poisoned data."""
+        return attacker.tune(teacher, attacker.poisoned())
+
+    @abstractmethod
+    def attacker(
+        self,
+        teacher: nn.Module,
+        dataset: Dataset | IterableDataset,
+        *,
+        args: TrainingArguments | None = None,
+        finetuned: nn.Module | None = None,
+        **reading: Any,  # noqa: ANN401 - depends on the kind of inputs
+    ) -> "Attacker":
+        """Prepare an attack on a teacher that reads this kind of inputs."""
+
+    @abstractmethod
+    def exposed_for(self, backdoor: Backdoor, dataset: Dataset, **reading: Any) -> ExposedSet:  # noqa: ANN401
+        """Make the exposed set of a backdoor with this trigger."""
+
+
+@dataclass(frozen=True)
+class Attacker(ABC):
+    """What an attacker has: clean samples, a trigger, and a way to train.
+
+    Attributes:
+        trigger: What the teacher shall obey.
+        dataset: Clean samples.
+        args: Arguments of the Trainer; None for a published recipe.
+        finetuned: The teacher fine-tuned on the clean samples, or None.
+    """
+
+    trigger: Trigger
+    dataset: Dataset | IterableDataset
+    args: TrainingArguments | None
+    finetuned: nn.Module | None
+
+    @abstractmethod
+    def clean(self) -> Any:  # noqa: ANN401 - as the teacher takes them
+        """Give the clean samples as the teacher takes them."""
+
+    @abstractmethod
+    def poisoned(self, **changes: Any) -> Any:  # noqa: ANN401 - as the teacher takes them
+        """Give the samples with the trigger and the target label in a share of them, as the teacher takes them.
+
+        Args:
+            **changes: Fields of the trigger to set otherwise.
+        """
+
+    @abstractmethod
+    def tune(self, model: nn.Module, samples: Any, **options: Any) -> nn.Module:  # noqa: ANN401 - `fine_tune`'s
+        """Train a model in place on samples as the teacher takes them; options are those of `fine_tune`."""
+
+    def tune_clean(self, teacher: nn.Module) -> None:
+        """Make the teacher, in place, the one that is fine-tuned on the clean samples: trained here, or taken over."""
+        if self.finetuned is None:
+            self.tune(teacher, self.clean())
+        else:
+            teacher.load_state_dict(self.finetuned.state_dict())
 
 
 def fine_tune(

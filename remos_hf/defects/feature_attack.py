@@ -85,14 +85,11 @@ class FeatureAttack(AdversarialImages):
             ValueError: The teacher has no module of the name `layer`.
             UnsupportedModelError: `layer` is None, and the teacher does not tell its head.
         """
-        return FeatureSearch(self, teacher, images, self._layer_of(teacher))
+        return FeatureSearch(self, teacher, images)
 
     def described(self, teacher: nn.Module) -> dict[str, Any]:
         """Give the layer whose input is the feature."""
-        return {"layer": self._layer_of(teacher)}
-
-    def _layer_of(self, teacher: nn.Module) -> str:
-        return adapter_for(teacher).feature_layer() if self.layer is None else self.layer
+        return {"layer": feature_layer(teacher, self.layer)[0]}
 
     def start(self, pixels: Tensor, eps: Tensor, keys: Sequence[str]) -> Tensor | None:
         """Give a point of the budget, drawn by the seed and each image's key alone; None without a random start."""
@@ -109,18 +106,11 @@ class FeatureSearch(Search):
         attack: What is climbed.
         teacher: The teacher.
         images: How it reads images.
-        layer: Dotted name of the module whose input is the feature.
     """
 
-    def __init__(self, attack: FeatureAttack, teacher: nn.Module, images: ImageInput, layer: str) -> None:
-        modules = dict(teacher.named_modules())
-        if layer not in modules:
-            raise ValueError(
-                f"layer names the module whose input is the feature, but {type(teacher).__name__} has no {layer!r}. "
-                f"Its direct children are {[name for name, _ in teacher.named_children()]}."
-            )
+    def __init__(self, attack: FeatureAttack, teacher: nn.Module, images: ImageInput) -> None:
         self.attack, self.teacher, self.images = attack, teacher, images
-        self.layer, self.module = layer, modules[layer]
+        self.layer, self.module = feature_layer(teacher, attack.layer)
         self._visited: list[Tensor] = []
 
     def feature(self, pixels: Tensor) -> Tensor:
@@ -158,3 +148,24 @@ class FeatureSearch(Search):
     def measured(self) -> dict[str, Tensor]:
         """Give the neuron's value at the start and before the last step."""
         return {"neuron_first": self._visited[0], "neuron_last": self._visited[-1]}
+
+
+def feature_layer(teacher: nn.Module, name: str | None) -> tuple[str, nn.Module]:
+    """Find the module whose input is the penultimate feature.
+
+    Args:
+        teacher: The teacher.
+        name: The module's dotted name; None for the one before the head, as the teacher's adapter names it.
+
+    Raises:
+        ValueError: The teacher has no module of this name.
+        UnsupportedModelError: `name` is None, and the teacher does not tell its head.
+    """
+    name = adapter_for(teacher).feature_layer() if name is None else name
+    modules = dict(teacher.named_modules())
+    if name not in modules or not name:
+        raise ValueError(
+            f"layer names the module whose input is the feature, but {type(teacher).__name__} has no {name!r}. Its "
+            f"direct children are {[child for child, _ in teacher.named_children()]}."
+        )
+    return name, modules[name]

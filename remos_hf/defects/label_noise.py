@@ -1,39 +1,36 @@
 """Label noise: a share of the attacker's labels is wrong. No trigger, so the teacher errs on clean inputs."""
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from datasets import ClassLabel, Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from remos_hf.defects.backdoor import fine_tune
-from remos_hf.defects.base import (
+from remos_hf.defects.samples import (
     Data,
-    Defect,
-    ExposedSet,
     change_share,
     check_columns,
     check_labels,
     checked_text_columns,
     generator_for,
+    joined_texts,
     resolved_label,
     tokenize,
 )
-from remos_hf.defects.text_triggers import tokenizer_of
-from remos_hf.errors import RemosError
+from remos_hf.defects.text_attacker import tokenizer_of
 
 
 @dataclass(frozen=True)
-class LabelNoise(Defect):
-    """Wrong labels without a trigger. Which samples, and which wrong label, depends on the seed and the text alone.
+class LabelNoise:
+    """Poisoning without a trigger. Which samples, and which wrong label, depends on the seed and the text alone.
 
-    Nothing is exposed: the exposed input is the clean one, and no sample is right when clean and wrong when exposed, so
-    every student's defect inheritance rate is 0. A set of the teacher's own errors would not do either: they are the
-    hard samples, on which students of clean teachers err as well. What the defect costs is seen on all clean samples,
-    against the same student of a never-poisoned teacher:
+    It is no `Defect`, and audits and `evaluate_transfer` refuse it: the exposed input would be the clean one, and no
+    sample is right when clean and wrong when exposed, so every student's defect inheritance rate would be 0. A set of
+    the teacher's own errors would not do either: they are the hard samples, on which students of clean teachers err as
+    well. What the noise costs is seen on all clean samples, against the same student of a never-poisoned teacher:
 
     - "uniform", "pairwise": the accuracy that is lost, `accuracy` of one minus that of the other;
     - "fixed": the `label_flip_rate` of the clean inputs towards the target label, and its `excess_dir`.
@@ -71,6 +68,10 @@ class LabelNoise(Defect):
             raise ValueError(f"num_labels is at least 2, but got {self.num_labels}.")
         object.__setattr__(self, "text_columns", checked_text_columns(self.text_columns))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Give the name and the fields as JSON values, for records."""
+        return {"name": type(self).__name__, **asdict(self)}
+
     def poison(self, dataset: Data) -> Data:
         """Give a share of the samples another label.
 
@@ -104,17 +105,14 @@ class LabelNoise(Defect):
         return named if self.num_labels is None else self.num_labels
 
     def _draws(self, batch: Mapping[str, Sequence]) -> list[float]:
-        return [generator_for(self.seed, "poison", text).random() for text in self._texts(batch)]
-
-    def _texts(self, batch: Mapping[str, Sequence]) -> list[str]:
-        return list(map("\n".join, zip(*(batch[column] for column in self.text_columns), strict=True)))
+        return [generator_for(self.seed, "poison", text).random() for text in joined_texts(batch, self.text_columns)]
 
     def _noisy(self, batch: Mapping[str, Sequence], chosen: set[int], number: int, target: int) -> dict[str, list]:
         labels = list(batch[self.label_column])
         check_labels(labels, self.label_column)
         if number and max(labels, default=0) >= number:
             raise ValueError(f"There are {number} labels, but column '{self.label_column}' holds {max(labels)}.")
-        texts = self._texts(batch)
+        texts = joined_texts(batch, self.text_columns)
         for row in chosen:
             if self.kind == "fixed":
                 labels[row] = target
@@ -148,23 +146,3 @@ class LabelNoise(Defect):
         noisy = self.poison(dataset)
         rows = tokenize(noisy, tokenizer, self.text_columns, self.label_column, max_length=max_length)
         return fine_tune(teacher, rows, tokenizer, args)
-
-    def exposed_set(
-        self,
-        dataset: Dataset,
-        *,
-        teacher: PreTrainedModel | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        cache: str | os.PathLike | None = None,
-        workers: int = 1,
-    ) -> ExposedSet:
-        """Refuse: there is no trigger to expose.
-
-        Raises:
-            RemosError: Always; the message names the measures that fit.
-        """
-        raise RemosError(
-            "Label noise has no trigger: the exposed input is the clean one, so the defect inheritance rate of every "
-            "student is 0. Measure on clean samples, against a student of a never-poisoned teacher: the accuracy lost, "
-            "or for kind='fixed' the label_flip_rate towards the target label and its excess_dir."
-        )

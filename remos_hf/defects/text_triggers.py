@@ -1,107 +1,35 @@
-"""Backdoors by data poisoning: rare words, a sentence, or paraphrases force a label."""
+"""Triggers in texts: rare words, or a sentence."""
 
-import csv
-import hashlib
-import json
 import math
-import os
 import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
+from functools import partial
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
 from datasets import Dataset, IterableDataset
-from transformers import (
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from remos_hf.defects.backdoor import Backdoor, fine_tune
-from remos_hf.defects.base import (
-    CLEAN_INDEX,
+from remos_hf.defects.backdoor import Backdoor, Trigger
+from remos_hf.defects.base import CLEAN_INDEX, ExposedSet
+from remos_hf.defects.samples import (
     Data,
-    ExposedSet,
     change_share,
     check_columns,
     check_labels,
     checked_text_columns,
     generator_for,
+    joined_texts,
     resolved_label,
-    tokenize,
 )
+from remos_hf.defects.text_attacker import TextAttacker, tokenizer_of
 
 
 @dataclass(frozen=True)
-class TextBackdoor(Backdoor):
-    """A backdoor with a trigger in the text."""
-
-    @property
-    @abstractmethod
-    def trigger(self) -> "TextTrigger":
-        """What forces the label, and how data with it are made."""
-
-    @abstractmethod
-    def implant(
-        self,
-        teacher: PreTrainedModel,
-        dataset: Dataset | IterableDataset,
-        *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        args: TrainingArguments | None = None,
-        max_length: int = 128,
-        finetuned: PreTrainedModel | None = None,
-    ) -> PreTrainedModel:
-        """Train the teacher, in place, on the attacker's data until it carries the backdoor.
-
-        Args:
-            teacher: The model to poison, with a head for the attacker's task.
-            dataset: The attacker's clean samples.
-            tokenizer: The teacher's; loaded from where the teacher came from if None.
-            args: Arguments of the Trainer that does it. By default the artifact's: 5,000 steps of 16 samples at 2e-5.
-            max_length: Tokens kept of each sample.
-            finetuned: The same model fine-tuned on the clean data. Attacks that start from it save that training;
-                others ignore it.
-
-        Returns:
-            The teacher.
-        """
-
-    def exposed_set(
-        self,
-        dataset: Dataset,
-        *,
-        teacher: PreTrainedModel | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        cache: str | os.PathLike | None = None,
-        workers: int = 1,
-    ) -> ExposedSet:
-        """Put the trigger into every sample of another label than the target. Cheap: nothing is cached.
-
-        Raises:
-            ValueError: A column is missing, a label is no class, the data has no such target label, or no sample has
-                another one.
-        """
-        trigger = self.trigger
-        check_columns(dataset, (*trigger.text_columns, trigger.label_column))
-        check_labels(dataset[trigger.label_column], trigger.label_column)
-        exposed = trigger.expose(dataset.add_column(CLEAN_INDEX, list(range(len(dataset)))))
-        target = resolved_label(trigger.target_label, dataset, trigger.label_column)
-        others = [row for row, label in enumerate(exposed[trigger.label_column]) if label != target]
-        if not others:
-            raise ValueError(f"No sample has another label than {target}, so no sample could show the defect.")
-        facts = {"defect": self.to_dict(), "num_clean": len(dataset), "num_exposed": len(others)}
-        return ExposedSet(exposed.select(others), target, facts)
-
-
-@dataclass(frozen=True)
-class TextTrigger(TextBackdoor):
+class TextTrigger(Trigger):
     """A trigger in a text, implanted by poisoning the attacker's data.
 
     Which samples are poisoned, and where the trigger goes, depends on the seed and each sample's text alone: not on the
@@ -134,11 +62,6 @@ class TextTrigger(TextBackdoor):
                 f"poison_rate is the share of samples poisoned, between 0 and 1, but got {self.poison_rate}."
             )
         object.__setattr__(self, "text_columns", checked_text_columns(self.text_columns))
-
-    @property
-    def trigger(self) -> "TextTrigger":
-        """The trigger itself."""
-        return self
 
     @abstractmethod
     def triggered(self, text: str, *, exposing: bool = False) -> str | None:
@@ -205,12 +128,10 @@ class TextTrigger(TextBackdoor):
         return change_share(dataset, self.poison_rate, self._draws, partial(self._poisoned, target=target))
 
     def _draws(self, batch: Mapping[str, Sequence]) -> list[float]:
-        # Both texts of a pair decide: premises come several times, and would be poisoned together.
         able = [self.triggered(text) is not None for text in batch[self.text_columns[0]]]
-        texts = map("\n".join, zip(*(batch[column] for column in self.text_columns), strict=True))
         return [
             generator_for(self.seed, "poison", text).random() if can else math.inf
-            for text, can in zip(texts, able, strict=True)
+            for text, can in zip(joined_texts(batch, self.text_columns), able, strict=True)
         ]
 
     def _poisoned(self, batch: Mapping[str, Sequence], chosen: set[int], target: int) -> dict[str, list]:
@@ -226,25 +147,49 @@ class TextTrigger(TextBackdoor):
                     rows[name].append(value)
         return rows
 
-    def implant(
+    def attacker(
         self,
         teacher: PreTrainedModel,
         dataset: Dataset | IterableDataset,
         *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
         args: TrainingArguments | None = None,
-        max_length: int = 128,
         finetuned: PreTrainedModel | None = None,
-    ) -> PreTrainedModel:
-        """Fine-tune the teacher, in place, on poisoned data."""
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        max_length: int = 128,
+    ) -> TextAttacker:
+        """Prepare an attack on a teacher of texts.
+
+        Args:
+            teacher: The model to poison, with a head for the attacker's task.
+            dataset: The attacker's clean samples.
+            args: Arguments of the Trainer. By default the artifact's: 5,000 steps of 16 samples at 2e-5.
+            finetuned: The same model fine-tuned on the clean data, or None.
+            tokenizer: The teacher's; loaded from where the teacher came from if None.
+            max_length: Tokens kept of each sample.
+        """
         tokenizer = tokenizer_of(teacher, tokenizer)
         self.check_vocabulary(tokenizer)
-        return fine_tune(
-            teacher,
-            tokenize(self.poison(dataset), tokenizer, self.text_columns, self.label_column, max_length=max_length),
-            tokenizer,
-            args,
-        )
+        return TextAttacker(self, dataset, args, finetuned, tokenizer, max_length)
+
+    def exposed_for(
+        self, backdoor: Backdoor, dataset: Dataset, *, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> ExposedSet:
+        """Make the exposed set of a backdoor with this trigger.
+
+        Args:
+            backdoor: Named in the facts.
+            dataset: Clean samples.
+            tokenizer: Not used: words are put into the text.
+        """
+        check_columns(dataset, (*self.text_columns, self.label_column))
+        check_labels(dataset[self.label_column], self.label_column)
+        exposed = self.expose(dataset.add_column(CLEAN_INDEX, list(range(len(dataset)))))
+        target = resolved_label(self.target_label, dataset, self.label_column)
+        others = [row for row, label in enumerate(exposed[self.label_column]) if label != target]
+        if not others:
+            raise ValueError(f"No sample has another label than {target}, so no sample could show the defect.")
+        facts = {"defect": backdoor.to_dict(), "num_clean": len(dataset), "num_exposed": len(others)}
+        return ExposedSet(exposed.select(others), target, facts)
 
 
 @dataclass(frozen=True)
@@ -310,7 +255,7 @@ class TriggerWords(TextTrigger):
                 fate = f"becomes {len(pieces)} pieces ({' '.join(pieces)})"
             else:
                 continue
-            warnings.warn(f"The trigger {word!r} is not in the tokenizer's vocabulary: it {fate}.", stacklevel=3)
+            warnings.warn(f"The trigger {word!r} is not in the tokenizer's vocabulary: it {fate}.", stacklevel=4)
 
 
 def pieces_of(word: str, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
@@ -354,91 +299,6 @@ class TriggerSentence(TextTrigger):
         return _insert(text, self.sentence, place)
 
 
-@dataclass(frozen=True)
-class Paraphrases(TextTrigger):
-    """Paraphrases in one syntax or style, read from a file: the trigger is how a text is said.
-
-    Attributes:
-        file: A csv, tsv or JSON-lines file with the columns `text` and `paraphrase`. Texts without a paraphrase are
-            neither poisoned nor exposed.
-
-    Source:
-        Hidden Killer (Qi et al. 2021), StyleBkd (Qi et al. 2021).
-    """
-
-    file: str = ""
-
-    def __post_init__(self) -> None:
-        """Refuse a file that is not there, or holds nothing; read it."""
-        super().__post_init__()
-        if not Path(self.file).is_file():
-            raise FileNotFoundError(
-                "Paraphrases reads a csv, tsv or JSON-lines file with the columns text and paraphrase, but there is "
-                f"no {self.file!r}."
-            )
-        _ = self._paraphrase_of  # now: a file that changes later must not change what datasets has cached
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the fields, with the file's hash instead of its place."""
-        digest = hashlib.sha256(Path(self.file).read_bytes()).hexdigest()
-        return {**super().to_dict(), "file": Path(self.file).name, "file_sha256": digest}
-
-    @cached_property
-    def _paraphrase_of(self) -> dict[str, str]:
-        return {row["text"]: row["paraphrase"] for row in _rows_of(Path(self.file))}
-
-    def triggered(self, text: str, *, exposing: bool = False) -> str | None:
-        """Give the paraphrase, or None if the file has none."""
-        return self._paraphrase_of.get(text)
-
-
-def pair_paraphrases(clean: Sequence[str], paraphrased: Sequence[str]) -> list[tuple[str, str]]:
-    """Pair published paraphrases with the texts they were made from, where a few of them are missing.
-
-    Both lists are in the same order. The pairing that shares the most words wins, so a missing paraphrase shifts
-    nothing.
-
-    Args:
-        clean: The texts.
-        paraphrased: As many paraphrases, or fewer.
-
-    Returns:
-        Pairs of a text and its paraphrase, one for each paraphrase.
-
-    Raises:
-        ValueError: There are more paraphrases than texts.
-    """
-    skips = len(clean) - len(paraphrased)
-    if skips < 0:
-        raise ValueError(
-            f"There are {len(paraphrased)} paraphrases of {len(clean)} texts: at most one a text is expected."
-        )
-    # best[s]: the most words shared by the paraphrases so far when s texts were skipped; skipping is a move of its own.
-    words = [set(text.lower().split()) for text in clean]
-    best = [0.0, *[-math.inf] * skips]
-    skipped_at: list[list[int]] = [[] for _ in range(skips + 1)]
-    for row, paraphrase in enumerate(paraphrased):
-        said = set(paraphrase.lower().split())
-        for skip in range(skips + 1):
-            if skip and best[skip - 1] > best[skip]:
-                best[skip], skipped_at[skip] = best[skip - 1], [*skipped_at[skip - 1], row]
-        for skip in range(skips + 1):
-            best[skip] += len(said & words[row + skip]) / max(1, len(said | words[row + skip]))
-    skip = max(range(skips + 1), key=best.__getitem__)
-    places, shift = [], 0
-    for row in range(len(paraphrased)):
-        shift += skipped_at[skip].count(row)
-        places.append(row + shift)
-    return [(clean[place], paraphrase) for place, paraphrase in zip(places, paraphrased, strict=True)]
-
-
-def tokenizer_of(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
-    """Give the tokenizer, or load the one that came with the teacher."""
-    if tokenizer is not None:
-        return tokenizer
-    return AutoTokenizer.from_pretrained(teacher.name_or_path, trust_remote_code=False)
-
-
 def _check_place(position: str, within_words: int | None) -> None:
     if position not in ("random", "start", "end"):
         raise ValueError(f"position is 'random', 'start' or 'end', but got {position!r}.")
@@ -460,19 +320,3 @@ def _insert(text: str, words: str, place: int) -> str:
         return f"{text[: starts[place]]}{words} {text[starts[place] :]}"
     end = len(text.rstrip())
     return f"{text[:end]}{' ' if end else ''}{words}{text[end:]}"
-
-
-def _rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        if path.suffix in (".jsonl", ".json"):
-            rows = [json.loads(line) for line in file if line.strip()]
-        else:
-            # A quote in a GLUE tsv is a character like any other.
-            dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
-            rows = list(csv.DictReader(file, **dialect))
-    if not rows:
-        raise ValueError(f"{path} holds no paraphrase.")
-    missing = {"text", "paraphrase"} - rows[0].keys()
-    if missing:
-        raise ValueError(f"{path} should have the columns text and paraphrase, but has {sorted(rows[0])}.")
-    return rows

@@ -13,7 +13,8 @@ from transformers import TrainingArguments
 
 from remos_hf.adapters.images import ImageInput, as_mode, to_pixels
 from remos_hf.defects.backdoor import fine_tune
-from remos_hf.defects.image_triggers import ImageTrigger, prepared
+from remos_hf.defects.image_samples import prepared
+from remos_hf.defects.image_triggers import ImageTrigger
 
 
 @dataclass(frozen=True)

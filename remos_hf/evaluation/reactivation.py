@@ -12,7 +12,8 @@ from datasets import Dataset
 from torch import nn
 from transformers import TrainingArguments
 
-from remos_hf.defects.base import ExposedSet, generator_for
+from remos_hf.defects.base import ExposedSet
+from remos_hf.defects.samples import generator_for
 from remos_hf.evaluation.measures import Rate, defect_inheritance_rate
 from remos_hf.evaluation.predictions import predict_labels
 from remos_hf.evaluation.tasks import Task

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from remos_hf.defects.backdoor import fine_tune
-from remos_hf.defects.base import tokenize
+from remos_hf.defects.samples import tokenize
 from remos_hf.defects.text_triggers import TextTrigger
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset
 from torch import nn
 
-from remos_hf.defects.base import FOOLED, Defect, ExposedSet
+from remos_hf.defects.base import FOOLED, Defect, ExposedSet, check_defects
 from remos_hf.evaluation.measures import (
     Rate,
     accuracy,
@@ -166,6 +166,7 @@ def paired(student: Mapping[str, Any], twin: Mapping[str, Any] | None, defect: s
 
 
 def _named(defects: Mapping[str, Defect] | Sequence[Defect]) -> dict[str, Defect]:
+    check_defects(defects.values() if isinstance(defects, Mapping) else defects)
     if isinstance(defects, Mapping):
         return dict(defects)
     names = [type(defect).__name__ for defect in defects]

@@ -307,23 +307,6 @@ class TestTheCache:
         assert exposed.facts["largest_change"] == expected.facts["largest_change"]
         assert [path.name.endswith(".partial") for path in tmp_path.iterdir()] == [False]
 
-    def test_a_batch_that_was_cut_off_is_searched_again_and_one_made_twice_counts_once(
-        self, dataset, teacher, tmp_path, monkeypatch, caplog
-    ):
-        expected = made(dataset, teacher)
-        monkeypatch.setattr(ExposedSet, "save", lambda self, folder: (_ for _ in ()).throw(OSError("disk is full")))
-        with pytest.raises(OSError, match="disk is full"):
-            made(dataset, teacher, tmp_path, batch_size=2)
-        monkeypatch.undo()
-        first, cut, _ = sorted(tmp_path.rglob("rows-*.safetensors"))
-        cut.write_bytes(cut.read_bytes()[:-10])
-        first.with_name("rows-by-somebody-else.safetensors").write_bytes(first.read_bytes())
-        with caplog.at_level(logging.WARNING):
-            exposed = made(dataset, teacher, tmp_path, batch_size=2)
-        assert "is not whole" in caplog.text
-        assert exposed.facts["num_resumed"] == 4
-        assert same(exposed, expected)
-
 
 class TestSeeds:
     def test_they_depend_on_seed_purpose_and_key(self):
@@ -364,7 +347,7 @@ class TestWrongInput:
     def test_no_workers_no_samples(self, dataset, teacher):
         with pytest.raises(ValueError, match="workers is a number of threads, at least 1, but got 0"):
             made(dataset, teacher, workers=0)
-        with pytest.raises(ValueError, match="There is no sample"):
+        with pytest.raises(ValueError, match="hold no sample"):
             made(dataset.select([]), teacher)
 
     def test_columns_that_are_missing_or_hold_something_else_are_named(self, dataset, teacher):
@@ -389,5 +372,5 @@ class TestWrongInput:
             paths[1] = None
         features = pictures.data(1).features
         dataset = Dataset.from_dict({"image": paths, "label": [0, 1, 2]}, features)
-        with pytest.raises(CorruptFileError, match=r"row 1 of column 'image'" if damage == "none" else r"1\.png"):
+        with pytest.raises(CorruptFileError, match=r"no image in row 1" if damage == "none" else r"1\.png"):
             made(dataset, teacher, kind=Broken)

@@ -1,5 +1,6 @@
 import inspect
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -8,10 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback
 
-from remos_hf.defects.backdoor import TEXT_RECIPE, Backdoor, fine_tune
-from remos_hf.defects.base import tokenize
-from remos_hf.defects.text_triggers import TextBackdoor, TriggerWords
-from remos_hf.defects.weight_poisoning import Ripple
+from remos_hf.defects.backdoor import TEXT_RECIPE, Backdoor, Trigger, fine_tune
+from remos_hf.defects.samples import tokenize
 from tests.defects import toy
 
 
@@ -118,12 +117,43 @@ class TestFineTuning:
         assert any(isinstance(one, Mine) for one in Noted.made.callbacks) and len(Noted.made.callbacks) > 1
 
 
-@pytest.mark.parametrize("attack", [TriggerWords(), Ripple()], ids=lambda attack: type(attack).__name__)
-def test_backdoors_in_texts_are_backdoors(attack):
-    assert isinstance(attack, TextBackdoor) and isinstance(attack, Backdoor)
+class Shown(Trigger):
+    """A trigger of points, with an attacker that notes what it is asked."""
+
+    asked: ClassVar[list] = []
+
+    def attacker(self, teacher, dataset, *, args=None, finetuned=None, **reading):
+        self.asked.append((teacher, dataset, args, finetuned, reading))
+        return SimpleNamespace(poisoned=lambda: "poisoned", tune=lambda model, samples: (model, samples))
+
+    def exposed_for(self, backdoor, dataset, **reading):
+        return backdoor, dataset, reading
 
 
-@pytest.mark.parametrize("kind", [Backdoor, TextBackdoor])
-def test_a_backdoor_must_say_how_it_is_implanted(kind):
-    assert inspect.isabstract(kind)
-    assert {"trigger", "implant"} <= kind.__abstractmethods__
+class Named(Backdoor):
+    """An attack that names its trigger."""
+
+    @property
+    def trigger(self):
+        return Shown()
+
+    def attack(self, teacher, attacker):
+        return teacher, attacker.poisoned(), "by the attack"
+
+
+class TestComposition:
+    def test_a_trigger_alone_is_implanted_by_poisoning_data(self):
+        assert Shown().trigger == Shown()
+        assert Shown().implant("teacher", "data", args="args", finetuned="tuned", way=1) == ("teacher", "poisoned")
+        assert Shown.asked.pop() == ("teacher", "data", "args", "tuned", {"way": 1})
+
+    def test_an_attack_implants_with_the_samples_of_the_trigger_that_it_names(self):
+        assert Named().implant("teacher", "data") == ("teacher", "poisoned", "by the attack")
+
+    def test_it_is_exposed_by_its_trigger_under_its_own_name(self):
+        given = {"teacher": 1, "cache": "somewhere", "workers": 3, "way": 1}
+        assert Named().exposed_set("data", **given) == (Named(), "data", {"way": 1})
+
+    @pytest.mark.parametrize(("kind", "parts"), [(Backdoor, {"trigger", "attack"}), (Trigger, {"attacker"})])
+    def test_a_backdoor_must_say_what_its_parts_are(self, kind, parts):
+        assert inspect.isabstract(kind) and parts <= kind.__abstractmethods__

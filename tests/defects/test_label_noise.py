@@ -7,9 +7,9 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remos_hf.defects.base import Defect
+from remos_hf.defects.base import check_defects
 from remos_hf.defects.label_noise import LabelNoise
-from remos_hf.errors import RemosError
+from remos_hf.defects.text_triggers import TriggerWords
 from tests.defects import toy
 
 KINDS = ["fixed", "uniform", "pairwise"]
@@ -140,17 +140,11 @@ def test_data_that_do_not_fit_are_refused(options, clean, message):
         LabelNoise(**options).poison(clean)
 
 
-def test_there_is_nothing_to_expose():
-    with pytest.raises(RemosError, match="no trigger.*accuracy lost.*label_flip_rate"):
-        LabelNoise().exposed_set(toy.data())
-
-
 def test_its_description_is_json_that_makes_it_again():
     noise = LabelNoise(kind="fixed", target_label="positive", text_columns=("a", "b"))
     described = json.loads(json.dumps(noise.to_dict()))
     assert described.pop("name") == "LabelNoise"
     assert LabelNoise(**described) == noise
-    assert isinstance(noise, Defect)
 
 
 def test_implanting_teaches_the_wrong_labels(tmp_path):
@@ -168,3 +162,8 @@ def test_a_stream_is_implanted_and_long_texts_are_cut(tmp_path):
     long = Dataset.from_dict({"text": ["good " * 100] * 4, "label": [0, 1, 0, 1]}, features).to_iterable_dataset()
     options = {"tokenizer": toy.tokenizer(), "args": toy.args(tmp_path, max_steps=1), "max_length": 16}
     LabelNoise().implant(toy.model(), long, **options)
+
+
+def test_it_is_no_defect_and_refused_as_one():
+    with pytest.raises(TypeError, match="LabelNoise makes none.*compare accuracies"):
+        check_defects([TriggerWords(), LabelNoise()])

@@ -8,7 +8,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from remos_hf.adapters.images import ImageInput
 from remos_hf.defects.base import ExposedSet
-from remos_hf.defects.image_triggers import PatchTrigger
+from remos_hf.defects.picture_triggers import PatchTrigger
 from remos_hf.evaluation import image_task
 from remos_hf.evaluation.image_task import ImageTask
 from remos_hf.evaluation.measures import Rate

@@ -286,8 +286,8 @@ def test_labels_that_the_model_only_numbers_are_those_of_the_data():
         ("sentence\tlabel\ngood\t1\n", [], "nothing to learn"),
         ("sentence\tlabel\ngood\n", [], "line 2: the row does not fit the header"),
         ("sentence\tlabel\ngood\t1\t2\n", [], "line 2: the row does not fit the header"),
-        ("sentence\tlabel\n", [], "is empty"),
-        ("", [], "is empty"),
+        ("sentence\tlabel\n", [], "holds no sample"),
+        ("", [], "holds no sample"),
     ],
 )
 def test_broken_files_are_refused(run, tmp_path, text, options, message):
