@@ -19,6 +19,7 @@ from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 from remos_hf.adapters.teacher_files import FLOATING, RANKABLE, Checkpoint, StoredTensor, wrong_dtype
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import UnsupportedModelError
+from remos_hf.randomness import seeded
 
 try:
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -71,7 +72,7 @@ def on_meta(config: PretrainedConfig, kind: Any = None) -> PreTrainedModel:  # n
     """
     kind = saved_class(config) if kind is None else kind
     try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        with torch.device("meta"), seeded(None, devices=()):
             own, eager = copy.deepcopy(config), {"attn_implementation": "eager"}  # a config may ask for a kernel
             if isinstance(kind, type) and issubclass(kind, PreTrainedModel):
                 model = kind._from_config(own, **eager)

@@ -29,6 +29,7 @@ from remos_hf.adapters.teacher_configs import ADAPTERS, check_configs, check_dep
 from remos_hf.adapters.teacher_files import SIDE_SUFFIXES, Checkpoint, check_links, only_pickles, read_json
 from remos_hf.adapters.timm_models import image_classifier
 from remos_hf.errors import NonFiniteError, UnsupportedModelError
+from remos_hf.randomness import seeded
 
 logger = logging.getLogger(__name__)
 
@@ -168,8 +169,7 @@ def load_teacher(
     if any_head:
         config.num_labels = num_labels
     blank = _blank(folder, config, kind, any_head)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs too
+    with seeded(seed, devices=()):
         try:
             model, info = type(blank).from_pretrained(
                 folder.path,

@@ -44,6 +44,7 @@ _ENTRIES = {
     "student": {"class": _TEXT, "library": _TEXT, "architecture": _TEXT},
     "coverage": {
         "num_samples": _COUNT,
+        "capped": ("true or false", lambda value: isinstance(value, bool)),
         "criterion": _MAPPING,
         "source": _TEXT,
         "share_never_covered": _NUMBER,
@@ -120,6 +121,7 @@ class Sidecars:
         if profile is not None:
             config["coverage"] = {
                 "num_samples": profile.num_samples,
+                "capped": profile.capped,
                 "criterion": dict(profile.criterion),
                 "source": profile.source,
                 "share_never_covered": profile.share_never_covered,
@@ -134,6 +136,8 @@ class Sidecars:
                 "ties": relevant.ties,
                 "squares_reset": preparation.squares_reset,
             }
+            if relevant.account is not None:
+                config["competing"] = relevant.account.to_dict()
         if preparation.rows_reset:
             config["embedding_rows_reset"] = preparation.rows_reset
         return cls(config, profile, relevant)

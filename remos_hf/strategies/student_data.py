@@ -9,7 +9,7 @@ from remos_hf.layers import weights_hash
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.profiling.criteria import Criterion
 from remos_hf.profiling.data_pass import profile_coverage
-from remos_hf.slicing.relevant_slice import competing_layers
+from remos_hf.slicing.competition import competing_layers
 
 Batches = Callable[[int | None], Iterable]
 
@@ -60,7 +60,7 @@ class StudentData:
         asked = json.dumps([criterion.to_dict(), source, head, embeddings, samples])
         known = self._profiles.get(asked)
         if known is None or known.teacher_hash != weights_hash(
-            competing_layers(student, known, head=head, embeddings=embeddings)
+            competing_layers(student, known, head=head, embeddings=embeddings)[0]
         ):
             known = self._profiles[asked] = profile_coverage(
                 student,

@@ -27,7 +27,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 from tqdm.auto import tqdm
 
-from remos_hf.adapters.base import LABEL_KEYS, inputs_of
+from remos_hf.adapters.base import inputs_of
+from remos_hf.adapters.sequences import LABEL_KEYS
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import CorruptFileError, NonFiniteError
 from remos_hf.randomness import own_randomness

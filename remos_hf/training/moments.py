@@ -24,6 +24,7 @@ from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Hold, Preparation, Run, Strategy
 from remos_hf.strategies.composed import Composed
 from remos_hf.strategies.student_data import StudentData
+from remos_hf.training.loss_scale import is_share_of_all
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ class Moments:
                 f"There is no {path}, so what {name} kept of its student is lost. Resume from another checkpoint, or "
                 "start anew from the teacher."
             )
-        tensors, metadata = read_tensors(path, _FORMAT, ("state", "teacher_hash", "differs"))
+        tensors, metadata = read_tensors(path, _FORMAT, ("state", "teacher_hash", "differs"), finite=False)
         if metadata["teacher_hash"] != self._teacher_hash:
             raise TeacherMismatchError(
                 f"{checkpoint} was held to a teacher with hash {metadata['teacher_hash'][:12]}..., but the model that "
@@ -206,7 +207,7 @@ def hold_trainer(trainer: Trainer, moments: Moments) -> None:
             return own(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch, **more)
         # A loss that was divided by the items of all accumulated batches is brought to the scale of a mean, on which a
         # hold adds to it, and back.
-        scale = trainer.current_gradient_accumulation_steps if _is_scaled(trainer, num_items_in_batch) else 1
+        scale = trainer.current_gradient_accumulation_steps if is_share_of_all(trainer, num_items_in_batch) else 1
 
         def run(given: Mapping[str, Any]) -> tuple[Tensor, Any]:
             loss, outputs = own(model, dict(given), True, num_items_in_batch=num_items_in_batch, **more)
@@ -255,16 +256,6 @@ class _Held(TrainerCallback):
         **kwargs: Any,  # noqa: ANN401 - Trainer's own
     ) -> None:
         self.moments.finish(self.trainer.model)
-
-
-def _is_scaled(trainer: Trainer, num_items_in_batch: Tensor | int | None) -> bool:
-    """Whether Trainer takes the loss of a batch for a share of that of all accumulated batches, as it says itself."""
-    declared = getattr(trainer, "loss_is_scaled_for_ga", None)  # of newer versions
-    if declared is not None:
-        return declared
-    return (trainer.model_accepts_loss_kwargs and num_items_in_batch is not None) or (
-        trainer.compute_loss_func is not None
-    )
 
 
 def _check_same_everywhere(preparation: Preparation) -> None:

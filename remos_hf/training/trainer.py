@@ -2,16 +2,17 @@
 
 import copy
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import TrainingArguments
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.strategies.base import Strategy
+from remos_hf.training.half_written import chosen_checkpoint
+from remos_hf.training.loss_scale import settle_loss_scale
 from remos_hf.training.moments import check_adapters, hold_trainer
 from remos_hf.training.ratio_search import RatioSearch
 from remos_hf.training.recorded import RecordedTrainer, check_pushing, record_adapters
@@ -81,9 +82,6 @@ class RemosTrainer(RecordedTrainer):
             check_pushing(args)
         self.peft_config, self.profile_dataset = peft_config, profile_dataset
         super().__init__(model, args, **trainer_arguments)
-        # With it, Trainer neither divides the loss by the accumulation steps nor by the processes, while classification
-        # heads and our own loss ignore the count they are given: updates would grow with both (transformers #47688).
-        self.model_accepts_loss_kwargs = False
 
     def train(
         self,
@@ -95,6 +93,7 @@ class RemosTrainer(RecordedTrainer):
 
         Args:
             resume_from_checkpoint: As in Trainer. Then the slice is read from the checkpoint and nothing is chosen.
+                True takes the last whole one: what a killed run left half written is removed, with a warning.
             *args: Passed on.
             **kwargs: Passed on.
 
@@ -102,19 +101,13 @@ class RemosTrainer(RecordedTrainer):
             ValueError: `slice_ratio="auto"` has no held-out data that it could use, or cannot copy this trainer.
             RemosError: The checkpoint was made by another strategy or search; or no ratio stays within the budget.
             FileNotFoundError: The checkpoint was not made by RemosTrainer.
+            CorruptFileError: It is half written.
         """
-        checkpoint = self._checkpoint(resume_from_checkpoint)
+        checkpoint = chosen_checkpoint(resume_from_checkpoint, self.args.output_dir)
         if self.moments is None:
+            settle_loss_scale(self)
             self._start(checkpoint)
         return super().train(checkpoint, *args, **kwargs)
-
-    def _checkpoint(self, resume: str | bool | None) -> str | None:
-        if resume is not True:
-            return resume or None
-        found = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
-        if found is None:
-            raise ValueError(f"There is no checkpoint to resume from in {self.args.output_dir}.")
-        return found
 
     def _start(self, checkpoint: str | None) -> None:
         # Here, not in a callback: on_train_begin runs when a checkpoint's weights are loaded and the optimizer is

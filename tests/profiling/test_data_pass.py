@@ -4,13 +4,14 @@ import pytest
 import torch
 from accelerate import debug_launcher
 from torch import nn
-from transformers import XLNetConfig, XLNetForSequenceClassification
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import NonFiniteError, UnsupportedModelError
+from remos_hf.profiling import data_pass
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.profiling.criteria import strong_coverage, threshold_coverage, top_k_coverage
 from remos_hf.profiling.data_pass import profile_coverage
+from remos_hf.profiling.observers import Activation
 from tests import reference, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")
@@ -121,14 +122,11 @@ def test_freed_memory_and_values_written_in_place_are_not_mistaken_for_shared_te
 
 
 def test_a_tensor_that_several_layers_read_is_reduced_once(monkeypatch):
-    from remos_hf.profiling import data_pass
-
-    calls = []
-    reduce = data_pass._reduce
-    monkeypatch.setattr(data_pass, "_reduce", lambda name, *rest: (calls.append(name), reduce(name, *rest))[1])
+    made = []
+    monkeypatch.setattr(data_pass, "Activation", lambda *args: (made.append(Activation(*args)), made[-1])[1])
     profile_coverage(tiny.bert(layers=1), tiny.text_batches(count=1))
     # q, k, v read one tensor: 6 outputs, and 4 inputs instead of 6
-    assert len(calls) == 10
+    assert len(made) == 10
 
 
 def test_a_module_that_runs_twice_covers_a_sample_once():
@@ -253,28 +251,30 @@ def test_a_sample_of_padding_alone_covers_nothing_and_breaks_nothing():
     assert all(torch.equal(counts, rest.input_counts[name]) for name, counts in profile.input_counts.items())
 
 
-def test_activations_whose_samples_cannot_be_told_apart_are_refused():
-    class Flat(nn.Module):
+def test_a_model_that_mixes_samples_is_refused_by_the_name_of_a_layer():
+    class Mixing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.second(self.first(x).cumsum(0))
+
+    with pytest.raises(UnsupportedModelError, match="input of 'second' holds other values for a sample beside another"):
+        profile_coverage(Mixing(), [torch.randn(5, 4)])
+
+
+def test_what_no_sample_runs_through_is_refused():
+    class Apart(nn.Module):
         def __init__(self):
             super().__init__()
             self.layer = nn.Linear(4, 4)
 
-        def forward(self, input_ids, attention_mask):
-            return self.layer(torch.randn(5, 4))
+        def forward(self, x):
+            return self.layer(torch.ones(5, 4)).sum() * x
 
-    batch = {"input_ids": torch.ones(2, 3), "attention_mask": torch.ones(2, 3)}
-    with pytest.raises(UnsupportedModelError, match=r"'layer' ran on an activation of shape \(5, 4\)"):
-        profile_coverage(Flat(), [batch])
-
-
-def test_a_model_that_puts_positions_first_is_profiled_from_its_hidden_states():
-    config = XLNetConfig(vocab_size=tiny.VOCABULARY, d_model=16, n_layer=2, n_head=2, d_inner=24, num_labels=2)
-    model = XLNetForSequenceClassification(config).eval()
-    batch = [tiny.text_batches(count=1, size=9, length=9)[0]]  # square: the axes cannot be told apart by their sizes
-    with pytest.raises(UnsupportedModelError, match="positions before samples"):
-        profile_coverage(model, batch)
-    profile = profile_coverage(model, batch, source="hidden_states", criterion=top_k_coverage(3))
-    assert {int(counts.sum()) for counts in profile.input_counts.values()} <= {0, 27}
+    with pytest.raises(UnsupportedModelError, match="No sliceable layer ran on samples.*'layer'"):
+        profile_coverage(Apart(), [torch.randn(5, 4)])
 
 
 def test_layers_that_never_run_are_left_out_with_a_warning():
@@ -305,7 +305,7 @@ def test_a_degenerate_profile_warns_with_its_share():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"source": "guess"}, "source is"), ({"max_samples": 0}, "at least 1, but got 0")]
+    ("options", "words"), [({"source": "guess"}, "source is"), ({"max_samples": 0}, "at least 1, or 'all', but got 0")]
 )
 def test_wrong_arguments_are_refused(options, words):
     with pytest.raises(ValueError, match=words):

@@ -56,9 +56,11 @@ def same(one, other):
     "options",
     [
         {},
+        {"packing": True},
         {"packing": True, "packing_strategy": "wrapped"},
+        {"padding_free": True, "max_length": None},
     ],
-    ids=["padded", "wrapped"],
+    ids=["padded", "packed", "wrapped", "padding_free"],
 )
 def test_sft_is_profiled_text_by_text(tmp_path, options):
     trainer = trl_runs.sft(tmp_path, **options)
@@ -68,8 +70,9 @@ def test_sft_is_profiled_text_by_text(tmp_path, options):
     assert trainer.state.global_step == 2
 
 
-def test_both_answers_of_a_pair_are_samples_under_dpo(tmp_path):
-    trainer = trl_runs.dpo(tmp_path)
+@pytest.mark.parametrize("precomputed", [False, True])
+def test_both_answers_of_a_pair_are_samples_under_dpo(tmp_path, precomputed):
+    trainer = trl_runs.dpo(tmp_path, precompute_ref_log_probs=precomputed)
     sidecars = attach_remos(trainer, slice_ratio=0.8)
     sides = ("chosen_ids", "rejected_ids")
     answers = [(row["prompt_ids"] + row[side])[:16] for row in trainer.train_dataset for side in sides]
@@ -89,7 +92,7 @@ def test_both_answers_of_a_pair_are_samples_under_a_reward_model(tmp_path):
     assert Sidecars.load(tmp_path / "checkpoint-2").relevant_slice == sidecars.relevant_slice
 
 
-@pytest.mark.parametrize("packing", [False])
+@pytest.mark.parametrize("packing", [False, True])
 def test_the_base_is_sliced_under_fresh_lora_as_it_is_without(tmp_path, packing):
     plain = trl_runs.sft(tmp_path / "plain", packing=packing)
     expected = attach_remos(plain, slice_ratio=0.8)
@@ -99,6 +102,15 @@ def test_the_base_is_sliced_under_fresh_lora_as_it_is_without(tmp_path, packing)
     trainer.train()
     base = trainer.model.unload()
     assert same(base, plain.model)  # adapters train, the sliced base does not
+
+
+def test_dpo_over_fresh_lora_refers_to_the_sliced_base(tmp_path):
+    trainer = trl_runs.dpo(tmp_path, peft_config=LoraConfig(**LORA), save_strategy="no")
+    expected = attach_remos(trl_runs.dpo(tmp_path), slice_ratio=0.8)
+    assert attach_remos(trainer, slice_ratio=0.8).relevant_slice == expected.relevant_slice
+    trainer.train()
+    first = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    assert first["rewards/margins"] == 0  # the reference is where the student starts
 
 
 def test_lora_is_saved_merged_with_the_record_and_the_log_says_so(tmp_path, caplog):

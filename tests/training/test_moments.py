@@ -14,6 +14,7 @@ from remos_hf.strategies.slice_and_reset import Random
 from remos_hf.training.moments import HOLD_FILE, Moments, check_adapters
 from tests import tiny
 from tests.training.runs import trainer
+from tests.training.test_loss_scale import causal_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -185,16 +186,6 @@ class PenalHold(Hold):
     def loss(self, model, inputs, run):
         loss, outputs = run(inputs)
         return loss + 0.1 * model.lm_head.weight.square().sum(), outputs
-
-
-def causal_rows():
-    generator = torch.Generator().manual_seed(0)
-    rows = []
-    for length in (9, 3, 8, 2, 7, 4, 9, 5):
-        ids = torch.randint(3, tiny.VOCABULARY, (9,), generator=generator)
-        real = torch.arange(9) < length
-        rows.append({"input_ids": ids, "attention_mask": real.long(), "labels": ids.masked_fill(~real, -100)})
-    return rows
 
 
 def update(folder, strategy, steps, size):
