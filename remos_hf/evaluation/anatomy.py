@@ -275,7 +275,7 @@ def body_names(model: Weights, relevant: RelevantSlice | None, head: tuple[str, 
             "Which weights of a state dict are the body's is said by a slice: pass relevant=, or the teacher as a "
             "module."
         )
-    return [layer.parameter_name for layer in adapter_for(model, head).layers().values()]
+    return [layer.key for layer in adapter_for(model, head).layers().values()]
 
 
 def weights_of(

@@ -41,8 +41,10 @@ def _in_order(content: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + content[stop:]
 
 
-def read_tensors(path: Path, kind: str, fields: Iterable[str]) -> tuple[dict[str, Tensor], dict]:
-    """Read what `write_tensors` wrote. The metadata must hold exactly these fields.
+def read_tensors(
+    path: Path, kind: str, fields: Iterable[str], *, optional: Iterable[str] = ()
+) -> tuple[dict[str, Tensor], dict]:
+    """Read what `write_tensors` wrote. The metadata must hold exactly these fields, those that are optional apart.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -66,7 +68,7 @@ def read_tensors(path: Path, kind: str, fields: Iterable[str]) -> tuple[dict[str
     if _checksum(tensors, header.get("metadata", "")) != header.get("checksum"):
         raise CorruptFileError(f"{path} does not match its checksum: its contents were changed after it was written.")
     metadata = json.loads(header["metadata"])
-    if not isinstance(metadata, dict) or metadata.keys() != set(fields):
+    if not isinstance(metadata, dict) or metadata.keys() - set(optional) != set(fields):
         found = sorted(metadata) if isinstance(metadata, dict) else type(metadata).__name__
         raise CorruptFileError(f"{path} should say {sorted(fields)}, but says {found}. It was not written by remos_hf.")
     return tensors, metadata

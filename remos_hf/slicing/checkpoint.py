@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -168,7 +168,7 @@ def slice_checkpoint(
     for name, layer in stored.items():
         # Drawn for the layer on the meta device: drawing asks for the weight's shape, which must not read it.
         fresh = partial(_fresh, adapter, competing[name], seed) if reset_to == "init" else None
-        same = [_Reset(relevant.kept.bits[layer.parameter_name], layer.dtype, fresh) for _ in layer.tensors]
+        same = [_Reset(relevant.kept.bits[layer.key], layer.dtype, fresh) for _ in layer.tensors]
         counted.append(same[0])
         resets |= {(tensor.path, tensor.name): reset for tensor, reset in zip(layer.tensors, same, strict=True)}
     needed = checkpoint.num_bytes + sum(bits.numel() for bits in relevant.kept.bits.values())
@@ -515,7 +515,7 @@ def _find_stored(
             holders.setdefault(id(parameters[parameter]), []).append(checkpoint.tensors[name])
     stored = {}
     for name, layer in competing.items():
-        tensors = tuple(holders.get(id(layer.module.weight), ()))
+        tensors = tuple(holders.get(id(layer.parameter), ()))
         if not tensors:
             seen = next(iter((*changed, *unknown)), next(iter(checkpoint.tensors), "nothing"))
             raise UnsupportedModelError(
@@ -527,8 +527,8 @@ def _find_stored(
             _check_tensor(tensor, layer)
         if len(tensors) > 1:
             _check_equal(tensors)
-        fields = (layer.name, layer.module, layer.aliases, layer.part_sizes, layer.part_heads)
-        stored[name] = _StoredLayer(*fields, tensors=tensors, loaded_as=_loaded_as(model, layer))
+        same = {one.name: getattr(layer, one.name) for one in fields(layer)}
+        stored[name] = _StoredLayer(**same, tensors=tensors, loaded_as=_loaded_as(model, layer))
     return stored
 
 
@@ -624,7 +624,7 @@ class _Reset:
 
 
 def _fresh(adapter: Adapter, layer: Layer, seed: int) -> Tensor:
-    return adapter.fresh_weight(layer, parameter_generator(seed, layer.parameter_name)).reshape(-1)
+    return adapter.fresh_weight(layer, parameter_generator(seed, layer.key)).reshape(-1)
 
 
 def _write_shard(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import LayerMismatchError
-from remos_hf.layers import check_rankable
+from remos_hf.layers import rankable_layers
 from remos_hf.profiling.tokens import input_embeddings
 from remos_hf.slicing.relevant_slice import RelevantSlice
 
@@ -49,7 +49,7 @@ def reset_outside(
         raise ValueError(f"to is 'zero' or 'init', but got {to!r}.")
     adapter = adapter_for(model, ())
     layers = relevant.check_matches(adapter.layers(embeddings=True), verify_teacher=False)
-    check_rankable(layers)
+    rankable_layers(layers)
     if verify_teacher:
         relevant.check_matches(adapter.layers(embeddings=True))
     for name, layer in layers.items():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import CorruptFileError, LayerMismatchError, TeacherMismatchError
-from remos_hf.layers import Layer, check_rankable, weights_hash
+from remos_hf.layers import Layer, rankable_layers, weights_hash
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.profiling.sidecar_file import file_in, read_tensors, write_tensors
 from remos_hf.slicing.ordinal import Selection, entries_of, pack, select, unpack
@@ -116,7 +116,7 @@ class RelevantSlice:
             LayerMismatchError: A parameter is missing or has another shape.
             TeacherMismatchError: The weights are not the teacher's.
         """
-        by_parameter = {layer.parameter_name: layer for layer in layers.values()}
+        by_parameter = {layer.key: layer for layer in layers.values()}
         for name, shape in self.kept.shapes.items():
             if name not in by_parameter:
                 raise LayerMismatchError(
@@ -295,7 +295,7 @@ def choose_among(
         UnsupportedModelError: A weight is on the meta device, quantised or sharded.
         LayerMismatchError: There is no layer.
     """
-    check_rankable(layers)
+    layers = rankable_layers(layers)
     teacher_hash = weights_hash(layers)
     if profile is not None and profile.teacher_hash not in ("", teacher_hash):
         raise TeacherMismatchError(
@@ -311,8 +311,8 @@ def choose_among(
     bits = [bits for selection in selections for bits in selection.bits]
     return RelevantSlice(
         KeptWeights(
-            {layer.parameter_name: kept for layer, kept in zip(ordered, bits, strict=True)},
-            {layer.parameter_name: layer.shape for layer in ordered},
+            {layer.key: kept for layer, kept in zip(ordered, bits, strict=True)},
+            {layer.key: layer.shape for layer in ordered},
         ),
         slice_ratio,
         rule,

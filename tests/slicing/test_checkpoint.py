@@ -171,7 +171,7 @@ def top(source, target, **options):
 
 
 @pytest.mark.parametrize("reset_to", ["zero", "init"])
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", [kind for kind in MAKERS if kind != "mixtral"])
 def test_every_kind_of_model_is_sliced_as_it_is_in_memory(saved, tmp_path, kind, reset_to):
     source = saved(kind)
     assert len(list(source.glob("*.safetensors"))) > 1
@@ -200,10 +200,11 @@ def test_random_shapes_ratios_and_shards_give_the_same_slice(tmp_path, seed):
     assert_same(source, tmp_path, slice_ratio=float(draw.uniform(0.01, 1)), ties=ties, seed=seed)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "bart", "llama"])
-def test_embeddings_compete_too_tied_or_not(saved, tmp_path, kind):
+@pytest.mark.parametrize(("kind", "competes"), [("gpt2", True), ("bart", False), ("llama", True)])
+def test_embeddings_compete_too_unless_they_are_tied_to_the_head(saved, tmp_path, kind, competes):
     streamed = assert_same(saved(kind), tmp_path, slice_ratio=0.5, embeddings=True, profiled=False, rule="mag_prune")
-    assert any("emb" in name or "wte" in name or "shared" in name for name in streamed.relevant_slice.kept)
+    kept = streamed.relevant_slice.kept
+    assert any("emb" in name or "wte" in name or "shared" in name for name in kept) == competes
 
 
 def test_a_head_that_is_named_is_spared(saved, tmp_path):
@@ -742,7 +743,7 @@ def test_a_weight_saved_under_both_its_names_is_reset_in_both(saved, tmp_path):
         edit_index(source, lambda weight_map: weight_map.update({"lm_head.weight": path.name}))
 
     with_copy(torch.clone)
-    options = {"slice_ratio": 0.5, "embeddings": True, "progress": False, "rule": "mag_prune"}
+    options = {"slice_ratio": 0.5, "embeddings": True, "head": (), "progress": False, "rule": "mag_prune"}
     result = top(source, tmp_path / "student", **options)
     written = tensors_in(tmp_path / "student")
     assert same_bytes(written["transformer.wte.weight"], written["lm_head.weight"])

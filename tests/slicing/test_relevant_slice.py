@@ -199,11 +199,20 @@ def test_remos_needs_a_profile_and_the_others_do_not(teacher):
     assert len(choose_slice(teacher, slice_ratio=0.9, rule="random").kept) == 12
 
 
-def test_weights_that_cannot_be_ranked_are_refused_by_name():
+def test_a_layer_that_cannot_be_ranked_is_left_out_and_named():
     model = tiny.mlp()
     model[2].weight = nn.Parameter(torch.zeros(6, 7, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(UnsupportedModelError, match=r"'2\.weight'.*int8"):
-        choose_slice(model, slice_ratio=0.9, rule="random")
+    with pytest.warns(UserWarning, match=r"1 of 3 layers .* left out; '2\.weight'.*int8"):
+        relevant = choose_slice(model, slice_ratio=0.9, rule="random")
+    assert list(relevant.kept) == ["0.weight", "4.weight"]
+
+
+def test_a_model_of_which_nothing_can_be_ranked_is_refused_by_name():
+    with pytest.raises(UnsupportedModelError, match=r"'0\.weight'.*float64"):
+        choose_slice(tiny.mlp().double(), slice_ratio=0.9, rule="random")
+
+
+def test_a_weight_that_is_not_finite_is_refused_by_name():
     with torch.no_grad():
         broken = tiny.mlp()
         broken[0].weight[0, 0] = float("inf")
@@ -226,7 +235,7 @@ def test_a_model_that_fsdp_sharded_is_refused_on_every_process(tmp_path):
     debug_launcher(_slice_a_sharded_model, args=(str(tmp_path),), num_processes=2)
     for rank in ("0", "1"):
         message = (tmp_path / rank).read_text()
-        assert "'0.weight' cannot be ranked: it is a DTensor, sharded" in message
+        assert "'0.weight' cannot be ranked: it is sharded by ZeRO-3 or FSDP" in message
         assert "before the model is wrapped" in message
 
 

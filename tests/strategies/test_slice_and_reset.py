@@ -79,7 +79,7 @@ def test_values_that_no_run_could_use_are_refused_when_the_strategy_is_made(opti
 
 def test_weights_that_cannot_be_ranked_are_refused_before_the_data_is_read():
     model = tiny.bert()
-    model.bert.encoder.layer[0].output.dense.double()
+    model.bert.encoder.double()
     with pytest.raises(Exception, match="float64"):
         Remos(0.9).prepare(model, StudentData(lambda samples: pytest.fail("read the data")))
 
