@@ -164,3 +164,10 @@ def _check_attachable(trainer: Trainer) -> None:
             "one that it has now. Give it model= instead."
         )
     check_pushing(trainer.args)
+    if trainer.args.push_to_hub and trainer.args.hub_private_repo is None and trainer.is_world_process_zero():
+        logger.warning(
+            "%s made the repository %s before attach_remos could make it private: look whether it is public. "
+            "TrainingArguments(hub_private_repo=True) makes it private.",
+            type(trainer).__name__,
+            trainer.hub_model_id,
+        )

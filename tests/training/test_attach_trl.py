@@ -207,11 +207,14 @@ def test_other_rows_may_decide_the_coverage(tmp_path):
 
 
 class Heavier(Hold):
-    """Adds one to the loss."""
+    """Adds one to the loss, and leaves a mark when training has ended."""
 
     def loss(self, model, inputs, run):
         loss, outputs = run(inputs)
         return loss + 1, outputs
+
+    def finish(self, model, data):
+        model.finished = True
 
 
 class Weighed(Strategy):
@@ -230,3 +233,4 @@ def test_a_hold_acts_in_the_loss_of_every_trainer(tmp_path, kind):
         trainer.train()
     losses = [[entry["loss"] for entry in one.state.log_history if "loss" in entry] for one in (plain, held)]
     assert losses[1] == pytest.approx([loss + 1 for loss in losses[0]], abs=1e-3)
+    assert held.model.finished
