@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from remos_hf.adapters.transformers_models import adapter_for
-from remos_hf.layers import check_rankable
+from remos_hf.layers import rankable_layers
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.profiling.criteria import Criterion, strong_coverage, threshold_coverage, top_k_coverage
 from remos_hf.profiling.data_pass import on_main_process
@@ -64,7 +64,7 @@ class SliceAndReset(Strategy):
     def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
         """Profile if the rule needs it, choose the slice, reset the rest in place."""
         seed = data.seed if self.seed is None else self.seed
-        check_rankable(adapter_for(student, self.head).layers(embeddings=self.embeddings))
+        rankable_layers(adapter_for(student, self.head).layers(embeddings=self.embeddings))
         start = time.perf_counter()
         profile = self._profile(student, data)
         profiled = time.perf_counter()
