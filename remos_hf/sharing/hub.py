@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from remos_hf.errors import CorruptFileError, RemosError
 from remos_hf.evaluation.report import DefectReport
+from remos_hf.sharing.card_measured import chosen_student
 from remos_hf.sharing.layout import (
     CARD_FILE,
     REPORT_FILE,
@@ -35,7 +36,7 @@ from remos_hf.sharing.layout import (
     pushable_files,
     without_local_paths,
 )
-from remos_hf.sharing.model_card import check_repo_id, chosen_student, eval_result_files, hub_datasets, model_card
+from remos_hf.sharing.model_card import check_repo_id, eval_result_files, hub_datasets, model_card
 from remos_hf.sharing.record import SIDECAR_FILES, Sidecars
 
 logger = logging.getLogger(__name__)
