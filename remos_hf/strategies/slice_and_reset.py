@@ -110,7 +110,7 @@ class Remos(SliceAndReset):
         criterion_value: NC's threshold, TKNC's or SNAC's k; None for the published one (0.5, 10, 2).
         ties: "mean", or "artifact" for the artifact's traversal order.
         source: "hooks", or "hidden_states" where hooks cannot be used.
-        max_samples: Samples to profile, drawn by the run's seed; the run's number if None.
+        max_samples: Samples to profile, drawn by the run's seed, or "all"; the run's number if None.
 
     Source:
         ReMoS, ICSE 2022. The paper states no slice ratio; the artifact keeps .9 (CV_adv/examples/remos.sh:16, NLP) or
@@ -123,7 +123,7 @@ class Remos(SliceAndReset):
     criterion_value: float | None = None
     ties: Literal["mean", "artifact"] = "mean"
     source: Literal["hooks", "hidden_states"] = "hooks"
-    max_samples: int | None = None
+    max_samples: int | Literal["all"] | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""

@@ -36,7 +36,7 @@ from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Strategy
 from remos_hf.strategies.student_data import StudentData
 from remos_hf.training.moments import Moments, held_loss
-from remos_hf.training.profiling_data import ordered_batches
+from remos_hf.training.profiling_data import ordered_batches, samples_to_look_at
 from remos_hf.training.start import chosen_strategy
 from remos_hf.whole import replace_file
 
@@ -76,6 +76,7 @@ def fit(
     slice_ratio: float | None = None,
     strategy: Strategy | Sequence[Strategy] | None = None,
     profile_dataset: Dataset | None = None,
+    max_samples: int | Literal["all"] | None = None,
     head: tuple[str, ...] | None = None,
     loss: LossFunction | None = None,
     scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
@@ -123,6 +124,8 @@ def fit(
         strategy: Any other strategy, or a list of them; give one of the two.
         profile_dataset: The samples that decide the coverage, collated alike, if they are not to be read as
             `train_dataset` is: without its augmentation, or another share of the task's data.
+        max_samples: Samples of it that decide, drawn by the seed (of a stream the first ones), for strategies that name
+            no number. None takes `profiling.data_pass.DEFAULT_MAX_SAMPLES`, "all" all, also of a stream.
         head: Dotted names of the modules that `slice_ratio` spares; None lets the adapter find them. A strategy has a
             `head` of its own.
         loss: Gives the mean loss over a batch from (outputs, batch), a scalar; the model is then called without the
@@ -208,7 +211,7 @@ def fit(
         _Progress.check_settings(checkpoint, data)
 
     model.to(accelerator.device)
-    moments = Moments(strategy, StudentData(profiled.in_order, seed=seed, is_stream=profiled.is_stream))
+    moments = Moments(strategy, profiled.for_strategies(max_samples))
     if checkpoint is None:
         moments.start(model)
     else:
@@ -352,6 +355,16 @@ class _Data:
             rank=self.rank,
             world=self.world,
             workers=self.workers,
+        )
+
+    def for_strategies(self, max_samples: int | Literal["all"] | None) -> StudentData:
+        """Give it as strategies see it."""
+        return StudentData(
+            self.in_order,
+            seed=self.seed,
+            max_samples=samples_to_look_at(max_samples),
+            num_samples=None if self.is_stream else len(self.dataset),
+            is_stream=self.is_stream,
         )
 
     def windows(self, epoch: int, taken: int) -> Iterator[_Window]:

@@ -5,6 +5,8 @@ import math
 import datasets
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from torch.utils.data import IterableDataset
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback
 
@@ -101,6 +103,27 @@ def test_a_trainer_that_has_trained_is_refused_and_stays_as_it_is(tmp_path):
 def test_a_trainer_that_makes_its_own_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="model_init"):
         attach_remos(Trainer(model_init=lambda: tiny.bert(), args=arguments(tmp_path)), slice_ratio=0.9)
+
+
+def test_a_repository_that_was_made_before_is_told(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda *_, **__: None)
+    attach_remos(trainer(tmp_path, kind=Trainer, options={"push_to_hub": True}), slice_ratio=0.9)
+    assert "look whether it is public" in caplog.text
+
+
+def test_a_model_that_was_given_fresh_lora_is_sliced_under_it_and_saved_merged(tmp_path):
+    lora = LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
+    theirs = trainer(tmp_path / "a", kind=Trainer, model=get_peft_model(tiny.bert(), lora))
+    sidecars = attach_remos(theirs, slice_ratio=0.9)
+    ours = trainer(tmp_path / "b", slice_ratio=0.9, peft_config=lora)
+    for one in (theirs, ours):
+        one.train()
+        one.save_model()
+    assert sidecars.relevant_slice == ours.relevant_slice
+    for name in ("bert.encoder.layer.0.output.dense.weight", "bert.encoder.layer.1.attention.self.key.weight"):
+        student = load_file(tmp_path / "a" / "model.safetensors")[name]  # no adapter is on these
+        assert torch.equal(student, load_file(tmp_path / "b" / "model.safetensors")[name])
+        assert not student[~sidecars.relevant_slice.kept[name]].any()
 
 
 def test_an_attached_trainer_is_still_one_of_its_class(tmp_path):
