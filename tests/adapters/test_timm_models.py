@@ -277,9 +277,9 @@ def test_images_are_found_in_every_form_of_batch():
         {"image": images, "label": labels},
     ):
         assert torch.equal(adapter.forward(batch), expected)
-        assert adapter.position_masks(batch) == {}
+        assert adapter.sequences(batch) == {}
     # A text model's mask would be read as padding.
-    assert adapter.position_masks({"pixel_values": images, "attention_mask": torch.ones(3, 4)}) == {}
+    assert adapter.sequences({"pixel_values": images, "attention_mask": torch.ones(3, 4)}) == {}
 
 
 @needs_timm
