@@ -659,7 +659,7 @@ def write_smoke_inputs(folder: Path) -> None:
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
     PreTrainedTokenizerFast(tokenizer_object=tokens, model_max_length=32, **special).save_pretrained(folder)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         teacher = BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=32, **sizes))
     teacher.save_pretrained(folder)

@@ -25,6 +25,7 @@ from remos_hf.adapters.base import Adapter, inputs_of
 from remos_hf.adapters.sequences import Sequence
 from remos_hf.errors import CorruptFileError, UnsupportedModelError
 from remos_hf.layers import Layer, sliceable_layers
+from remos_hf.randomness import seeded
 
 # Direct children of timm's models that hold the repeated blocks, and the name of a stage that is a child itself.
 _BLOCK_LISTS = ("blocks", "stages", "layers", "levels", "network", "transformers", "dense_stages")
@@ -357,7 +358,7 @@ def image_classifier(
         if num_labels is not None and num_labels != _num_labels(model):
             model = copy_with_new_head(model, num_labels, seed=seed)
         return model if isinstance(model, ImageClassifier) else ImageClassifier(model)
-    with _seeded(seed):
+    with seeded(seed):
         body = _create(model, pretrained, checkpoint_path)
     if num_labels is not None and num_labels != _num_labels(body):
         _replace_head(body, num_labels, seed)
@@ -473,7 +474,7 @@ def _num_labels(model: nn.Module) -> int:
 def _replace_head(model: nn.Module, num_labels: int, seed: int) -> None:
     """Put a head that was never trained on a model that lies on the CPU, in place."""
     place = timm_place(model)
-    with _seeded(seed):
+    with seeded(seed):
         if place is None:
             _replace_named_head(model.body, model.head, num_labels)
         else:
@@ -529,13 +530,6 @@ def _check_labels(labels: Tensor, samples: int, num_labels: int) -> None:
             f"labels go from 0 to {num_labels - 1}, the labels of the head, but got {low if low < 0 else high}. "
             "An image cannot be left out by the label -100; drop it, or make the head with the right num_labels."
         )
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
 
 
 @contextmanager

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from remos_hf.adapters.base import Adapter
 from remos_hf.adapters.sequences import Sequence, sequences_of
 from remos_hf.adapters.timm_models import ImageClassifier, TimmAdapter, copy_with_new_head, timm_place
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.layers import Layer, sliceable_layers
+from remos_hf.randomness import seeded
 
 # The last name component (or two) of layers that write to the residual stream, in the architectures of transformers.
 _STREAM_WRITERS = (
@@ -123,34 +124,59 @@ class TransformersAdapter(Adapter):
         return torch.empty(layer.weight.shape).normal_(std=std, generator=generator)
 
 
-def with_new_head(teacher: nn.Module, num_labels: int, *, seed: int) -> nn.Module:
+def with_new_head(
+    teacher: nn.Module, num_labels: int, *, seed: int, labels: list[str] | tuple[str, ...] | None = None
+) -> nn.Module:
     """Start a student: a copy of the teacher's body under a head that was never trained.
 
     Args:
         teacher: A model of transformers or timm, or an `ImageClassifier`; it stays as it is.
         num_labels: Labels of the student's task.
         seed: Seed of the new head. The global random state stays as it is.
+        labels: Names of the labels, in the order of their numbers, for the config of a model of transformers. None:
+            LABEL_0, LABEL_1, ...; the teacher's names and its kind of problem (`problem_type`) are never taken over.
 
     Returns:
         A model of the same class, on the teacher's device.
 
     Raises:
+        ValueError: There would be no label, or there is another number of names than of labels, or a name twice.
         UnsupportedModelError: The teacher is another kind of module, which does not say what its head is.
     """
+    names = _label_names(num_labels, labels)
     if isinstance(teacher, ImageClassifier) or timm_place(teacher) is not None:
-        return copy_with_new_head(teacher, num_labels, seed=seed)
+        student = copy_with_new_head(teacher, num_labels, seed=seed)
+        if isinstance(student, PreTrainedModel):
+            _name_labels(student.config, names)
+        return student
     if not isinstance(teacher, PreTrainedModel):
         raise UnsupportedModelError(
             f"{type(teacher).__name__} does not say what its head is. If it classifies images, wrap it: "
             "ImageClassifier(module, head=(...,)); otherwise copy it and replace its head yourself."
         )
     config = copy.deepcopy(teacher.config)
-    config.num_labels = num_labels
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    _name_labels(config, names)
+    config.problem_type = None  # the loss reads it off the student's own labels
+    with seeded(seed):
         student = type(teacher)(config)
     student.base_model.load_state_dict(teacher.base_model.state_dict())
     return student.to(device=teacher.device, dtype=teacher.dtype)
+
+
+def _label_names(num_labels: int, labels: list[str] | tuple[str, ...] | None) -> list[str]:
+    if num_labels < 1:
+        raise ValueError(f"num_labels is the number of labels of the task, at least 1, but got {num_labels}.")
+    names = [f"LABEL_{number}" for number in range(num_labels)] if labels is None else [str(name) for name in labels]
+    if len(names) != num_labels or len(set(names)) != num_labels:
+        raise ValueError(
+            f"labels names each of the {num_labels} labels once, in the order of their numbers, but got {names}."
+        )
+    return names
+
+
+def _name_labels(config: PretrainedConfig, names: list[str]) -> None:
+    config.id2label = dict(enumerate(names))  # num_labels is its length
+    config.label2id = {name: number for number, name in enumerate(names)}
 
 
 def _qkv_sizes(config: Any, heads: int) -> tuple[int, ...]:  # noqa: ANN401 - any model's config
@@ -159,6 +185,12 @@ def _qkv_sizes(config: Any, heads: int) -> tuple[int, ...]:  # noqa: ANN401 - an
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     key_value = (getattr(config, "num_key_value_heads", None) or heads) * head_dim
     return (heads * head_dim, key_value, key_value)
+
+
+def own_head(model: nn.Module) -> tuple[str, ...]:
+    """Find the head that a model says it has; () of a plain module, which says nothing."""
+    says = isinstance(model, (PreTrainedModel, ImageClassifier)) or timm_place(model) is not None
+    return adapter_for(model).head if says else ()
 
 
 def adapter_for(model: nn.Module, head: tuple[str, ...] | None = None) -> Adapter:

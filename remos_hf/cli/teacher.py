@@ -122,7 +122,7 @@ class Teacher:
         if self.name.startswith(TIMM):
             return image_classifier(self.name.removeprefix(TIMM), num_labels, seed=seed)
         kind = AutoModelForImageClassification if self.reads_images else AutoModelForSequenceClassification
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = kind.from_pretrained(
                 self.name,

@@ -44,7 +44,7 @@ def _in_order(content: bytes) -> bytes:
 def read_tensors(
     path: Path, kind: str, fields: Iterable[str], *, optional: Iterable[str] = ()
 ) -> tuple[dict[str, Tensor], dict]:
-    """Read what `write_tensors` wrote. The metadata must hold exactly these fields, those that are optional apart.
+    """Read what `write_tensors` wrote. The metadata must hold these fields, may hold the optional ones, and no other.
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -31,11 +31,12 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from remos_hf.adapters.base import Adapter
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import CorruptFileError, RemosError, UnsupportedModelError
-from remos_hf.layers import Layer, largest_magnitude
+from remos_hf.layers import Layer
 from remos_hf.profiling.coverage import COVERAGE_FILE, CoverageProfile
+from remos_hf.slicing.competition import competing_layers
 from remos_hf.slicing.ordinal import unpack
 from remos_hf.slicing.refill import parameter_generator
-from remos_hf.slicing.relevant_slice import RelevantSlice, check_choice, choose_among, competing_layers
+from remos_hf.slicing.relevant_slice import RelevantSlice, check_choice, choose_among
 
 try:
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -148,10 +149,8 @@ def slice_checkpoint(
 
     start = time.perf_counter()
     model = _on_meta(source, checkpoint)
-    competing = competing_layers(model, profile, head=head, embeddings=embeddings)
+    competing, account = competing_layers(model, profile, head=head, embeddings=embeddings)
     stored = _find_stored(model, competing, checkpoint)
-    if rule == "random":  # the one rule that looks at no weight
-        largest_magnitude(stored)
     relevant = choose_among(
         stored,
         profile,
@@ -161,6 +160,7 @@ def slice_checkpoint(
         ties=ties,
         seed=seed,
         progress=progress,
+        account=account,
     )
     chosen = time.perf_counter()
     adapter, counted, resets = adapter_for(model, ()), [], {}

@@ -117,7 +117,15 @@ class Selection:
 
     bits: list[Tensor]
     num_kept: int
-    tie_group: int
+    tie_group: int = 1
+
+    @classmethod
+    def of(cls, kept: Sequence[Tensor]) -> "Selection":
+        """Pack what a rule keeps: one bool tensor a layer, of the weight's shape, True = kept."""
+        wrong = next((one.dtype for one in kept if one.dtype != torch.bool), None)
+        if wrong is not None:
+            raise TypeError(f"What is kept is told in bool tensors, True = kept, but got {wrong}.")
+        return cls([pack(one) for one in kept], sum(int(torch.count_nonzero(one)) for one in kept))
 
 
 def entries_of(layers: Sequence[Layer], profile: CoverageProfile | None) -> list[Entry]:

@@ -195,7 +195,8 @@ def test_an_empty_or_missing_dataset_is_refused_and_the_model_left_whole(tmp_pat
 
 
 def test_a_model_that_cannot_be_ranked_is_refused_and_left_whole(tmp_path):
-    model = tiny.bert().double()
+    model = tiny.bert()
+    model.bert.encoder.double()
     with pytest.raises(UnsupportedModelError, match="float64"):
         trainer(tmp_path, model=model, slice_ratio=0.9).train()
 
