@@ -19,6 +19,7 @@ from remos_hf.auditing import audit as audit_module
 from remos_hf.auditing.audit import report_of, run_audit
 from remos_hf.auditing.students import StudentPlan
 from remos_hf.defects.base import CLEAN_INDEX, Defect, ExposedSet
+from remos_hf.defects.label_noise import LabelNoise
 from remos_hf.errors import CorruptFileError, NonFiniteError, RemosError
 from remos_hf.evaluation import tasks as tasks_module
 from remos_hf.evaluation.measures import Rate, excess_dir
@@ -368,6 +369,11 @@ def test_other_settings_are_refused(whole, options, told):
 def test_audits_that_decide_nothing_are_refused(log, options, told):
     with pytest.raises(ValueError, match=told):
         small_audit(log, **options)
+
+
+def test_what_no_input_shows_is_refused_before_anything_is_trained(log):
+    with pytest.raises(TypeError, match="LabelNoise makes none"):
+        small_audit(log, defects={"word": WORD, "noise": LabelNoise()})
 
 
 # --- adding ---
