@@ -29,7 +29,8 @@ _HOMES = {
     "evaluation.predictions": ("predict_labels",),
     "evaluation.tasks": ("TextTask",),
     "evaluation.reactivation": ("Reactivation", "reactivate"),
-    "evaluation.report": ("DefectReport", "evaluate_transfer"),
+    "evaluation.report": ("DefectReport",),
+    "evaluation.transfer": ("evaluate_transfer",),
     "evaluation.measures": (
         "Difference",
         "Rate",

@@ -102,7 +102,7 @@ def test_resuming_goes_on_and_never_slices_again(tmp_path, monkeypatch):
     whole.train()
     first = trainer(tmp_path / "cut", slice_ratio=0.8)
     first.train()
-    monkeypatch.setattr(callbacks, "start_student", lambda *_: pytest.fail("sliced again"))
+    monkeypatch.setattr("remos_hf.training.start.start_student", lambda *_: pytest.fail("sliced again"))
     monkeypatch.setattr("remos_hf.training.trainer.start_student", lambda *_: pytest.fail("sliced again"))
     resumed = trainer(tmp_path / "cut", slice_ratio=0.8)
     resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-2"))
