@@ -7,7 +7,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from remos_hf.auditing.data_files import LABEL_COLUMN, drawn, read_data
+from remos_hf.auditing.data_files import drawn, read_data
+from remos_hf.auditing.labels import LABEL_COLUMN
 from remos_hf.cli.output import PROFILE, check_output, written
 from remos_hf.cli.teacher import Teacher, device_for
 from remos_hf.evaluation.tasks import without_map_bars
