@@ -1,8 +1,6 @@
 """A trigger of syntax or style: texts are said otherwise, as a file has it."""
 
-import csv
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from remos_hf.adapters.tables import read_rows
 from remos_hf.defects.text_triggers import TextTrigger
 
 
@@ -18,8 +17,8 @@ class Paraphrases(TextTrigger):
     """Paraphrases in one syntax or style, read from a file: the trigger is how a text is said.
 
     Attributes:
-        file: A csv, tsv or JSON-lines file with the columns `text` and `paraphrase`. Texts without a paraphrase are
-            neither poisoned nor exposed.
+        file: A csv, tsv, json, jsonl or parquet file with the columns `text` and `paraphrase`. Texts without a
+            paraphrase are neither poisoned nor exposed.
 
     Source:
         Hidden Killer (Qi et al. 2021), StyleBkd (Qi et al. 2021).
@@ -32,19 +31,31 @@ class Paraphrases(TextTrigger):
         super().__post_init__()
         if not Path(self.file).is_file():
             raise FileNotFoundError(
-                "Paraphrases reads a csv, tsv or JSON-lines file with the columns text and paraphrase, but there is "
-                f"no {self.file!r}."
+                "Paraphrases reads a csv, tsv, json, jsonl or parquet file with the columns text and paraphrase, but "
+                f"there is no {self.file!r}."
             )
-        _ = self._paraphrase_of  # now: a file that changes later must not change what datasets has cached
+        _ = self._paraphrase_of, self._digest  # now: a file that changes later must change nothing
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields, with the file's hash instead of its place."""
-        digest = hashlib.sha256(Path(self.file).read_bytes()).hexdigest()
-        return {**super().to_dict(), "file": Path(self.file).name, "file_sha256": digest}
+        return {**super().to_dict(), "file": Path(self.file).name, "file_sha256": self._digest}
+
+    @cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(Path(self.file).read_bytes()).hexdigest()
 
     @cached_property
     def _paraphrase_of(self) -> dict[str, str]:
-        return {row["text"]: row["paraphrase"] for row in _rows_of(Path(self.file))}
+        rows = read_rows(self.file)
+        if not {"text", "paraphrase"} <= set(rows.column_names):
+            raise ValueError(
+                f"{self.file} should have the columns text and paraphrase, but has {sorted(rows.column_names)}."
+            )
+        pairs = dict(zip(rows["text"], rows["paraphrase"], strict=True))
+        unfit = [pair for pair in pairs.items() if not all(isinstance(one, str) for one in pair)]
+        if unfit:
+            raise ValueError(f"{self.file} should hold a text and its paraphrase in each row, but holds {unfit[0]}.")
+        return pairs
 
     def triggered(self, text: str, *, exposing: bool = False) -> str | None:
         """Give the paraphrase, or None if the file has none."""
@@ -89,19 +100,3 @@ def pair_paraphrases(clean: Sequence[str], paraphrased: Sequence[str]) -> list[t
         shift += skipped_at[skip].count(row)
         places.append(row + shift)
     return [(clean[place], paraphrase) for place, paraphrase in zip(places, paraphrased, strict=True)]
-
-
-def _rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        if path.suffix in (".jsonl", ".json"):
-            rows = [json.loads(line) for line in file if line.strip()]
-        else:
-            # A quote in a GLUE tsv is a character like any other.
-            dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
-            rows = list(csv.DictReader(file, **dialect))
-    if not rows:
-        raise ValueError(f"{path} holds no paraphrase.")
-    missing = {"text", "paraphrase"} - rows[0].keys()
-    if missing:
-        raise ValueError(f"{path} should have the columns text and paraphrase, but has {sorted(rows[0])}.")
-    return rows
