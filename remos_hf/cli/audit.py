@@ -14,10 +14,12 @@ from datasets import Dataset
 from torch import nn
 
 from remos_hf.adapters.transformers_models import with_new_head
-from remos_hf.auditing.audit import Audit, report_of, run_audit
+from remos_hf.auditing.audit import Audit
+from remos_hf.auditing.collected import report_of
 from remos_hf.auditing.data_files import drawn, read_data
 from remos_hf.auditing.labels import by_name, count_labels, label_names
 from remos_hf.auditing.recipes import Recipe, StudentTuner
+from remos_hf.auditing.run import run_audit
 from remos_hf.auditing.students import StudentPlan, standard_students
 from remos_hf.cli.report import report_files
 from remos_hf.cli.teacher import Teacher, identity

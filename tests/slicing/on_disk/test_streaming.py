@@ -17,6 +17,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from remos_hf.adapters import architecture, teacher_files
+from remos_hf.adapters.teacher_files import Checkpoint, StoredTensor
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import (
     CorruptFileError,
@@ -28,14 +30,14 @@ from remos_hf.errors import (
 )
 from remos_hf.layers import weights_hash
 from remos_hf.profiling.coverage import COVERAGE_FILE, CoverageProfile
-from remos_hf.slicing import checkpoint
-from remos_hf.slicing.checkpoint import slice_checkpoint
+from remos_hf.slicing.on_disk import streaming
+from remos_hf.slicing.on_disk.streaming import slice_checkpoint
 from remos_hf.slicing.refill import reset_outside, squares_outside
 from remos_hf.slicing.relevant_slice import RelevantSlice, choose_slice
 from remos_hf.slicing.rules import RULES
 from tests import tiny
 
-NEW = checkpoint.get_model_conversion_mapping is not None
+NEW = architecture.get_model_conversion_mapping is not None
 
 
 def mixtral():
@@ -215,8 +217,8 @@ def test_a_head_that_is_named_is_spared(saved, tmp_path):
 
 
 def test_pieces_smaller_than_a_weight_give_the_same_file(saved, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_PIECE", 24)
-    monkeypatch.setattr(checkpoint, "_COPIED_BYTES", 11)
+    monkeypatch.setattr(streaming, "_PIECE", 24)
+    monkeypatch.setattr(streaming, "_COPIED_BYTES", 11)
     assert_same(saved("gpt2"), tmp_path, slice_ratio=0.6, reset_to="init")
 
 
@@ -301,7 +303,7 @@ def test_one_file_without_an_index_and_an_empty_target_will_do(tmp_path):
 
 
 def test_no_two_weights_are_held_at_once(saved, tmp_path, monkeypatch):
-    alive, most, reads, original = {}, [0], [0], checkpoint._read_values
+    alive, most, reads, original = {}, [0], [0], teacher_files.read_values
 
     def traced(file, count, dtype, path):
         read = original(file, count, dtype, path)
@@ -315,7 +317,8 @@ def test_no_two_weights_are_held_at_once(saved, tmp_path, monkeypatch):
 
     source = saved("gpt2")
     profile = profile_of(loaded(source))
-    monkeypatch.setattr(checkpoint, "_read_values", traced)
+    monkeypatch.setattr(teacher_files, "read_values", traced)
+    monkeypatch.setattr(streaming, "read_values", traced)
     for number, (scope, ties) in enumerate([("model", "mean"), ("model", "artifact"), ("layer", "mean")]):
         slice_checkpoint(
             source, tmp_path / str(number), slice_ratio=0.7, profile=profile, scope=scope, ties=ties, progress=False
@@ -328,13 +331,13 @@ def test_no_two_weights_are_held_at_once(saved, tmp_path, monkeypatch):
 
 
 def test_no_more_than_a_piece_is_read_while_writing(source, tmp_path, monkeypatch):
-    counts, original = [], checkpoint._read_values
-    monkeypatch.setattr(checkpoint, "_PIECE", 64)
-    monkeypatch.setattr(checkpoint, "_read_values", lambda *args: counts.append(args[1]) or original(*args))
-    monkeypatch.setattr(checkpoint._StoredTensor, "read", lambda self: load_file(self.path)[self.name])
+    counts, original = [], teacher_files.read_values
+    monkeypatch.setattr(streaming, "_PIECE", 64)
+    monkeypatch.setattr(streaming, "read_values", lambda *args: counts.append(args[1]) or original(*args))
+    monkeypatch.setattr(StoredTensor, "read", lambda self: load_file(self.path)[self.name])
     relevant = top(source, tmp_path / "student").relevant_slice
     assert max(counts) == 64
-    assert sum(counts) == relevant.num_weights
+    assert sum(counts) > relevant.num_weights  # what lies outside the slice is looked at too
 
 
 # ---- nothing by halves
@@ -345,14 +348,14 @@ def left(tmp_path):
 
 
 def slow_writer(source, target, ready):
-    original = checkpoint._write_shard
+    original = streaming._Writing.write_shard
 
     def one_shard_then_wait(*args):
         original(*args)
         ready.set()
         time.sleep(60)
 
-    checkpoint._write_shard = one_shard_then_wait
+    streaming._Writing.write_shard = one_shard_then_wait
     top(source, target)
 
 
@@ -368,8 +371,8 @@ def test_a_killed_process_leaves_no_target_and_the_next_one_succeeds(source, tmp
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.join(30)
-    assert left(tmp_path) == [".student.partial", "teacher"]
-    (tmp_path / ".student.partial" / "stale.json").write_text("{}")
+    assert left(tmp_path) == [".student.writing", "teacher"]
+    (tmp_path / ".student.writing" / "stale.json").write_text("{}")
     result = top(source, tmp_path / "student")
     assert left(tmp_path) == ["student", "teacher"]
     assert "stale.json" not in result.files
@@ -380,7 +383,7 @@ def interrupt(*args):
 
 
 def test_an_interrupt_leaves_nothing(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_copy_side_file", interrupt)
+    monkeypatch.setattr(streaming, "copy_side_file", interrupt)
     with pytest.raises(KeyboardInterrupt):
         top(source, tmp_path / "new" / "deeper" / "student")
     assert left(tmp_path) == ["teacher"]
@@ -400,7 +403,7 @@ def test_a_write_that_the_system_refuses_leaves_nothing(source, tmp_path):
 
 def test_a_full_disk_is_noticed_before_anything_is_written(source, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    monkeypatch.setattr(checkpoint, "_write_shard", interrupt)
+    monkeypatch.setattr(streaming._Writing, "write_shard", interrupt)
     with pytest.raises(RemosError, match="1,000 free"):
         top(source, tmp_path / "student")
     assert left(tmp_path) == ["teacher"]
@@ -417,15 +420,15 @@ def test_a_target_that_is_not_empty_is_refused(source, tmp_path, occupied):
 
 
 def test_a_target_that_fills_up_meanwhile_is_left_alone(source, tmp_path, monkeypatch):
-    original = checkpoint._Checkpoint.check_unchanged
+    original = Checkpoint.check_unchanged
 
     def someone_else_writes(self):
         (tmp_path / "student").mkdir()
         (tmp_path / "student" / "precious.txt").write_text("mine")
         original(self)
 
-    monkeypatch.setattr(checkpoint._Checkpoint, "check_unchanged", someone_else_writes)
-    with pytest.raises(FileExistsError, match="not empty"):
+    monkeypatch.setattr(Checkpoint, "check_unchanged", someone_else_writes)
+    with pytest.raises(FileExistsError, match="not replaced"):
         top(source, tmp_path / "student")
     assert left(tmp_path / "student") == ["precious.txt"]
     assert left(tmp_path) == ["student", "teacher"]
@@ -434,7 +437,7 @@ def test_a_target_that_fills_up_meanwhile_is_left_alone(source, tmp_path, monkey
 def test_a_link_in_the_place_of_the_hidden_folder_is_not_followed(source, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "precious.txt").write_text("mine")
-    (tmp_path / ".student.partial").symlink_to(tmp_path / "mine")
+    (tmp_path / ".student.writing").symlink_to(tmp_path / "mine")
     with pytest.raises(FileExistsError, match="link"):
         top(source, tmp_path / "student")
     assert left(tmp_path / "mine") == ["precious.txt"]
@@ -641,7 +644,7 @@ BROKEN = [
     (not_finite, NonFiniteError, "layer.1.attention.self.value"),
     (int8, UnsupportedModelError, "its dtype is I8"),
     (wrong_shape, UnsupportedModelError, r"\(15, 16\)"),
-    (lose_a_weight, UnsupportedModelError, "layer.1.attention.self.value.*use choose_slice"),
+    (lose_a_weight, UnsupportedModelError, "lacks .*layer.1.attention.self.value.weight"),
     (double_by_prefix, UnsupportedModelError, "nothing says which one"),
     (other_framework, UnsupportedModelError, "flax"),
     (only_pickles, UnsupportedModelError, "pytorch_model.bin"),
@@ -684,7 +687,7 @@ def test_a_side_file_that_holds_a_list_is_copied_as_it_is(source, tmp_path):
 def test_remote_code_of_a_known_architecture_is_neither_run_nor_passed_on(source, tmp_path):
     code = {"AutoConfig": "evil.EvilConfig", "AutoModel": "evil.EvilModel"}
     (source / "evil.py").write_text("raise SystemExit('remote code ran')")
-    edit_json(source / "config.json", auto_map=code, attn_implementation="evil/kernel")
+    edit_json(source / "config.json", auto_map=code)
     (source / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["evil.T", None]}, "x": 1}))
     for pickle in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "vocab.pkl"):
         (source / pickle).write_bytes(b"pickle")
@@ -763,9 +766,9 @@ def test_a_tensor_that_is_changed_as_it_is_loaded_is_refused_by_name(source, tmp
 
     def transposing(model):
         pattern = "attention.self.value.weight"
-        return [checkpoint.WeightConverter([pattern], pattern, operations=[Transpose(0, 1)])]
+        return [architecture.WeightConverter([pattern], pattern, operations=[Transpose(0, 1)])]
 
-    monkeypatch.setattr(checkpoint, "get_model_conversion_mapping", transposing)
+    monkeypatch.setattr(architecture, "get_model_conversion_mapping", transposing)
     with pytest.raises(UnsupportedModelError, match=r"0\.attention\.self\.value\.weight.*use choose_slice"):
         top(source, tmp_path / "student")
 
@@ -786,14 +789,14 @@ def test_a_slice_that_could_not_be_reset_in_memory_is_not_written_either(saved, 
 
 @pytest.mark.parametrize("change", ["grow", "shrink"])
 def test_a_teacher_that_is_written_to_meanwhile_is_noticed(source, tmp_path, monkeypatch, change):
-    original = checkpoint._write_shard
+    original = streaming._Writing.write_shard
     content = shards(source)[-1].read_bytes()
 
     def meddle(*args):
         shards(source)[-1].write_bytes(content + b"x" if change == "grow" else content[:-8])
         original(*args)
 
-    monkeypatch.setattr(checkpoint, "_write_shard", meddle)
+    monkeypatch.setattr(streaming._Writing, "write_shard", meddle)
     with pytest.raises(CorruptFileError, match="while it was read"):
         top(source, tmp_path / "student")
     assert left(tmp_path) == ["teacher"]
