@@ -270,7 +270,7 @@ def _slicing(record: Sidecars) -> list[tuple[str, str]]:
         facts.append(("neurons that no sample covered", f"{100 * coverage['share_never_covered']:.1f} %"))
     if record.config.get("embedding_rows_reset"):
         facts.append(("embedding rows reset", f"{record.config['embedding_rows_reset']:,}"))
-    adapters = _part(record, "adapters")
+    adapters = record_part(record, "adapters")
     if adapters:
         facts.append(("adapters", f"{adapters.get('kind')}, {adapters.get('saved')}"))
     return facts
