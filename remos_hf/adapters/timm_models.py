@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from remos_hf.adapters.base import Adapter, inputs_of
+from remos_hf.adapters.sequences import Sequence
 from remos_hf.errors import CorruptFileError, UnsupportedModelError
 from remos_hf.layers import Layer, sliceable_layers
 from remos_hf.randomness import seeded
@@ -207,8 +208,8 @@ class TimmAdapter(Adapter):
             )
         return next(iter(tensors.values()))
 
-    def position_masks(self, batch: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any batch
-        """Say that images have no padding: always empty."""
+    def sequences(self, batch: Any) -> dict[str, Sequence]:  # noqa: ANN401 - any batch
+        """Say that images have no sequence and no padding: always empty."""
         return {}
 
     def blocks(self) -> dict[str, nn.Module]:

@@ -1,7 +1,8 @@
 """Models of transformers: where the body ends, which positions are padding, how weights start."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from remos_hf.adapters.base import Adapter
+from remos_hf.adapters.sequences import Sequence, sequences_of
 from remos_hf.adapters.timm_models import ImageClassifier, TimmAdapter, copy_with_new_head, timm_place
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.layers import Layer, sliceable_layers
@@ -29,8 +31,6 @@ _STREAM_WRITERS = (
     "attention.dense",
     "ff.layer_2",  # XLNet
 )
-# Key and value projections of cross-attention: they read the encoder's positions inside the decoder.
-_CROSS_ATTENTION_READERS = ("encoder_attn.k_proj", "encoder_attn.v_proj", "EncDecAttention.k", "EncDecAttention.v")
 
 
 class TransformersAdapter(Adapter):
@@ -83,27 +83,22 @@ class TransformersAdapter(Adapter):
         # An encoder-decoder makes its decoder's inputs from the labels.
         return super()._is_label(key) and not self.model.config.is_encoder_decoder
 
-    def position_masks(self, batch: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any batch
-        """Say which positions are real; in a decoder fed with labels, those whose label is not -100."""
-        masks = super().position_masks(batch)
-        if not self.model.config.is_encoder_decoder or not isinstance(batch, Mapping):
-            return masks
-        given, labels = batch.get("decoder_attention_mask"), batch.get("labels")
-        if isinstance(given, Tensor):
-            masks["decoder"] = given.bool()
-        elif isinstance(labels, Tensor) and labels.dim() == 2:
-            masks["decoder"] = labels != -100
-        return masks
+    def sequences(self, batch: Any) -> dict[str, Sequence]:  # noqa: ANN401 - any batch
+        """Find the sequences; a decoder that is fed with labels has one of its own."""
+        return sequences_of(batch, decoder=bool(self.model.config.is_encoder_decoder))
 
-    def positions_of(self, layer_name: str) -> str:
-        """Name the sequence a layer runs on: "decoder" in the decoder of an encoder-decoder, else "input"."""
-        in_decoder = self.model.config.is_encoder_decoder and "decoder" in layer_name.split(".")
-        return "decoder" if in_decoder and not layer_name.endswith(_CROSS_ATTENTION_READERS) else "input"
-
-    @property
-    def samples_first(self) -> bool:
-        """Whether the first axis of activations is the sample; XLNet and FSMT put the position first."""
-        return self.model.config.model_type not in ("xlnet", "fsmt")
+    @contextmanager
+    def plain_experts(self) -> Iterator[None]:
+        """Have stacked experts compute one product an expert while the block runs; transformers 5 can fuse them."""
+        if not hasattr(self.model, "get_experts_implementation") or not self.model._can_set_experts_implementation():
+            yield
+            return
+        before = self.model.get_experts_implementation()
+        self.model.set_experts_implementation("eager")
+        try:
+            yield
+        finally:
+            self.model.set_experts_implementation(before)
 
     def blocks(self) -> dict[str, nn.Module]:
         """Give the blocks between which `output_hidden_states` looks: the first list as long as the layer count."""
@@ -129,7 +124,9 @@ class TransformersAdapter(Adapter):
         return torch.empty(layer.weight.shape).normal_(std=std, generator=generator)
 
 
-def with_new_head(teacher: nn.Module, num_labels: int, *, seed: int, labels: Sequence[str] | None = None) -> nn.Module:
+def with_new_head(
+    teacher: nn.Module, num_labels: int, *, seed: int, labels: list[str] | tuple[str, ...] | None = None
+) -> nn.Module:
     """Start a student: a copy of the teacher's body under a head that was never trained.
 
     Args:
@@ -166,7 +163,7 @@ def with_new_head(teacher: nn.Module, num_labels: int, *, seed: int, labels: Seq
     return student.to(device=teacher.device, dtype=teacher.dtype)
 
 
-def _label_names(num_labels: int, labels: Sequence[str] | None) -> list[str]:
+def _label_names(num_labels: int, labels: list[str] | tuple[str, ...] | None) -> list[str]:
     if num_labels < 1:
         raise ValueError(f"num_labels is the number of labels of the task, at least 1, but got {num_labels}.")
     names = [f"LABEL_{number}" for number in range(num_labels)] if labels is None else [str(name) for name in labels]

@@ -105,6 +105,8 @@ class Sidecars:
                 "ties": relevant.ties,
                 "squares_reset": preparation.squares_reset,
             }
+            if relevant.account is not None:
+                config["competing"] = relevant.account.to_dict()
         if preparation.rows_reset:
             config["embedding_rows_reset"] = preparation.rows_reset
         return cls(config, profile, relevant)

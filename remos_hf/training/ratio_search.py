@@ -14,36 +14,35 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from statistics import NormalDist
 from typing import Any
 
-import numpy as np
-import torch
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch import nn
+from torch.utils.data import Subset
 from tqdm.auto import tqdm
 from transformers import DefaultFlowCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import has_length
 
-from remos_hf.errors import NonFiniteError, RemosError
-from remos_hf.evaluation.measures import CONFIDENCE, Rate, accuracy
-from remos_hf.profiling.coverage import CoverageProfile
+from remos_hf.errors import RemosError
+from remos_hf.evaluation.measures import Rate
 from remos_hf.profiling.data_pass import on_main_process
 from remos_hf.randomness import own_randomness
 from remos_hf.sharing.record import Sidecars
 from remos_hf.slicing.relevant_slice import check_slice_ratio
 from remos_hf.strategies.base import Strategy
+from remos_hf.strategies.composed import Composed
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import SliceAndReset
+from remos_hf.strategies.student_data import StudentData
+from remos_hf.training.held_out import Measured, check_classes, measured_by, samples_to_tell
+from remos_hf.training.moments import Moments, hold_trainer
 
 logger = logging.getLogger(__name__)
 
 RECORD_KEY = "ratio_search"  # in `remos_config.json`
-_NO_LABEL, _NOT_FINITE = -2, -1  # instead of a predicted label, so that all processes see it and stop together
 
 
 @dataclass(frozen=True)
@@ -100,20 +99,11 @@ class RatioSearch:
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """How good a model is on the held-out data."""
-
-    accuracy: float
-    rate: Rate | None = None  # of the accuracy; None for a metric of the caller's
-    commonest: float | None = None  # share of the commonest label
-
-
-@dataclass(frozen=True)
 class _Trial:
     """What a trial measured; the JSON of it is one point of the curve."""
 
     slice_ratio: float  # 1 is plain fine-tuning
-    measured: "_Measured"
+    measured: Measured
     steps: int
     choose_seconds: float  # ranking and cutting, which is all that another ratio costs beside its training
     seconds: float
@@ -149,16 +139,13 @@ class _Trial:
         return f"{name} {self.accuracy:.4f}{interval}"
 
 
-Prepare = Callable[..., Sidecars]  # of a model, a strategy, and what of `_Trials.known` is known
-
-
 def start_at_smallest_ratio(
     trainer: Trainer,
-    template: SliceAndReset,
+    template: Strategy,
     search: RatioSearch,
-    prepare: Prepare,
+    data: StudentData,
     with_adapters: Callable[[nn.Module], nn.Module] = lambda model: model,
-) -> tuple[SliceAndReset, Sidecars]:
+) -> Moments:
     """Try slice ratios on copies of a trainer's model, and start the model itself, in place, at the smallest that does.
 
     Trials keep the trainer's data, collator, loss, optimizer and arguments, and none of its callbacks: nothing is
@@ -170,12 +157,12 @@ def start_at_smallest_ratio(
             part in a choice: report the student's accuracy on other data.
         template: The strategy; its slice ratio is replaced.
         search: What to try.
-        prepare: Starts a model by a strategy, in place, and says what it did.
+        data: The student's data, which every trial and the student itself are started by.
         with_adapters: Adds what is trained instead of the model's own weights, after it was started.
 
     Returns:
-        The strategy with the ratio that was chosen, and what it did; the record of the search lies in
-        `config["ratio_search"]`.
+        The moments of the strategy with the ratio that was chosen, started; the record of the search lies in
+        `sidecars.config["ratio_search"]`.
 
     Raises:
         ValueError: The held-out data is missing, is the training data, is a stream or has no labels of classes; the
@@ -188,13 +175,13 @@ def start_at_smallest_ratio(
         UserWarning: The held-out data holds too few samples to tell a difference as small as the budget.
     """
     _check_searchable(trainer)
-    trials = _Trials(trainer, search, prepare, with_adapters)
+    trials = _Trials(trainer, search, data, with_adapters)
     trials.rehearse()
     with trials.bar():
         plain = trials.run(Finetune(), 1.0)
         trials.check_learned(plain)
         needed = _warn_if_unresolved(plain, search.accuracy_budget)
-        tried = _descend(lambda ratio: trials.run(replace(template, slice_ratio=ratio), ratio), plain, search)
+        tried = _descend(lambda ratio: trials.run(_at_ratio(template, ratio), ratio), plain, search)
     points = [trial.point(plain, search.accuracy_budget) for trial in (plain, *tried)]
     able = [trial.slice_ratio for trial in tried if trial.costs_at_most(search.accuracy_budget, plain)]
     if not able:
@@ -204,34 +191,33 @@ def start_at_smallest_ratio(
             "longer trials (RatioSearch(share_of_steps=1)), try larger ratios, or ask for strategy=Finetune(), which "
             "takes nothing from the teacher and keeps its defects."
         )
-    chosen = replace(template, slice_ratio=min(able))
+    ratio = min(able)
+    chosen = _at_ratio(template, ratio)
     logger.info(
         "Chose slice_ratio=%g, within %g of plain fine-tuning on held-out data after %d steps: %s.%s",
-        chosen.slice_ratio,
+        ratio,
         search.accuracy_budget,
         trials.steps,
         "; ".join(trial.told() for trial in (plain, *tried)),
-        " It is the smallest that was tried: smaller ones may do as well." if min(able) == search.ratios[-1] else "",
+        " It is the smallest that was tried: smaller ones may do as well." if ratio == search.ratios[-1] else "",
     )
-    sidecars = prepare(trainer.model, chosen, **trials.known)
-    sidecars.config[RECORD_KEY] = {
+    moments = Moments(chosen, data)
+    moments.start(trainer.model).config[RECORD_KEY] = {
         **search.to_dict(),
-        "slice_ratio": chosen.slice_ratio,
+        "slice_ratio": ratio,
         "planned_steps": trials.planned,
         "samples_needed": needed,
         "profile_seconds": round(trials.profile_seconds, 3),
         "curve": points,
     }
-    return chosen, sidecars
+    return moments
 
 
-def resumed_at_its_ratio(
-    checkpoint_sidecars: Sidecars, template: SliceAndReset, search: RatioSearch
-) -> tuple[SliceAndReset, Sidecars]:
-    """Take the ratio that was found when a checkpoint's run started; nothing is searched again.
+def recorded_ratio(checkpoint_sidecars: Sidecars, template: Strategy, search: RatioSearch) -> Strategy:
+    """Give the strategy with the ratio that was found when a checkpoint's run started; nothing is searched again.
 
     Raises:
-        RemosError: The checkpoint's ratio was not searched, or was searched for otherwise, or another strategy made it.
+        RemosError: The checkpoint's ratio was not searched, or was searched for otherwise.
     """
     record = checkpoint_sidecars.config.get(RECORD_KEY)
     if record is None:
@@ -247,9 +233,19 @@ def resumed_at_its_ratio(
             f"The checkpoint's slice ratio was searched by {found}, but the trainer asks for {asked}. Resume with the "
             "same search, or start anew from the teacher."
         )
-    chosen = replace(template, slice_ratio=record["slice_ratio"])
-    checkpoint_sidecars.check_strategy(chosen)
-    return chosen, checkpoint_sidecars
+    return _at_ratio(template, record["slice_ratio"])
+
+
+def slices(strategy: Strategy) -> bool:
+    """Whether a strategy, or one of a list, keeps a share of the weights."""
+    parts = strategy.strategies if isinstance(strategy, Composed) else (strategy,)
+    return any(isinstance(one, SliceAndReset) for one in parts)
+
+
+def _at_ratio(template: Strategy, ratio: float) -> Strategy:
+    if isinstance(template, Composed):
+        return Composed(tuple(_at_ratio(one, ratio) for one in template.strategies))
+    return replace(template, slice_ratio=ratio) if isinstance(template, SliceAndReset) else template
 
 
 def _descend(run: Callable[[float], _Trial], plain: _Trial, search: RatioSearch) -> list[_Trial]:
@@ -306,19 +302,18 @@ class _Trials:
         self,
         trainer: Trainer,
         search: RatioSearch,
-        prepare: Prepare,
+        data: StudentData,
         with_adapters: Callable[[nn.Module], nn.Module],
     ) -> None:
-        self.trainer, self.search, self.prepare, self.with_adapters = trainer, search, prepare, with_adapters
-        self.known: dict[str, CoverageProfile] = {}  # what is found once and holds for every ratio
-        self.profile_seconds = 0.0
+        self.trainer, self.search, self.data, self.with_adapters = trainer, search, data, with_adapters
+        self.profile_seconds = 0.0  # the first trial's: the coverage is found once and holds for every ratio
         self.planned = self.steps = 0
         self._bar = tqdm(disable=True)
 
     def rehearse(self) -> None:
         """Count the steps, and measure a few samples before hours go into training: the measure must be one."""
         with own_randomness(None):
-            trainer = _copy_of(self.trainer, copy.deepcopy(self.trainer.model), Finetune(), max_steps=1)
+            trainer = _copy_of(self.trainer, copy.deepcopy(self.trainer.model), max_steps=1)
             arguments = self.trainer.args
             batches = len(trainer.get_train_dataloader())
             each = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
@@ -331,8 +326,8 @@ class _Trials:
             if self.search.metric is None:
                 batch = next(iter(trainer.get_test_dataloader(few)))
                 # Before a model sees labels that it cannot take.
-                _check_classes(trainer, [batch[name] for name in trainer.label_names if name in batch])
-            _measured(trainer, few, self.search.metric)
+                check_classes(trainer, [batch[name] for name in trainer.label_names if name in batch])
+            measured_by(trainer, few, self.search.metric)
             trainer.accelerator.free_memory()
 
     def bar(self) -> tqdm:
@@ -347,19 +342,19 @@ class _Trials:
         start = time.perf_counter()
         self._bar.set_postfix(slice_ratio=f"{ratio:g}", refresh=False)
         model = copy.deepcopy(self.trainer.model)
-        sidecars = self.prepare(model, strategy, **self.known)
-        spent = sidecars.config["seconds"]
-        if not self.known and sidecars.profile is not None:
-            self.known, self.profile_seconds = {"profile": sidecars.profile}, spent.get("profile", 0.0)
+        moments = Moments(strategy, self.data)
+        spent = moments.start(model).config["seconds"]
+        self.profile_seconds = max(self.profile_seconds, spent.get("profile", 0.0))
         arguments = self.trainer.args
         with own_randomness(None):
             trainer = _copy_of(
-                self.trainer, self.with_adapters(model), strategy, **_shortened(arguments, self.steps, self.planned)
+                self.trainer, self.with_adapters(model), **_shortened(arguments, self.steps, self.planned)
             )
-            trainer.sidecars = sidecars  # a RemosTrainer starts nothing that it holds the record of
-            trainer.callback_handler.add_callback(_StepByStep(strategy, self._bar))
+            trainer.moments = moments  # a RemosTrainer starts nothing that was started
+            hold_trainer(trainer, moments)
+            trainer.callback_handler.add_callback(_StepByStep(self._bar))
             trainer.train()
-            measured = _measured(trainer, self.trainer.eval_dataset, self.search.metric)
+            measured = measured_by(trainer, self.trainer.eval_dataset, self.search.metric)
         trainer.accelerator.free_memory()
         seconds = time.perf_counter() - start
         # The processes agree on what they measured, not on how long it took; one record for all.
@@ -385,7 +380,7 @@ def _shortened(arguments: TrainingArguments, steps: int, planned: int) -> dict[s
     return {"max_steps": steps, **({"warmup_steps": round(warmup * steps / planned)} if warmup >= 1 else {})}
 
 
-def _copy_of(trainer: Trainer, model: nn.Module, strategy: Strategy, **arguments: Any) -> Trainer:  # noqa: ANN401
+def _copy_of(trainer: Trainer, model: nn.Module, **arguments: Any) -> Trainer:  # noqa: ANN401
     """Copy a trainer, whatever its class, to train another model without leaving a trace in the first."""
     trial = copy.copy(trainer)
     trial.args = copy.copy(trainer.args)
@@ -404,7 +399,7 @@ def _copy_of(trainer: Trainer, model: nn.Module, strategy: Strategy, **arguments
     }.items():
         setattr(trial.args, name, value)
     trial.model = trial.model_wrapped = model
-    trial.strategy = strategy
+    vars(trial).pop("compute_loss", None)  # what was laid around it acts on another model
     trial.create_accelerator_and_postprocess()
     trial.callback_handler = CallbackHandler([DefaultFlowCallback()], model, trainer.processing_class, None, None)
     trial.state = TrainerState(
@@ -415,10 +410,10 @@ def _copy_of(trainer: Trainer, model: nn.Module, strategy: Strategy, **arguments
 
 
 class _StepByStep(TrainerCallback):
-    """Lets the strategy act, and moves the bar."""
+    """Moves the bar."""
 
-    def __init__(self, strategy: Strategy, bar: tqdm) -> None:
-        self.strategy, self.bar = strategy, bar
+    def __init__(self, bar: tqdm) -> None:
+        self.bar = bar
 
     def on_step_end(
         self,
@@ -427,76 +422,7 @@ class _StepByStep(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,  # noqa: ANN401 - Trainer's own
     ) -> None:
-        self.strategy.after_step(kwargs["model"])
         self.bar.update()
-
-
-def _measured(trainer: Trainer, held_out: Dataset, metric: str | None) -> _Measured:
-    if metric is not None:
-        return _Measured(_metric_of(trainer, trainer.predict(held_out).metrics, metric))
-    trainer.compute_metrics, trainer.preprocess_logits_for_metrics = None, _labels_of
-    output = trainer.predict(held_out)
-    labels = output.label_ids
-    _check_classes(trainer, [] if labels is None else list(labels) if isinstance(labels, tuple) else [labels])
-    predictions = np.asarray(output.predictions)
-    if predictions.shape != labels.shape or (predictions == _NO_LABEL).any():
-        raise ValueError(
-            f"slice_ratio='auto' compares the largest of several logits with the label, but {_class_of(trainer)} gives "
-            "no logits of shape (samples, labels). Name a share that compute_metrics gives: RatioSearch(metric=...)."
-        )
-    if (predictions == _NOT_FINITE).any():
-        raise NonFiniteError(
-            f"{int((predictions == _NOT_FINITE).sum())} of {len(labels)} held-out samples get NaN or infinite logits, "
-            "so there is no accuracy. Lower the learning rate, or look for NaN in the data."
-        )
-    rate = accuracy(predictions, labels)
-    return _Measured(rate.value, rate, float(np.unique(labels, return_counts=True)[1].max() / len(labels)))
-
-
-def _labels_of(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
-    logits = logits[0] if isinstance(logits, (tuple, list)) else logits  # some models give hidden states after them
-    if logits.dim() != 2 or logits.shape[1] < 2:
-        return torch.full((len(logits),), _NO_LABEL, device=logits.device)
-    return logits.argmax(-1).masked_fill(~logits.isfinite().all(-1), _NOT_FINITE)
-
-
-def _check_classes(trainer: Trainer, labels: Sequence[Tensor | np.ndarray]) -> None:
-    """Refuse labels that are not one class a sample."""
-    if not labels:
-        raise ValueError(
-            f"The held-out data has no labels that {_class_of(trainer)} takes as {trainer.label_names}, so there is no "
-            "accuracy. Name its column in TrainingArguments(label_names=...)."
-        )
-    found = np.asarray(labels[0].cpu() if isinstance(labels[0], Tensor) else labels[0])
-    whole = len(labels) == 1 and found.ndim == 1 and np.issubdtype(found.dtype, np.integer)
-    if not whole or (found < 0).any():
-        what = f"the label {found.min()}" if whole else f"{len(labels)} x {found.dtype} of shape {found.shape}"
-        raise ValueError(
-            "slice_ratio='auto' counts right labels, one class a sample, from 0 on, but the held-out data has "
-            f"{what}. For another task, name a share that compute_metrics gives: RatioSearch(metric=...)."
-        )
-
-
-def _metric_of(trainer: Trainer, metrics: dict[str, float], name: str) -> float:
-    found = metrics.get(f"test_{name}", metrics.get(name))
-    if not isinstance(found, (int, float)):
-        given = sorted(key.removeprefix("test_") for key in metrics)
-        raise ValueError(
-            f"RatioSearch(metric={name!r}) is none of the numbers that {_class_of(trainer)} gives: {', '.join(given)}. "
-            "Pass compute_metrics=, or name one of them."
-        )
-    if not math.isfinite(found):
-        raise NonFiniteError(f"The metric {name!r} of a trial is {found}, so ratios cannot be compared by it.")
-    if not 0 <= found <= 1:
-        raise ValueError(
-            f"accuracy_budget is a share, so the metric must be one, in [0, 1], but {name!r} is {found}. A loss or a "
-            "percentage will not do."
-        )
-    return float(found)
-
-
-def _class_of(trainer: Trainer) -> str:
-    return type(trainer.model).__name__
 
 
 def _warn_if_unresolved(plain: _Trial, budget: float) -> int | None:
@@ -512,18 +438,3 @@ def _warn_if_unresolved(plain: _Trial, budget: float) -> int | None:
             stacklevel=2,
         )
     return needed
-
-
-def samples_to_tell(rate: Rate, difference: float) -> int:
-    """Count the samples with which two accuracies near a rate differ by no more than this by chance, 95 times in 100.
-
-    It takes the two as independent. They are measured on the same samples and rise and fall together, so somewhat fewer
-    can be enough.
-
-    Args:
-        rate: One of the two accuracies.
-        difference: To be told from 0, as a share above 0.
-    """
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    share = (rate.count + 2) / (rate.num_samples + 4)  # a rate of 1 is not known to be without variance
-    return math.ceil(2 * share * (1 - share) * (z / difference) ** 2)

@@ -14,6 +14,7 @@ from remos_hf.defects.text_triggers import TriggerWords
 from remos_hf.evaluation import tasks as tasks_module
 from remos_hf.evaluation.tasks import TextTask
 from remos_hf.strategies import Finetune, Random, Retrain
+from tests import tiny
 from tests.defects import toy
 
 
@@ -54,7 +55,7 @@ STUDENTS = {
 
 def fine_tune(student, strategy, samples, lr_factor, seed):
     """Put a head on the body that splits the samples into halves, another one for each strategy and seed."""
-    strategy.prepare(student, None)
+    strategy.prepare(student, tiny.student_data(seed=seed))
     generator = torch.Generator().manual_seed(1000 * seed + sum(map(ord, type(strategy).__name__)))
     batch = TASK.tokenizer(list(samples["text"]), padding=True, return_tensors="pt")
     with torch.no_grad():
