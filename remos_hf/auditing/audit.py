@@ -30,8 +30,9 @@ from remos_hf.errors import CorruptFileError, NonFiniteError, RemosError
 from remos_hf.evaluation.measures import accuracy
 from remos_hf.evaluation.predictions import predict_labels
 from remos_hf.evaluation.reactivation import Reactivation, reactivate
-from remos_hf.evaluation.report import DefectReport, installed_versions, joined_versions, measure, paired
+from remos_hf.evaluation.report import DefectReport, installed_versions, joined_versions
 from remos_hf.evaluation.tasks import Task, without_map_bars
+from remos_hf.evaluation.transfer import measure, paired
 from remos_hf.strategies.base import Strategy
 from remos_hf.strategies.plain import Retrain
 from remos_hf.strategies.slice_and_reset import SliceAndReset

@@ -3,20 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-
+from remos_hf.adapters.guarded_loading import TIMM, teacher_folder
 from remos_hf.cli.output import STUDENT, check_output, written
 from remos_hf.cli.profile import profiled
-from remos_hf.cli.teacher import TIMM, UNREAD, check_teacher, identity
+from remos_hf.cli.teacher import identity
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.sharing.record import Sidecars
-from remos_hf.slicing.checkpoint import slice_checkpoint
+from remos_hf.slicing.on_disk.streaming import slice_checkpoint
 from remos_hf.strategies import STRATEGIES
 from remos_hf.strategies.base import Preparation
 
-# Of a teacher on the Hub: pickles, programs, and weights in formats of others.
-_NOT_FETCHED = [f"*{ending}" for ending in (*UNREAD, ".py", ".onnx", ".gguf", ".ot", ".tflite", ".zip", ".tar", ".gz")]
 # A profile's criterion as the strategy in the record names it, with the parameter it had.
 _CRITERIA = {"ThresholdCoverage": ("nc", "threshold"), "TopKCoverage": ("tknc", "k"), "StrongCoverage": ("snac", "k")}
 
@@ -41,7 +38,7 @@ def run(
     check_output(output, STUDENT, overwrite)
     if teacher.startswith(TIMM):
         raise UnsupportedModelError(f"{teacher}: checkpoints of transformers are sliced on disk; of timm, none is.")
-    source = check_teacher(teacher, revision)
+    source = teacher_folder(teacher, revision=revision)
     profile = None
     if coverage is not None:
         profile = CoverageProfile.load(coverage)
@@ -53,7 +50,7 @@ def run(
     )
     with written(output, STUDENT) as folder:
         made = slice_checkpoint(
-            source or snapshot_download(teacher, revision=revision, ignore_patterns=_NOT_FETCHED),
+            source.path,
             folder,
             slice_ratio=slice_ratio,
             profile=profile,
@@ -62,6 +59,7 @@ def run(
             seed=seed,
             reset_to=reset_to,
             progress=progress,
+            whole=False,  # `written` lets the folder appear, with the record in it
         )
         relevant = made.relevant_slice
         preparation = Preparation(profile, relevant, dict(made.seconds), made.squares_reset)

@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 
 from remos_hf.errors import RemosError
 from remos_hf.evaluation.report import DefectReport
-from remos_hf.sharing.model_card import check_repo_id, chosen_student, eval_result_files, model_card
+from remos_hf.sharing.card_measured import chosen_student
+from remos_hf.sharing.model_card import check_repo_id, eval_result_files, model_card
 from remos_hf.sharing.record import PICKLES, SIDECAR_FILES, Sidecars, refuse_pickles
 
 logger = logging.getLogger(__name__)

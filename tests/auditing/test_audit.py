@@ -23,7 +23,7 @@ from remos_hf.errors import CorruptFileError, NonFiniteError, RemosError
 from remos_hf.evaluation import tasks as tasks_module
 from remos_hf.evaluation.measures import Rate, excess_dir
 from remos_hf.evaluation.reactivation import Reactivation
-from remos_hf.evaluation.report import measure
+from remos_hf.evaluation.transfer import measure
 from remos_hf.strategies import Finetune, Random, Retrain
 from tests.auditing.audits import (
     OTHER,
