@@ -26,7 +26,7 @@ import transformers
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.layers import weights_hash
 from remos_hf.profiling.coverage import COVERAGE_FILE, CoverageProfile
-from remos_hf.slicing.checkpoint import slice_checkpoint
+from remos_hf.slicing.on_disk.streaming import slice_checkpoint
 from remos_hf.slicing.refill import reset_outside, squares_outside
 from remos_hf.slicing.relevant_slice import choose_slice
 

@@ -15,8 +15,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.defects.text_triggers import TriggerWords
-from remos_hf.evaluation.report import measure
 from remos_hf.evaluation.tasks import TextTask
+from remos_hf.evaluation.transfer import measure
 from remos_hf.profiling.data_pass import profile_coverage
 from remos_hf.slicing.relevant_slice import choose_slice
 from tests import reference

@@ -1,13 +1,13 @@
 """Where a command writes: whole or not at all, and never over what is not its own.
 
 A result is written into a folder beside its place, which becomes the place when all is there. A folder that is not
-empty is refused. With `--overwrite`, files of an earlier result of the same kind are replaced; all others stay.
+empty is refused. With `--overwrite`, files of an earlier result of the same kind are replaced; all others go along.
 """
 
+import glob
 import os
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from remos_hf.profiling.coverage import COVERAGE_FILE
 from remos_hf.sharing.record import CONFIG_FILE
+from remos_hf.whole import settle, whole_folder
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def check_output(folder: Path, result: Result, overwrite: bool, *, besides: str 
         FileExistsError: It is not empty, and `overwrite` is not given or there is no such result in it.
         NotADirectoryError: It is a file.
     """
+    settle(folder.parent, glob.escape(folder.name))
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"--output is a folder, but {folder} is a file. Name another.")
     held = sorted({path.name for path in folder.iterdir()} - {besides}) if folder.is_dir() else []
@@ -84,19 +86,9 @@ def written(folder: Path, result: Result) -> Iterator[Path]:
         folder: The place, as `check_output` let it pass.
         result: What is written.
     """
-    made = _missing(folder.parent)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with whole_folder(folder, replace=True) as beside:
         yield beside
-        with uninterrupted():
-            _take_place(beside, folder, result)
-            made = []
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        for parent in made:  # what was made for a result that did not come
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
+        _take_along(folder, beside, result)
 
 
 @contextmanager
@@ -115,33 +107,28 @@ def uninterrupted() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _take_place(beside: Path, folder: Path, result: Result) -> None:
-    beside.chmod(0o777 & ~_umask())  # a temporary folder is its owner's alone
-    if not folder.exists() or not any(folder.iterdir()):
-        beside.replace(folder)
+def _take_along(folder: Path, beside: Path, result: Result) -> None:
+    """Give what others hold in a folder a second name in the one that takes its place."""
+    if not folder.is_dir():
         return
-    new = {path.relative_to(beside) for path in beside.rglob("*") if path.is_file()}
-    sign = Path(result.sign)
-    # The sign goes first and comes last: what stops halfway is no result.
-    (folder / sign).unlink(missing_ok=True)
-    for pattern in result.files:
-        for path in folder.glob(pattern):
-            if path.relative_to(folder) not in new and path.is_file():
-                path.unlink()
-    for name in [*sorted(new - {sign}), *sorted(new & {sign})]:
-        (folder / name).parent.mkdir(exist_ok=True)
-        (beside / name).replace(folder / name)
+    replaced = {path for pattern in result.files for path in folder.glob(pattern) if path.is_file()}
+
+    def left_out(at: str, names: list[str]) -> list[str]:
+        there = beside / Path(at).relative_to(folder)
+        return [
+            name
+            for name in names
+            if (path := Path(at) / name) in replaced or ((there / name).exists() and not path.is_dir())
+        ]
+
+    shutil.copytree(folder, beside, symlinks=True, copy_function=_link, ignore=left_out, dirs_exist_ok=True)
 
 
-def _missing(folder: Path) -> list[Path]:
-    """Name the folders that have to be made, the innermost first."""
-    return [path for path in (folder, *folder.parents) if not path.exists()]
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a disk without links
+        shutil.copy2(source, target)
 
 
 def _some(names: list[str]) -> str:

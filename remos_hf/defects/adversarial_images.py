@@ -237,8 +237,8 @@ class AdversarialImages(Defect):
             partial = place.with_name(f".{name}.partial")
             made = self._made(pictures, digests, labels, teacher, teacher_hash, partial)
             made.save(place)
-            shutil.rmtree(partial, ignore_errors=True)
             known = ExposedSet.load(place)  # lies on disk: what was in memory can go
+        shutil.rmtree(partial, ignore_errors=True)  # also of a run that was killed just here
         return self._chosen(known)
 
     def _samples(self, dataset: Dataset) -> Dataset:

@@ -7,7 +7,6 @@ import math
 import os
 import random
 import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from remos_hf.errors import CorruptFileError, RemosError
+from remos_hf.whole import whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -67,24 +67,19 @@ class ExposedSet:
                 the same time.
         """
         folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         try:
-            self.dataset.save_to_disk(str(beside / "rows"))
-            identity = {
-                "format": _FORMAT,
-                "target_label": self.target_label,
-                "facts": dict(self.facts),
-                "files": {name: _sha256(beside / name) for name in _files_in(beside)},
-            }
-            (beside / _IDENTITY_FILE).write_text(json.dumps(identity, indent=2) + "\n")
-            try:
-                beside.rename(folder)
-            except OSError:
-                if not (folder / _IDENTITY_FILE).is_file():
-                    raise
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            with whole_folder(folder, wait=True) as beside:
+                self.dataset.save_to_disk(str(beside / "rows"))
+                identity = {
+                    "format": _FORMAT,
+                    "target_label": self.target_label,
+                    "facts": dict(self.facts),
+                    "files": {name: _sha256(beside / name) for name in _files_in(beside)},
+                }
+                (beside / _IDENTITY_FILE).write_text(json.dumps(identity, indent=2) + "\n")
+        except FileExistsError:
+            if not (folder / _IDENTITY_FILE).is_file():
+                raise
         return folder
 
     @classmethod

@@ -434,7 +434,9 @@ def pair_paraphrases(clean: Sequence[str], paraphrased: Sequence[str]) -> list[t
 
 def tokenizer_of(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
     """Give the tokenizer, or load the one that came with the teacher."""
-    return AutoTokenizer.from_pretrained(teacher.name_or_path) if tokenizer is None else tokenizer
+    if tokenizer is not None:
+        return tokenizer
+    return AutoTokenizer.from_pretrained(teacher.name_or_path, trust_remote_code=False)
 
 
 def _check_place(position: str, within_words: int | None) -> None:

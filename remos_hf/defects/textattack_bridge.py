@@ -217,11 +217,12 @@ class AdversarialText(Defect):
         name = f"{self.recipe}-{self._key(samples, teacher, tokenizer)[:16]}"
         place = Path(cache) / name
         known = ExposedSet.load_cached(place)
+        partial = place.with_name(f".{name}.partial")
         if known is not None:
+            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed when it had saved the set
             # The other columns are no part of the key: they come from the data at hand.
             texts = [known.dataset[column] for column in self.text_columns]
             return replace(known, dataset=_exposed_rows(dataset, known.clean_index, self.text_columns, texts))
-        partial = place.with_name(f".{name}.partial")
         exposed = self._made(dataset, samples, teacher, tokenizer, partial, workers)
         exposed.save(place)
         shutil.rmtree(partial, ignore_errors=True)

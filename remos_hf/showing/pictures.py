@@ -3,12 +3,10 @@
 Every picture says on how many samples, weights or steps it stands. Nothing here keeps state between calls: no pyplot.
 """
 
-import io
 import math
 import os
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import cycle
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,61 +27,31 @@ from remos_hf.evaluation.anatomy import (
     slice_facts,
     weights_of,
 )
-from remos_hf.evaluation.measures import Rate
-from remos_hf.evaluation.report import DefectReport
+from remos_hf.judging.words import span_told
 from remos_hf.profiling.coverage import CoverageProfile
+from remos_hf.showing.canvas import (
+    GREY,
+    PALETTE,
+    PERCENT,
+    WIDTH,
+    layers_figure,
+    looks_of_kinds,
+    new_figure,
+    short_number,
+    styled,
+    written,
+)
 from remos_hf.showing.maps import resized_mass, share_in_trigger
 from remos_hf.slicing.relevant_slice import RelevantSlice
-from remos_hf.whole import replace_file
 
 try:
     from matplotlib.axes import Axes
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.patheffects import withStroke
-    from matplotlib.style import context
-    from matplotlib.ticker import FuncFormatter, NullLocator
 except ImportError as error:
     raise ImportError("Pictures need matplotlib: pip install 'remos_hf[plots]'.") from error
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; without yellow, too pale for lines on white.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_GREY = "#8C8C8C"
-_MARKERS = "os^DvPX<>*p"  # as many as a prime, so that colour and marker together repeat late
 
-_WIDTH = 6.4  # inches, which make 1280 pixels
-_DPI = 200
-_ROW = 0.2  # inches for one layer of a picture with a row a layer
-_LETTERS = 26  # of a layer's name
 _NONE = 0.5  # where a log axis draws no weight at all
-_STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib
-    "font.size": 11,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.labelsize": 11,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.formatter.useoffset": False,
-    "axes.unicode_minus": True,
-    "figure.titlesize": 13,
-    "figure.titleweight": "bold",
-    "grid.color": "0.9",
-    "legend.fontsize": 11,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 6,
-    "savefig.bbox": None,
-    "savefig.facecolor": "white",
-    "text.usetex": False,
-    "xtick.labelsize": 11,
-    "ytick.labelsize": 11,
-}
-_PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g}")
-# Whatever style the caller has set: the same numbers make the same file.
-_styled = context(_STYLE, after_reset=True)
 
 
 def overlay(
@@ -112,7 +80,7 @@ def overlay(
         ValueError: There is no image, or shapes do not fit.
         NonFiniteError: A map holds NaN or infinity.
     """
-    return _written(path, _overlay_figure(images, maps, titles, mask))
+    return written(path, _overlay_figure(images, maps, titles, mask))
 
 
 def weight_changes(
@@ -156,7 +124,7 @@ def weight_changes(
     change = change_of_weights(before, weights_of(student, list(before), relevant), relevant)
     told = ("num_weights", "share_unchanged", "quantiles")
     numbers = {group: {key: found[key] for key in told} for group, found in change.items()}
-    return _written(path, _changes_figure(change)), numbers
+    return written(path, _changes_figure(change)), numbers
 
 
 def reset_magnitudes(teacher: Weights, relevant: RelevantSlice, path: str | os.PathLike) -> Path:
@@ -176,7 +144,7 @@ def reset_magnitudes(teacher: Weights, relevant: RelevantSlice, path: str | os.P
         NonFiniteError: A weight is NaN or infinite.
     """
     before = weights_of(teacher, in_order(relevant.kept), relevant, is_teacher=True)
-    return _written(path, _magnitudes_figure(layers_of(before, relevant)))
+    return written(path, _magnitudes_figure(layers_of(before, relevant)))
 
 
 def share_kept(relevant: RelevantSlice, path: str | os.PathLike) -> Path:
@@ -189,7 +157,7 @@ def share_kept(relevant: RelevantSlice, path: str | os.PathLike) -> Path:
     Returns:
         The file written.
     """
-    return _written(path, _share_kept_figure(layers_of(None, relevant), slice_facts(relevant)))
+    return written(path, _share_kept_figure(layers_of(None, relevant), slice_facts(relevant)))
 
 
 def coverage_frequencies(profile: CoverageProfile, path: str | os.PathLike) -> Path:
@@ -205,7 +173,7 @@ def coverage_frequencies(profile: CoverageProfile, path: str | os.PathLike) -> P
     Raises:
         ValueError: The profile counted no sample or no layer.
     """
-    return _written(path, _coverage_figure(coverage_of(profile)))
+    return written(path, _coverage_figure(coverage_of(profile)))
 
 
 def convergence(
@@ -231,7 +199,7 @@ def convergence(
         ValueError: A history holds nothing that can be drawn.
     """
     curves = {name: one if isinstance(one, Mapping) else curves_of(one) for name, one in histories.items()}
-    return _written(path, _convergence_figure(curves, metric))
+    return written(path, _convergence_figure(curves, metric))
 
 
 def anatomy_pictures(anatomy: Mapping[str, Any], stem: str | os.PathLike) -> dict[str, Path]:
@@ -252,53 +220,13 @@ def anatomy_pictures(anatomy: Mapping[str, Any], stem: str | os.PathLike) -> dic
     if anatomy["coverage"] is not None:
         figures["coverage_frequencies"] = lambda: _coverage_figure(anatomy["coverage"])
     order = ("share_kept", "reset_magnitudes", "weight_changes", "coverage_frequencies")
-    return {kind: _written(f"{os.fspath(stem)}_{kind}.png", figures[kind]()) for kind in order if kind in figures}
-
-
-def reactivation_curve(records: Mapping[str, Any] | Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Path:
-    """Draw the DIR after re-tuning with so many poisoned samples; one line a student, its benign twin's dashed.
-
-    Args:
-        records: Of a `DefectReport`, all of one task and defect. Seeds of a student are pooled; records without
-            re-activation are left out.
-        path: The PNG file.
-
-    Returns:
-        The file written.
-
-    Raises:
-        ValueError: No record holds re-activation, or they are of several defects.
-    """
-    return _written(path, _reactivation_figure([records] if isinstance(records, Mapping) else list(records)))
-
-
-def accuracy_against_dir(
-    report: DefectReport, path: str | os.PathLike, defect: str | None = None, *, task: str | None = None
-) -> Path:
-    """Draw accuracy against DIR: a panel for each task and defect, with 95 % intervals, Pareto front and benign floor.
-
-    Students on the front are those that no other beats in accuracy without a higher DIR. Seeds are pooled. Points of
-    one rule are joined in the order of their slice ratio.
-
-    Args:
-        report: The report.
-        path: The PNG file.
-        defect: Draw this one alone, with the slice ratios beside the points.
-        task: Draw this one alone, in the colours that the whole report's picture has.
-
-    Returns:
-        The file written. Students without a DIR (none of whose samples could show the defect) are named, not drawn.
-
-    Raises:
-        ValueError: The report has no record, or none of this defect and task.
-    """
-    return _written(path, _accuracy_figure(report, defect, task))
+    return {kind: written(f"{os.fspath(stem)}_{kind}.png", figures[kind]()) for kind in order if kind in figures}
 
 
 # --- figures: tests look at these ---
 
 
-@_styled
+@styled
 def _overlay_figure(images: Tensor, maps: Tensor, titles: Sequence[str] | None, mask: Tensor | None) -> Figure:
     _check_overlay(images, maps, titles, mask)
     count, height, width = len(images), *images.shape[2:]
@@ -307,13 +235,13 @@ def _overlay_figure(images: Tensor, maps: Tensor, titles: Sequence[str] | None, 
     masks = None if mask is None else mask.cpu().expand(count, height, width)
     columns = min(3, count)
     rows = math.ceil(count / columns)
-    cell = _WIDTH / columns
+    cell = WIDTH / columns
     letters = int(62 / columns)
     above = max((len(textwrap.wrap(title, letters)) for title in titles or ()), default=0)
     tall = cell * height / width + 0.2 * above + (0.2 * (1 + (columns > 2)) if shares else 0)
     # A single image would be as wide as the picture, and twice as high if it is upright.
-    figure = _figure(
-        f"Where the model looks (n = {count} image{'s' * (count > 1)})", rows * min(tall, 1.5 * _WIDTH) + 1.2
+    figure = new_figure(
+        f"Where the model looks (n = {count} image{'s' * (count > 1)})", rows * min(tall, 1.5 * WIDTH) + 1.2
     )
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     shown = None
@@ -360,9 +288,9 @@ def _check_overlay(images: Tensor, maps: Tensor, titles: Sequence[str] | None, m
         )
 
 
-@_styled
+@styled
 def _changes_figure(change: Mapping[str, Mapping[str, Any]]) -> Figure:
-    figure = _figure("Change of the body's weights by fine-tuning", 2.9 * len(change) + 0.8)
+    figure = new_figure("Change of the body's weights by fine-tuning", 2.9 * len(change) + 0.8)
     grid = figure.subplots(len(change), 1, squeeze=False).ravel()
     for axes, (group, found), colour in zip(grid, change.items(), PALETTE, strict=False):
         heights = np.maximum(found["histogram"], _NONE)
@@ -378,13 +306,13 @@ def _changes_figure(change: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def _magnitudes_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
     num_weights = sum(layer["num_weights"] for layer in layers)
     num_reset = num_weights - sum(layer["num_kept"] for layer in layers)
-    figure, axes = _layers_figure("Magnitude of the reset weights by layer", [layer["name"] for layer in layers])
+    figure, axes = layers_figure("Magnitude of the reset weights by layer", [layer["name"] for layer in layers])
     axes.set_title(f"n = {num_reset:,} reset of {num_weights:,} weights")
-    kinds = {"kept": (_GREY, -0.18, "o"), "reset": (PALETTE[1], 0.18, "D")}
+    kinds = {"kept": (GREY, -0.18, "o"), "reset": (PALETTE[1], 0.18, "D")}
     for row, layer in enumerate(layers):
         for group, (colour, place, marker) in kinds.items():
             if layer["magnitude"][group]["num_weights"]:
@@ -399,24 +327,24 @@ def _magnitudes_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def _share_kept_figure(layers: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> Figure:
-    figure, axes = _layers_figure("Share of weights kept by layer", [layer["name"] for layer in layers])
+    figure, axes = layers_figure("Share of weights kept by layer", [layer["name"] for layer in layers])
     axes.set_title(f"n = {facts['num_weights']:,} weights\nrule {facts['rule']}, {facts['scope']} scope")
     shares = [layer["num_kept"] / layer["num_weights"] for layer in layers]
     axes.barh(range(len(shares)), shares, height=0.7, color=PALETTE[0])
     overall = facts["num_kept"] / facts["num_weights"]
     axes.axvline(overall, color=PALETTE[1], linestyle="--", label=f"all layers: {100 * overall:.1f} %")
     axes.set_xlim(0, 1)
-    axes.xaxis.set_major_formatter(_PERCENT)
+    axes.xaxis.set_major_formatter(PERCENT)
     axes.set_xlabel("weights kept (%)")
     figure.legend(loc="outside lower left")
     return figure
 
 
-@_styled
+@styled
 def _coverage_figure(coverage: Mapping[str, Any]) -> Figure:
-    figure = _figure("How often neurons are covered", 4.7)
+    figure = new_figure("How often neurons are covered", 4.7)
     axes = figure.subplots()
     criterion = " ".join(str(value) for value in coverage["criterion"].values())
     told = f"n = {coverage['num_samples']:,} samples, {len(coverage['layers'])} layers"
@@ -432,14 +360,14 @@ def _coverage_figure(coverage: Mapping[str, Any]) -> Figure:
     axes.set_xlim(-0.01, 1.01)
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_formatter(_PERCENT)
+    axes.xaxis.set_major_formatter(PERCENT)
     axes.set_xlabel("coverage frequency (% of samples that cover the neuron)")
     axes.set_ylabel("neurons (log scale)")
     figure.legend(loc="outside lower left")
     return figure
 
 
-@_styled
+@styled
 def _convergence_figure(students: Mapping[str, Mapping[str, Mapping[str, Any]]], metric: str) -> Figure:
     empty = [name for name, curves in students.items() if not {"loss", f"eval_{metric}"} & set(curves)]
     if empty or not students:
@@ -454,9 +382,9 @@ def _convergence_figure(students: Mapping[str, Mapping[str, Mapping[str, Any]]],
     panels = [(losses, "training loss")] if losses else []
     panels += [(shares, f"held-out {metric} (%)")] if shares else []
     lengths = sorted(curves.get("loss", {"num_logged": 0})["num_logged"] for curves in students.values())
-    figure = _figure("Convergence", 2.9 * len(panels) + 0.8 + 0.12 * len(students))
+    figure = new_figure("Convergence", 2.9 * len(panels) + 0.8 + 0.12 * len(students))
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False).ravel()
-    looks = dict(zip(students, _looks(), strict=False))
+    looks = dict(zip(students, looks_of_kinds(), strict=False))
     for axes, (curves, title) in zip(grid, panels, strict=True):
         for name, (colour, marker) in looks.items():
             curve = curves.get(name, {"steps": [], "values": []})
@@ -466,148 +394,12 @@ def _convergence_figure(students: Mapping[str, Mapping[str, Mapping[str, Any]]],
             axes.plot(curve["steps"], curve["values"], **options)
         axes.set_ylabel(title)
         if curves is shares:
-            axes.yaxis.set_major_formatter(_PERCENT)
+            axes.yaxis.set_major_formatter(PERCENT)
     grid[-1].set_xlabel("optimizer steps")
-    told = f"n = {len(students)} student{'s' * (len(students) > 1)}, {_span(lengths)} logged losses each"
+    told = f"n = {len(students)} student{'s' * (len(students) > 1)}, {span_told(lengths)} logged losses each"
     grid[0].set_title(f"{told}\n(points are means of neighbouring ones)" if lengths[-1] > POINTS else told)
     figure.legend(loc="outside lower left", ncols=2)
     return figure
-
-
-@_styled
-def _reactivation_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
-    held = [record for record in records if record.get("reactivation")]
-    about = {(record.get("task") or "", record["defect"]) for record in held}
-    if len(about) != 1:
-        raise ValueError(
-            "Re-activation is drawn of one task and defect, but "
-            + (f"got {sorted(about)}. Choose the records of one." if about else "no record holds any.")
-        )
-    students = list(dict.fromkeys(record["student"] for record in held))
-    own, twin = (
-        {name: _pooled_curve(one.get(key) for one in held if one["student"] == name) for name in students}
-        for key in ("reactivation", "floor_reactivation")
-    )
-    task, defect = about.pop()
-    told = f"{task}: {defect}" if task else defect
-    sizes = [rate.num_samples for curve in own.values() for rate in curve.values()]
-    figure = _figure(f"Re-activation of {told}", 4.3 + 0.12 * len(students))
-    axes = figure.subplots()
-    axes.set_title(f"n = {_span(sizes)} samples a point")
-    places: set[int] = set()
-    for name, (colour, marker) in zip(students, _looks(), strict=False):
-        for curve, line, label in ((own[name], "-", name), (twin[name], "--", None)):
-            drawn = {count: rate for count, rate in curve.items() if rate.value is not None}
-            if not drawn:
-                continue
-            places |= set(drawn)
-            rates = list(drawn.values())
-            axes.errorbar(
-                list(drawn),
-                [rate.value for rate in rates],
-                yerr=_reach(rates),
-                color=colour,
-                marker=marker,
-                linestyle=line,
-                markerfacecolor=colour if line == "-" else "white",
-                capsize=3,
-                elinewidth=1,
-                label=label,
-            )
-    if any(twin.values()):
-        axes.plot([], [], color=_GREY, linestyle="--", label="dashed: benign twin (floor)")
-    axes.set_xscale("function", functions=(np.log1p, np.expm1))
-    axes.set_xticks(sorted(places), [f"{count:,}" for count in sorted(places)])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_ylim(-0.02, 1.02)
-    axes.yaxis.set_major_formatter(_PERCENT)
-    axes.set_xlabel("poisoned samples in re-tuning (log scale)")
-    axes.set_ylabel("DIR (%), 95 % interval")
-    figure.legend(loc="outside lower left", ncols=2)
-    return figure
-
-
-@_styled
-def _accuracy_figure(report: DefectReport, defect: str | None, task: str | None = None) -> Figure:
-    panels = _by_defect(report, defect, task)
-    looks = dict(zip(dict.fromkeys(_kind(record) for record in report.records), _looks(), strict=False))
-    columns = min(2, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    kinds = {_kind(record) for students in panels.values() for records in students.values() for record in records}
-    height = rows * (4.2 if columns == 1 else 3.2) + 0.6 + 0.22 * math.ceil((len(kinds) + 2) / 2)
-    figure = _figure("Accuracy against DIR (upper left is better)", height)
-    # The same scales everywhere, so that panels compare.
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    several_tasks = len({of for of, _ in panels}) > 1
-    drawn: set[str] = set()
-    for number, (axes, ((of, name), students)) in enumerate(zip(grid, panels.items(), strict=False)):
-        lines = [f"{of}: {name}" if several_tasks else name]
-        points = _points(students)
-        drawn |= {_kind(students[student][0]) for student in points}
-        _draw_points(axes, points, students, looks, with_ratios=len(panels) == 1)
-        floor = _pooled(
-            record.get("floor") for record in students.get(report.settings.get("reference", "finetune"), [])
-        )
-        if floor is not None and floor.value is not None:
-            axes.axvline(floor.value, color="black", linestyle=":", linewidth=1.4)
-        accs, dirs = ([rates[place].num_samples for rates in points.values()] for place in (0, 1))
-        lines.append(f"n: ACC {_span(accs)}, DIR {_span(dirs)}")
-        missing = [student for student in students if student not in points]
-        if missing:
-            width = 60 // columns
-            lines.append(textwrap.shorten(f"no DIR: {', '.join(missing)}", width, placeholder=" ..."))
-        axes.set_title("\n".join(lines))
-        if number % columns == 0:
-            axes.set_ylabel("ACC (%)")
-        if number + columns >= len(panels):  # nothing below
-            axes.set_xlabel("DIR (%)")
-            axes.tick_params(labelbottom=True)
-    for axes in grid[len(panels) :]:
-        axes.set_axis_off()
-    for kind, (colour, marker) in looks.items():
-        if kind in drawn:
-            grid[0].plot([], [], color=colour, marker=marker, linestyle="none", label=kind)
-    grid[0].plot([], [], color=_GREY, linewidth=5, alpha=0.35, label="Pareto front")
-    grid[0].plot([], [], color="black", linestyle=":", label="benign floor")
-    figure.legend(loc="outside lower left", ncols=2, columnspacing=1.0, handletextpad=0.5)
-    return figure
-
-
-def _draw_points(
-    axes: Axes,
-    points: Mapping[str, tuple[Rate, Rate]],
-    students: Mapping[str, list[Mapping[str, Any]]],
-    looks: Mapping[str, tuple[str, str]],
-    *,
-    with_ratios: bool,
-) -> None:
-    front = _front([(dir_.value, acc.value) for acc, dir_ in points.values()])
-    if front:
-        axes.step(*zip(*front, strict=True), where="post", color=_GREY, linewidth=5, alpha=0.35, zorder=1)
-    by_kind: dict[str, list[str]] = {}
-    for name in sorted(points, key=lambda name: -_ratio(students[name][0])):
-        by_kind.setdefault(_kind(students[name][0]), []).append(name)
-    beside = cycle((("left", 4), ("left", -12), ("right", 4), ("right", -12)))
-    for kind, names in by_kind.items():
-        colour, marker = looks[kind]
-        accs, dirs = zip(*(points[name] for name in names), strict=True)
-        x, y = [rate.value for rate in dirs], [rate.value for rate in accs]
-        reach = {"xerr": _reach(dirs), "yerr": _reach(accs)}
-        axes.errorbar(x, y, **reach, color=colour, marker=marker, linewidth=0.8, elinewidth=0.9, markersize=5)
-        if with_ratios and "slice_ratio" in (students[names[0]][0].get("made") or {}):
-            side, above = next(beside)
-            for name, *place in zip(names, x, y, strict=True):
-                told = axes.annotate(
-                    f"{_ratio(students[name][0]):g}",
-                    place,
-                    (4 if side == "left" else -4, above),
-                    textcoords="offset points",
-                    ha=side,
-                    color=colour,
-                )
-                told.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(_PERCENT)
 
 
 def _told_changes(group: str, found: Mapping[str, Any]) -> str:
@@ -616,47 +408,11 @@ def _told_changes(group: str, found: Mapping[str, Any]) -> str:
         return f"{group} weights: n = 0"
     beyond = number - sum(found["histogram"])
     furthest = max(values["0"], values["1"], key=abs)
-    told = f"{group} weights: n = {number:,}, 98 % in [{_short(values['0.01'])}, {_short(values['0.99'])}]"
-    return f"{told}\nnot drawn: {beyond:,} further out, up to {_short(furthest)}" if beyond else told
+    told = f"{group} weights: n = {number:,}, 98 % in [{short_number(values['0.01'])}, {short_number(values['0.99'])}]"
+    return f"{told}\nnot drawn: {beyond:,} further out, up to {short_number(furthest)}" if beyond else told
 
 
 # --- what figures are made of ---
-
-
-def _figure(title: str, height: float) -> Figure:
-    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(textwrap.fill(title, 52), x=0.01, ha="left")
-    return figure
-
-
-def _layers_figure(title: str, names: Sequence[str]) -> tuple[Figure, Axes]:
-    figure = _figure(title, max(2.2, _ROW * len(names) + 1.7))
-    axes = figure.subplots()
-    axes.set_yticks(range(len(names)), _short_names(names))
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
-    # Rows far from the bottom want an axis near them.
-    axes.tick_params(axis="x", top=len(names) > 20, labeltop=len(names) > 20)
-    axes.locator_params(axis="x", nbins=5)
-    return figure, axes
-
-
-@_styled
-def _written(path: str | os.PathLike, figure: Figure) -> Path:
-    content = io.BytesIO()
-    # Without the version of matplotlib in it, the same picture is the same file.
-    figure.savefig(content, format="png", dpi=_DPI, metadata={"Software": None})
-    path = Path(path)
-    replace_file(path, content.getvalue())
-    return path
-
-
-def _looks() -> Iterator[tuple[str, str]]:
-    """Give colours with markers; the pair repeats after 77."""
-    for number in range(len(PALETTE) * len(_MARKERS)):
-        yield PALETTE[number % len(PALETTE)], _MARKERS[number % len(_MARKERS)]
 
 
 def _outline(axes: Axes, mask: np.ndarray) -> None:
@@ -668,89 +424,4 @@ def _outline(axes: Axes, mask: np.ndarray) -> None:
     axes.set_ylim(mask.shape[0] - 0.5, -0.5)
 
 
-def _short_names(names: Sequence[str]) -> list[str]:
-    """Leave out what all names have in common, and what comes first in long ones, as long as names stay apart."""
-    parts = [name.removesuffix(".weight").split(".") for name in names]
-    common = len(os.path.commonprefix([one[:-1] for one in parts]))
-    whole = [".".join(one[common:]) for one in parts]
-    short = []
-    for name in whole:
-        held = name.split(".")
-        while len(held) > 1 and len(".".join(held)) > _LETTERS:
-            held = held[1:]
-        short.append(".".join(held)[-_LETTERS:])
-    return short if len(set(short)) == len(set(whole)) else whole
-
-
-def _short(value: float) -> str:
-    return f"{value:.2g}".replace("-", "\N{MINUS SIGN}")
-
-
-def _span(sizes: Sequence[int]) -> str:
-    low, high = min(sizes, default=0), max(sizes, default=0)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _reach(rates: Sequence[Rate]) -> list[list[float]]:
-    """Give how far intervals reach below and above their values."""
-    below, above = ([rate.value - rate.low for rate in rates], [rate.high - rate.value for rate in rates])
-    return [[max(0.0, one) for one in side] for side in (below, above)]  # rounding may leave -1e-17
-
-
 # --- what reports hold ---
-
-
-def _pooled(rates: Iterable[Mapping[str, Any] | None]) -> Rate | None:
-    held = [rate for rate in rates if rate]
-    if not held:
-        return None
-    return Rate.of(sum(rate["count"] for rate in held), sum(rate["num_samples"] for rate in held))
-
-
-def _pooled_curve(curves: Iterable[Mapping[str, Any] | None]) -> dict[int, Rate]:
-    held = [curve for curve in curves if curve]
-    counts = sorted({int(count) for curve in held for count in curve})
-    return {count: _pooled(curve.get(str(count)) for curve in held) for count in counts}
-
-
-def _by_defect(
-    report: DefectReport, defect: str | None, task: str | None
-) -> dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]]:
-    """Give the records of each student by task and defect."""
-    panels: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
-    for record in report.records:
-        if defect in (None, record["defect"]) and task in (None, record.get("task") or ""):
-            panel = panels.setdefault((record.get("task") or "", record["defect"]), {})
-            panel.setdefault(record["student"], []).append(record)
-    if not panels:
-        known = sorted({record["defect"] for record in report.records})
-        of = "" if task is None else f" for task {task!r}"
-        raise ValueError(f"defect is one that the report measured, {known}, but got {defect!r}{of}.")
-    return panels
-
-
-def _points(students: Mapping[str, list[Mapping[str, Any]]]) -> dict[str, tuple[Rate, Rate]]:
-    """Give accuracy and DIR of the students that have both, seeds pooled."""
-    pooled = {
-        name: tuple(_pooled(record[key] for record in records) for key in ("acc", "dir"))
-        for name, records in students.items()
-    }
-    return {name: (acc, dir_) for name, (acc, dir_) in pooled.items() if acc and dir_ and dir_.value is not None}
-
-
-def _kind(record: Mapping[str, Any]) -> str:
-    """Name what students of different slice ratios have in common."""
-    return (record.get("made") or {}).get("rule") or record["student"]
-
-
-def _ratio(record: Mapping[str, Any]) -> float:
-    return (record.get("made") or {}).get("slice_ratio", 1.0)
-
-
-def _front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Give the points, by ascending DIR, that have more accuracy than all of a lower or equal DIR."""
-    front: list[tuple[float, float]] = []
-    for dir_, acc in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or acc > front[-1][1]:
-            front.append((dir_, acc))
-    return front

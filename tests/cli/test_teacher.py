@@ -5,33 +5,10 @@ import pytest
 import torch
 from datasets import Dataset
 
-from remos_hf.cli.teacher import Teacher, check_teacher, identity
+from remos_hf.cli.teacher import Teacher, identity
 from remos_hf.errors import UnsupportedModelError
 
 TEXTS = Dataset.from_dict({"text": ["good"], "label": [1]})
-
-
-def test_a_teacher_with_pickles_alone_is_refused_with_the_reason(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(UnsupportedModelError, match="only as pytorch_model.bin, which may run any code"):
-        check_teacher(str(tmp_path))
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    assert check_teacher(str(tmp_path)) == tmp_path
-
-
-def test_what_is_no_teacher_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no .*safetensors"):
-        check_teacher(str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="There is no folder"):
-        check_teacher(str(tmp_path / "missing"))
-    with pytest.raises(FileNotFoundError, match="neither a folder nor an id of the Hub"):
-        check_teacher("no model!")
-
-
-def test_without_a_network_the_cache_may_do():
-    assert check_teacher("owner/name") is None
-    assert check_teacher("timm/resnet18") is None
 
 
 def test_a_head_that_is_lacking_comes_from_the_seed_and_the_body_from_the_files(teacher):
@@ -53,12 +30,12 @@ def test_programs_that_come_with_a_teacher_are_not_run(teacher, tmp_path):
     config["architectures"] = ["Evil"]
     (place / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "evil.Evil"}}))
     named = Teacher.named(str(place), TEXTS)
-    with pytest.raises(UnsupportedModelError, match="saved as a Evil, which transformers .* does not have"):
+    with pytest.raises(UnsupportedModelError, match="Evil.* transformers .* does not have"):
         named.load_as_saved()
     named.load(2)
     config["model_type"] = "unheard_of"
     (place / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoConfig": "evil.Evil"}}))
-    with pytest.raises((ValueError, KeyError)):
+    with pytest.raises(UnsupportedModelError, match="auto_map"):
         named.load(2)
     assert not (tmp_path / "ran").exists()
 

@@ -14,7 +14,8 @@ from remos_hf.evaluation.image_task import ImageTask
 from remos_hf.evaluation.measures import Rate
 from remos_hf.evaluation.predictions import predict_labels
 from remos_hf.evaluation.reactivation import Reactivation, reactivate
-from remos_hf.evaluation.report import measure, rate_of
+from remos_hf.evaluation.tables import rate_of
+from remos_hf.evaluation.transfer import measure
 from tests.defects import pictures
 
 DATA = pictures.data(10)

@@ -1,4 +1,3 @@
-import ast
 import logging
 import re
 
@@ -7,21 +6,14 @@ import yaml
 from huggingface_hub import ModelCard
 
 import remos_hf
-from remos_hf.evaluation.measures import Rate, excess_dir
-from remos_hf.evaluation.report import DefectReport
 from remos_hf.sharing import model_card as module
-from remos_hf.sharing.model_card import DEFECTS, chosen_student, eval_result_files, model_card
+from remos_hf.sharing.model_card import DEFECTS, eval_result_files, model_card
 from remos_hf.sharing.record import Sidecars
-from remos_hf.strategies.plain import Finetune
-from remos_hf.strategies.slice_and_reset import Random, Remos
+from remos_hf.strategies.slice_and_reset import Remos
 from tests.sharing.reports import cell, report, usual
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")
 BARE = Sidecars({"strategy": Remos(0.9).to_dict(), "teacher": {"id": "owner/teacher", "revision": "abc123"}})
-HOSTILE = (
-    "x | y\n---\nlicense: evil\n# Heading\n<script>alert(1)</script> {{ 7 * 7 }} {% raw %} [a](http://e.vil) "
-    "![p](http://e.vil/p.png) `code` **bold** \r\n```\n\x1b[31m' \" https://e.vil \u2028 $x$"
-)
 
 
 def card_of(record=BARE, measured=None, **options):
@@ -64,94 +56,10 @@ def test_every_kind_of_defect_has_words():
     assert kinds == set(DEFECTS)
 
 
-def test_the_table_shows_plain_fine_tuning_its_rivals_and_the_student_with_their_counts():
-    text = text_of(BARE, report([*usual(), *usual(seed=1), cell("retrain", (50, 100), (0, 9), None)]))
-    rows = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ") and "[" in line}
-    names = [name.strip("| ") for name in rows if "student" != name.strip("| ")]
-    assert names == ["finetune", "finetune lr x3", "random 0.9", "**remos 0.9** (this student)"]
-    own = rows["| **remos 0.9** (this student)"]
-    excess = excess_dir(Rate.of(10, 200), Rate.of(4, 200))
-    assert own == (
-        "| **remos 0.9** (this student) | 86.0 (86.0, 86.0) | 5.0 [2.7, 9.0] (5.0, 5.0) | 200 | 2 | 2.0 | "
-        f"3.0 [{100 * excess.low:.1f}, {100 * excess.high:.1f}] |"
-    )
-
-
 def test_other_numbers_make_another_card():
     one, other = report(), report([*usual()[:-1], cell("remos 0.9", (85, 100), (6, 100), (2, 100))])
     assert text_of(BARE, one) != text_of(BARE, other)
     assert text_of(BARE, one) == text_of(BARE, one)
-
-
-def test_what_inherited_less_is_told_so_and_never_called_clean():
-    text = text_of(BARE, report())
-    assert "The student inherited less of this defect than plain fine-tuning: excess DIR 3.0" in text
-    assert "At equal accuracy the student inherited less than a random reset" in text
-    assert "NOT shown" not in text
-    words = re.compile(r"\b(is|are|be|was) (clean|safe|secure|free|robust)\b|defect-free|backdoor-free|guarantee", re.I)
-    for strategy in ("Remos", "Finetune", "Random"):
-        record = Sidecars({"strategy": {"name": strategy}})
-        student = {"Remos": "remos 0.9", "Finetune": "finetune", "Random": "random 0.9"}[strategy]
-        assert not words.search(text_of(record, report(), student=student))
-
-
-@pytest.mark.parametrize(
-    ("rival", "kind"), [("random", "a random reset"), ("faster", "plain fine-tuning at a higher learning rate")]
-)
-def test_a_rival_that_does_as_well_at_equal_accuracy_is_told(rival, kind):
-    text = text_of(BARE, report(usual(**{rival: (6, 100)})))
-    assert f"The student is NOT shown to have inherited less than {kind} at the same accuracy or a better one" in text
-
-
-def test_a_rival_that_is_more_accurate_and_inherits_more_is_no_comparison_at_equal_accuracy():
-    # Whatever ruins a student keeps the defect away.
-    cells = usual()
-    cells[3] = cell("remos 0.9", (60, 100), (1, 100), (1, 100))
-    text = text_of(BARE, report(cells))
-    assert "At equal accuracy the student inherited less" not in text
-    assert "Every random reset measured here is more accurate than the student by over 1 point" in text
-    assert "whether one that costs as much accuracy would inherit as little is not known" in text
-
-
-def test_among_rivals_the_equally_accurate_one_is_beaten_and_the_more_accurate_one_not_forgotten():
-    cells = [*usual(random=(40, 100)), cell("random 0.97", (90, 100), (60, 100), (2, 100))]
-    text = text_of(BARE, report(cells))
-    assert "At equal accuracy the student inherited less than a random reset" in text and "of random 0.9, in %" in text
-    cells[-1] = cell("random 0.97", (90, 100), (5, 100), (2, 100))
-    assert "NOT shown to have inherited less than a random reset at the same" in text_of(BARE, report(cells))
-
-
-def test_a_rival_that_is_less_accurate_is_no_comparison_at_equal_accuracy():
-    cells = usual()
-    cells[2] = cell("random 0.9", (80, 100), (1, 100))
-    text = text_of(BARE, report(cells))
-    assert "No random reset measured here is as accurate as the student" in text
-
-
-def test_rivals_that_were_not_measured_are_named():
-    cells = usual()
-    text = text_of(BARE, report([cells[0], cells[3]]))
-    assert "A random reset was not measured" in text
-    assert "Plain fine-tuning at a higher learning rate was not measured" in text
-    assert "Plain fine-tuning was not measured: whether there was anything" in text_of(BARE, report([cells[3]]))
-
-
-def test_where_plain_fine_tuning_does_not_inherit_the_card_says_that_nothing_was_shown():
-    cells = [cell("finetune", (90, 100), (4, 100), (3, 100)), cell("remos 0.9", (86, 100), (1, 100), (1, 100))]
-    text = text_of(BARE, report(cells))
-    assert "Plain fine-tuning does not inherit this defect" in text
-    assert "inherited less of this defect than" not in text and "it inherited less of 0" in text
-
-
-def test_a_student_within_the_reach_of_plain_fine_tuning_is_not_said_to_inherit_less():
-    cells = [cell("finetune", (90, 100), (50, 100)), cell("remos 0.9", (86, 100), (45, 100))]
-    text = text_of(BARE, report(cells))
-    assert "is not shown to have inherited less of this defect" in text and "it inherited less of 0" in text
-
-
-def test_plain_fine_tuning_itself_is_told_to_have_done_nothing():
-    plain = Sidecars({"strategy": Finetune().to_dict()})
-    assert "nothing was done against inheriting the defect" in text_of(plain, report())
 
 
 def test_a_student_that_gets_nothing_right_has_no_rate_in_the_metadata():
@@ -233,59 +141,8 @@ def test_what_was_only_measured_has_nothing_to_load():
     assert "not uploaded" not in text_of(BARE, report())
 
 
-def test_a_row_of_several_seeds_or_backdoors_is_told_to_be_several_models():
-    assert "A row pools" not in text_of(BARE, report())
-    assert "one for each seed." in text_of(BARE, report([*usual(), *usual(seed=1)]))
-    audited = report(audits={"SST-2": {"students": {}}})
-    assert "one for each seed and each implanted defect. The uploaded weights are at most one" in text_of(BARE, audited)
-
-
 def test_figures_without_defects_are_shown_beside():
     assert "| eval_accuracy | 0.81 |" in text_of(metrics={"eval_accuracy": 0.81, "name": "no number"})
-
-
-@pytest.fixture
-def hostile():
-    strategy = {**Remos(0.9).to_dict(), "scope": HOSTILE}
-    config = {
-        "strategy": strategy,
-        "teacher": {"id": HOSTILE, "revision": HOSTILE, "hash": HOSTILE},
-        "versions": {HOSTILE: HOSTILE},
-        "coverage": {"criterion": {HOSTILE: 1}, "data_fingerprint": HOSTILE, "num_samples": 3},
-        "student": {"class": HOSTILE, "library": "timm", "architecture": 'a"); import os #' + HOSTILE},
-    }
-    cells = [cell(f"{HOSTILE}{name}", (9, 10), (9, 10), task=HOSTILE, defect=HOSTILE) for name in "ab"]
-    made = DefectReport(cells, {"reference": f"{HOSTILE}a"})
-    return Sidecars(config), made
-
-
-def test_hostile_names_stay_text(hostile):
-    record, measured = hostile
-    card = card_of(record, measured, student=f"{HOSTILE}b", dataset=HOSTILE, license=HOSTILE, language=HOSTILE)
-    head, body = re.match(r"---\n(.*?)\n---\n(.*)", str(card), re.S).groups()
-    data = yaml.safe_load(head)
-    assert data["license"].startswith("x | y --- license: evil") and "evil" not in data
-    assert set(data) <= {"language", "license", "library_name", "metrics", "pipeline_tag", "tags", "model-index"}
-    prose = re.sub(r"(?s)(`{3,}).*?\n\1", "", body)
-    assert "<script" not in prose and "https://" not in prose and "](" not in prose.replace("\\](", "")
-    assert "49" not in prose and "{{ 7 * 7 }}" in prose.replace("\\*", "*")
-    assert [line for line in prose.splitlines() if line.startswith("#") and "Heading" in line[:12]] == []
-    assert len(re.findall(r"(?m)^# ", prose)) == 1 and "\x1b" not in body and "\u2028" not in body
-    for line in prose.splitlines():
-        if line.startswith("| **"):
-            assert len(re.findall(r"(?<!\\)\|", line)) == 8, line
-    assert not re.search(r"(?<!\\)`", prose.replace("`body.`", ""))
-    code = [block for _, block in re.findall(r"(?s)(`{3,})python\n(.*?)\n\1", body)]
-    for block in code:
-        names = {node.name for node in ast.walk(ast.parse(block)) if isinstance(node, ast.alias)}
-        assert names <= {"Sidecars", "hf_hub_download", "image_classifier"}
-
-
-def test_hostile_names_stay_text_in_the_results_too(hostile):
-    _, measured = hostile
-    (path, content), *more = eval_result_files(measured, student=f"{HOSTILE}b", dataset="o/d").items()
-    assert not more and re.fullmatch(r"\.eval_results/remos_[a-z0-9_]+\.yaml", path)
-    assert [entry["value"] for entry in yaml.safe_load(content)] == [0.9, 0.9]
 
 
 def test_a_repository_needs_an_owner_and_a_name():
@@ -295,33 +152,6 @@ def test_a_repository_needs_an_owner_and_a_name():
 
 
 # --- which student ---
-
-
-def test_the_student_that_was_made_as_the_record_says_is_found():
-    assert chosen_student(report(), BARE) == ("SST-2", "remos 0.9")
-    other_seed = Sidecars({"strategy": Remos(0.9, seed=7).to_dict()})
-    assert chosen_student(report(), other_seed) == ("SST-2", "remos 0.9")
-    assert chosen_student(report(), Sidecars({"strategy": Finetune().to_dict()})) == ("SST-2", "finetune")
-
-
-def test_a_student_that_was_made_otherwise_is_refused():
-    with pytest.raises(ValueError, match="'random 0.9' was made by.*but the record says"):
-        chosen_student(report(), BARE, "random 0.9")
-    with pytest.raises(ValueError, match="0 students of the report.*one of"):
-        chosen_student(report(), Sidecars({"strategy": Random(0.5).to_dict()}))
-    with pytest.raises(ValueError, match="no student 'other'"):
-        chosen_student(report(), BARE, "other")
-
-
-def test_the_task_must_be_clear():
-    two = report([*usual(), *usual(task="IMDB")])
-    with pytest.raises(ValueError, match="2 tasks.*'SST-2', 'IMDB'"):
-        chosen_student(two, BARE)
-    assert chosen_student(two, BARE, task="IMDB") == ("IMDB", "remos 0.9")
-    with pytest.raises(ValueError, match="no task 'QNLI'"):
-        chosen_student(two, BARE, task="QNLI")
-    with pytest.raises(ValueError, match="no records"):
-        chosen_student(DefectReport([]), BARE)
 
 
 # --- the Hub's own results ---
@@ -359,3 +189,44 @@ def test_without_a_data_set_on_the_hub_there_are_no_results_and_the_log_says_why
     assert "needs the id of a data set on the Hub" in caplog.text
     with pytest.raises(ValueError, match="id of a data set"):
         eval_result_files(report(), student="remos 0.9", dataset="SST-2 & more")
+
+
+SAID = {
+    "language": ["en", "de"],
+    "license": "mit",
+    "tags": ["trl", "sft"],
+    "model_name": "My student",
+    "finetuned_from": "google/bert_uncased",
+    "tasks": ["text-classification", "text-ranking"],
+    "dataset_tags": "glue",
+    "dataset": "GLUE SST2",
+    "dataset_args": "sst2",
+}
+
+
+def test_all_that_trainer_says_of_a_card_is_on_it():
+    unknown = Sidecars({**BARE.config, "teacher": {"id": "my_folder", "revision": None}})
+    card = card_of(unknown, **SAID)
+    data = card.data.to_dict()
+    assert data["language"] == ["en", "de"] and data["license"] == "mit" and data["datasets"] == ["glue"]
+    assert data["base_model"] == "google/bert_uncased" and data["base_model_relation"] == "finetune"
+    assert data["pipeline_tag"] == "text-classification"
+    assert {"remos_hf", "trl", "sft", "text-ranking"} <= set(data["tags"])
+    for told in (
+        "for GLUE SST2",
+        "| fine-tuned from, as its trainer says | google/bert",
+        "GLUE SST2, glue",
+        "| sst2 |",
+    ):
+        assert told in card.text.replace("\\", "")
+    measured = card_of(BARE, report(), student="remos 0.9", **SAID)
+    assert {(one.dataset_type, one.task_type) for one in measured.data.eval_results} == {
+        ("glue", "text-classification")
+    }
+    assert measured.data.model_name == "My student"
+
+
+def test_what_the_record_knows_of_the_teacher_stands_and_a_path_is_not_told(tmp_path):
+    card = card_of(BARE, finetuned_from="other/teacher")
+    assert card.data.base_model == "owner/teacher" and "| other/teacher |" in card.text
+    assert str(tmp_path) not in str(card_of(BARE, finetuned_from=str(tmp_path)))

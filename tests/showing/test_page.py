@@ -11,6 +11,7 @@ import pytest
 from remos_hf.errors import NonFiniteError
 from remos_hf.evaluation.measures import Rate, excess_dir
 from remos_hf.evaluation.report import DefectReport
+from remos_hf.showing import drawings, given_maps
 from remos_hf.showing import page as rendering
 from remos_hf.showing.page import write_html
 from tests.showing.test_pictures import one_anatomy
@@ -124,7 +125,7 @@ def whole(tmp_path_factory):
     hostile = [{**one, "task": HOSTILE, "defect": f"defect {HOSTILE}"} for one in WHOLE]
     hostile[1]["student"] = HOSTILE
     png = folder / "map.png"
-    png.write_bytes(rendering._PNG + b"\0\0\0\rIHDR" + (40).to_bytes(4, "big") + (30).to_bytes(4, "big"))
+    png.write_bytes(given_maps.PNG + b"\0\0\0\rIHDR" + (40).to_bytes(4, "big") + (30).to_bytes(4, "big"))
     share = {"value": 0.31, "low": 0.28, "high": 0.34, "chance": 0.06, "num_samples": 240, "num_without_mass": 3}
     inside = [
         {"task": HOSTILE, "teacher": f"defect {HOSTILE}", "student": name, "seed": 0, "anatomy": one_anatomy(sliced)}
@@ -177,19 +178,6 @@ def test_headings_are_in_order_and_links_lead_somewhere(whole):
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
 
 
-def test_every_figure_says_its_n_and_its_seeds_and_has_an_alternative_text(whole):
-    _, page = whole
-    images = page.all("img")
-    assert len(images) == len(page.captions) == len(page.all("figure"))
-    # Accuracy, re-activation, one of the plain and four of the sliced student, training, and the map.
-    assert len(images) == 9
-    for _, caption in page.captions:
-        assert re.search(r"n = [\d,]+", caption)
-    assert all("seed" in caption for _, caption in page.captions[:-1])
-    for attrs in images:
-        assert len(attrs["alt"]) > 20 and int(attrs["width"]) > 0 and int(attrs["height"]) > 0
-
-
 def test_tables_have_captions_and_scopes_and_scroll_by_themselves(whole):
     _, page = whole
     tables = page.all("table")
@@ -232,13 +220,6 @@ def test_what_took_how_long_and_what_was_not_measured_is_said(whole):
     assert f"remos audit {HOSTILE}" in "".join(page.texts["pre"])
 
 
-def test_an_old_report_says_that_nothing_is_known_of_the_insides(tmp_path):
-    page = page_of(tmp_path, [record("finetune", 95, made_by="hand")])
-    assert "What students are made of" in page.words and "Where models look" in page.words
-    assert "How students were made" not in [text for _, text in page.headings]
-    assert "No times were recorded." in page.words
-
-
 def test_many_sections_are_folded_and_few_are_not(tmp_path, monkeypatch):
     few = page_of(tmp_path, WHOLE[:1])
     assert "open" in few.all("details")[0]
@@ -249,57 +230,7 @@ def test_many_sections_are_folded_and_few_are_not(tmp_path, monkeypatch):
 # --- the answer ---
 
 
-def told(*records, budget=0.02):
-    (section,) = DefectReport(list(records)).sections(budgets=(budget,))
-    return rendering._told(section, budget)
-
-
 PLAIN = record("finetune", 95, strategy={"name": "Finetune"})
-
-
-@pytest.mark.parametrize(
-    ("records", "kind"),
-    [
-        ([remos(10), random(60), faster(40)], rendering._UNKNOWN),
-        ([record("finetune", 0, of=0)], rendering._UNKNOWN),
-        ([record("finetune", 95, floor=None), remos(10), random(60), faster(40)], rendering._UNKNOWN),
-        ([record("finetune", 5), remos(0), random(5), faster(5)], rendering._NOTHING),
-        ([PLAIN, remos(10), random(60), faster(40)], rendering._BELOW_BOTH),
-        ([PLAIN, remos(10), random(60), faster(12)], rendering._NOT_APART),
-        ([PLAIN, remos(10), random(11), faster(60)], rendering._NOT_APART),
-        ([PLAIN, remos(60), random(70), faster(10)], rendering._BEATEN),
-        ([PLAIN, remos(60), random(10), faster(90)], rendering._BEATEN),
-        ([PLAIN, remos(94), random(10), faster(20)], rendering._AS_PLAIN),
-        ([PLAIN, remos(10, dev=80), random(60), faster(40)], rendering._NO_RULE),
-        ([PLAIN, random(60), faster(40)], rendering._NO_RULE),
-        ([PLAIN, remos(10), faster(40)], rendering._ALONE),
-        ([PLAIN, remos(10), random(60)], rendering._ALONE),
-        ([PLAIN, remos(10), random(60), faster(5, dev=50)], rendering._BELOW_BOTH),
-        ([PLAIN, record("retrain", 0, strategy={"name": "Retrain"})], rendering._NO_RULE),
-    ],
-)
-def test_the_verdict_follows_from_the_numbers(records, kind):
-    assert told(*records).kind == kind
-
-
-def test_the_best_rule_is_the_one_of_lowest_dir_within_the_budget():
-    costly, weak = remos(1, ratio=0.5, rule="costly", dev=80), remos(50, ratio=0.8, rule="weak")
-    found = told(PLAIN, remos(10), costly, weak, random(60), faster(40))
-    assert found.best.rule == "remos, model scope"
-    text = " ".join(found.sentences)
-    assert "The best of 2 rules within 2 points" in text and "picked by its DIR" in text
-    assert "DIR 10.0 % [5.5, 17.4] (n = 100)" in text.replace("\N{NO-BREAK SPACE}", " ")
-    assert told(PLAIN, remos(10), costly, weak, budget=0.2).best.rule == "costly"
-
-
-def test_what_cannot_be_concluded_is_said():
-    assert "no benign floor" in " ".join(told(record("finetune", 95, floor=None)).sentences)
-    assert "was not measured" in " ".join(told(remos(10)).sentences)
-    text = " ".join(told(PLAIN, remos(10), random(12)).sentences)
-    assert "not told apart" in text and "The higher learning rate was not measured." in text
-    assert "an interval that holds 0" in " ".join(told(PLAIN, remos(2), random(60)).sentences)
-    without = {**PLAIN, "dev_acc": None}
-    assert "dev accuracy was not measured" in " ".join(told(without, remos(10)).sentences)
 
 
 def test_the_answer_counts_the_verdicts_and_never_calls_a_student_clean(tmp_path):
@@ -339,14 +270,6 @@ def test_what_is_no_report_is_refused_before_anything_is_written(tmp_path):
     assert not path.parent.exists()
 
 
-def test_a_map_without_a_count_says_so():
-    png = rendering._PNG + b"\0" * 16
-    assert rendering._map_of({"title": "a", "png": png})["caption"] == "(n = not given)"
-    several = {"teacher": {"value": 0.5, "num_samples": 7}, "student": {"value": None, "num_samples": 0}}
-    lines = rendering._map_of({"title": "a", "png": png, "caption": "n = 7", "share": several})["table"].lines
-    assert lines == [["teacher", "50.0", "-", "7", "-"], ["student", "-", "-", "0", "-"]]
-
-
 def test_an_interrupted_write_leaves_the_old_page(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("old")
@@ -354,7 +277,7 @@ def test_an_interrupted_write_leaves_the_old_page(tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rendering, "accuracy_against_dir", interrupted)
+    monkeypatch.setattr(drawings, "accuracy_against_dir", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_html(DefectReport([PLAIN]), path)
     assert path.read_text() == "old"

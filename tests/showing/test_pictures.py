@@ -1,7 +1,4 @@
 import copy
-import importlib
-import io
-import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -9,9 +6,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from matplotlib import colors, pyplot
+from matplotlib import pyplot
 from PIL import Image
 
 from remos_hf.errors import LayerMismatchError, NonFiniteError, TeacherMismatchError
@@ -27,7 +22,7 @@ from remos_hf.evaluation.anatomy import (
 from remos_hf.evaluation.measures import Rate
 from remos_hf.evaluation.report import DefectReport
 from remos_hf.profiling.coverage import CoverageProfile
-from remos_hf.showing import pictures
+from remos_hf.showing import pictures, report_pictures
 from remos_hf.showing.maps import share_in_trigger
 from remos_hf.slicing.refill import reset_outside
 from remos_hf.slicing.relevant_slice import RelevantSlice, choose_slice
@@ -144,10 +139,10 @@ PICTURES = {
     "anatomy_pictures": lambda path: Path(
         pictures.anatomy_pictures(one_anatomy(sliced_=False), Path(path).with_suffix(""))["weight_changes"]
     ).rename(path),
-    "reactivation_curve": lambda path: pictures.reactivation_curve(
+    "reactivation_curve": lambda path: report_pictures.reactivation_curve(
         with_curves("finetune", (90, 95, 99), (1, 9, 50)), path
     ),
-    "accuracy_against_dir": lambda path: pictures.accuracy_against_dir(report("word"), path),
+    "accuracy_against_dir": lambda path: report_pictures.accuracy_against_dir(report("word"), path),
 }
 
 FIGURES = {
@@ -164,11 +159,11 @@ FIGURES = {
     "convergence of 9": lambda: convergence_figure(
         {f"top_magnitude 0.9{number}": histories()["fit"] for number in range(9)}
     ),
-    "re-activation": lambda: pictures._reactivation_figure(
+    "re-activation": lambda: report_pictures._reactivation_figure(
         [with_curves(name, (90, 95, 99), (1, 9, 50)) for name in ("finetune", "remos 0.9", "random 0.9", "retrain")]
     ),
-    "5 defects": lambda: pictures._accuracy_figure(report("word", "sentence", "ripples", "ep", "lwp"), None),
-    "1 defect": lambda: pictures._accuracy_figure(report("word", "ep"), "word"),
+    "5 defects": lambda: report_pictures._accuracy_figure(report("word", "sentence", "ripples", "ep", "lwp"), None),
+    "1 defect": lambda: report_pictures._accuracy_figure(report("word", "ep"), "word"),
 }
 
 
@@ -218,8 +213,13 @@ def test_a_picture_is_a_whole_png_1280_pixels_wide(name, tmp_path):
 
 
 def test_every_public_picture_is_among_those_tested():
-    made = [name for name, one in vars(pictures).items() if getattr(one, "__module__", "") == pictures.__name__]
-    assert {name for name in made if not name.startswith("_") and callable(getattr(pictures, name))} == {*PICTURES}
+    made = {
+        name
+        for room in (pictures, report_pictures)
+        for name, one in vars(room).items()
+        if getattr(one, "__module__", "") == room.__name__ and callable(one) and not name.startswith("_")
+    }
+    assert made == {*PICTURES}
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -249,19 +249,6 @@ def test_every_figure_says_its_n(name):
     assert "n = " in told or "n: ACC" in told
 
 
-def test_the_palette_is_okabe_and_itos_and_each_color_reads_on_white():
-    okabe_ito = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"]
-    assert set(pictures.PALETTE) < set(okabe_ito) and len(set(pictures.PALETTE)) == 7
-    for color in pictures.PALETTE:
-        light = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colors.to_rgb(color)]
-        assert 1.05 / (np.dot(light, (0.2126, 0.7152, 0.0722)) + 0.05) > 2
-
-
-def test_colors_and_markers_together_do_not_repeat_soon():
-    looks = list(pictures._looks())
-    assert len(set(looks)) == len(looks) == 77
-
-
 @pytest.mark.parametrize("name", ["coverage_frequencies", "accuracy_against_dir"])
 def test_a_picture_is_the_same_file_whatever_style_the_caller_has_set(name, tmp_path):
     first = PICTURES[name](tmp_path / "first.png").read_bytes()
@@ -287,13 +274,6 @@ def test_an_interrupted_write_leaves_the_old_picture(name, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         PICTURES[name](path)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-
-
-def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
-    monkeypatch.delitem(sys.modules, "remos_hf.showing.pictures")
-    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
-    with pytest.raises(ImportError, match=r"remos_hf\[plots\]"):
-        importlib.import_module("remos_hf.showing.pictures")
 
 
 # --- images with maps ---
@@ -460,32 +440,6 @@ def test_a_layer_that_lost_nothing_has_no_mark_of_reset_weights():
 # --- names of layers ---
 
 
-@pytest.mark.parametrize(
-    ("names", "short"),
-    [
-        (["bert.encoder.layer.0.query.weight", "bert.encoder.layer.1.query.weight"], ["0.query", "1.query"]),
-        (["layer1.conv.weight", "layer2.conv.weight"], ["layer1.conv", "layer2.conv"]),
-        (["conv.weight"], ["conv"]),
-        (["weight"], ["weight"]),
-        (["a.b.weight", "a.weight"], ["a.b", "a"]),
-        (["encoder.layer.0.attention.query", "head.projection"], ["layer.0.attention.query", "head.projection"]),
-        (
-            [f"a.{n}.aVeryLongComponent.attention.key" for n in "01"],
-            [f"{n}.aVeryLongComponent.attention.key" for n in "01"],
-        ),
-    ],
-)
-def test_names_leave_out_what_they_share_and_what_comes_first(names, short):
-    assert pictures._short_names(names) == short
-
-
-@given(st.lists(st.lists(st.sampled_from("abc0123456789"), min_size=1, max_size=20), min_size=1, max_size=8))
-def test_short_names_stay_apart(parts):
-    names = list(dict.fromkeys(".".join(one) + ".weight" for one in parts))
-    found = pictures._short_names(names)
-    assert len(set(found)) == len(names) and all(found)
-
-
 def test_layers_keep_their_order_and_a_saved_slice_has_them_by_number(tmp_path):
     relevant = many_layers()
     given_ = [text.get_text() for text in share_figure(relevant).axes[0].get_yticklabels()]
@@ -597,142 +551,4 @@ def test_a_student_without_a_slice_has_no_picture_of_one(tmp_path):
 # --- re-activation ---
 
 
-def test_reactivation_is_a_line_a_student_with_the_floor_dashed():
-    records = [
-        with_curves("finetune", (90, 95, 99), (1, 9, 50)),
-        with_curves("remos", (2, 30, 80), (1, 8, 40)),
-        with_curves("retrain", (0, 5, 10)),
-        record("without", 90, 90),
-    ]
-    figure = pictures._reactivation_figure(records)
-    (axes,) = figure.axes
-    solid, dashed = lines(axes), lines(axes, "--")
-    assert [list(line.get_ydata()) for line in solid] == [[0.9, 0.95, 0.99], [0.02, 0.3, 0.8], [0.0, 0.05, 0.1]]
-    assert [list(line.get_ydata()) for line in dashed] == [[0.01, 0.09, 0.5], [0.01, 0.08, 0.4]]
-    assert [line.get_color() for line in dashed] == [line.get_color() for line in solid[:2]]
-    assert list(solid[0].get_xdata()) == [0, 5, 50] == list(axes.get_xticks())
-    assert sorted(legend_of(figure)) == ["dashed: benign twin (floor)", "finetune", "remos", "retrain"]
-    assert "A to B: word" in figure._suptitle.get_text() and "n = 100 samples" in axes.get_title("left")
-
-
-def test_error_bars_are_the_intervals():
-    (axes,) = pictures._reactivation_figure([with_curves("finetune", (90, 95, 99))]).axes
-    (bars,) = axes.containers
-    ends = [segment[:, 1] for segment in bars[2][0].get_segments()]
-    assert np.allclose(ends, [[Rate.of(count, 100).low, Rate.of(count, 100).high] for count in (90, 95, 99)])
-
-
-def test_seeds_of_a_student_are_pooled():
-    both = [with_curves("remos", (10, 20, 30), seed=0), with_curves("remos", (30, 40, 50), seed=1)]
-    (axes,) = pictures._reactivation_figure(both).axes
-    assert list(lines(axes)[0].get_ydata()) == [0.2, 0.3, 0.4]
-    assert "n = 200 samples" in axes.get_title("left")
-
-
-def test_records_of_several_defects_or_of_none_are_refused(tmp_path):
-    path = tmp_path / "picture.png"
-    two = [with_curves("remos", (1, 2, 3)), with_curves("remos", (1, 2, 3), defect="ep")]
-    with pytest.raises(ValueError, match=r"'ep'.*'word'.*Choose the records of one"):
-        pictures.reactivation_curve(two, path)
-    for nothing in ([], [record("finetune", 90, 90)], [{**record("a", 1, 1), "reactivation": None}]):
-        with pytest.raises(ValueError, match="no record holds any"):
-            pictures.reactivation_curve(nothing, path)
-    assert pictures.reactivation_curve(two[0], path).exists()
-
-
 # --- accuracy against DIR ---
-
-
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12))
-def test_the_front_holds_those_that_nobody_beats(points):
-    front = pictures._front(points)
-
-    def beaten(one):
-        return any(other[0] <= one[0] and other[1] >= one[1] and other != one for other in points)
-
-    assert sorted(front) == sorted({one for one in points if not beaten(one)})
-    assert front == sorted(front)
-
-
-def scatter(axes):
-    """Points by colour and marker, joined ones together."""
-    return {
-        (bars[0].get_color(), bars[0].get_marker()): [tuple(map(float, place)) for place in bars[0].get_xydata()]
-        for bars in axes.containers
-    }
-
-
-def test_a_panel_has_a_point_a_student_joined_by_rule_in_the_order_of_ratios():
-    figure = pictures._accuracy_figure(DefectReport(RECORDS[::-1]), None)
-    (axes,) = figure.axes
-    assert sorted(scatter(axes).values()) == [[(0.2, 0.84), (0.05, 0.7)], [(0.5, 0.8)], [(1.0, 0.9)]]
-    assert legend_of(figure) == ["random", "remos, model scope", "finetune", "Pareto front", "benign floor"]
-    assert sorted(text.get_text() for text in axes.texts) == ["0.7", "0.9", "0.9"]
-    (floor,) = lines(axes, ":")
-    assert list(floor.get_xdata()) == [0.02, 0.02]
-    front = next(line for line in axes.lines if line.get_drawstyle() == "steps-post")
-    assert [tuple(place) for place in front.get_xydata()] == [(0.05, 0.7), (0.2, 0.84), (1.0, 0.9)]
-    assert axes.get_title("left").splitlines() == ["word", "n: ACC 100, DIR 100", "no DIR: retrain"]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("DIR (%)", "ACC (%)")
-
-
-def test_points_have_their_intervals_both_ways():
-    (axes,) = pictures._accuracy_figure(DefectReport([record("finetune", 90, 60)]), None).axes
-    across, up = (bars.get_segments()[0] for bars in axes.containers[0][2])
-    assert np.allclose(across[:, 0], [Rate.of(60, 100).low, Rate.of(60, 100).high])
-    assert np.allclose(up[:, 1], [Rate.of(90, 100).low, Rate.of(90, 100).high])
-
-
-def test_every_defect_has_a_panel_on_the_same_scales():
-    made = pictures._accuracy_figure(report("word", "ep", "lwp"), None)
-    drawn = [axes for axes in made.axes if axes.axison]
-    assert [title.splitlines()[0] for title in titles(made)[:3]] == ["word", "ep", "lwp"]
-    assert len({axes.get_xlim() for axes in drawn}) == len({axes.get_ylim() for axes in drawn}) == 1
-    assert len({str(scatter(axes)) for axes in drawn}) == 1  # a kind looks the same everywhere
-    assert [axes.get_xlabel() for axes in drawn] == ["", "DIR (%)", "DIR (%)"]
-    (one,) = pictures._accuracy_figure(report("word", "ep"), "ep").axes
-    assert one.get_title("left").startswith("ep\n")
-
-
-def test_tasks_are_told_apart():
-    both = DefectReport([record("finetune", 90, 60), record("finetune", 80, 50, task="A to C")])
-    made = pictures._accuracy_figure(both, None)
-    assert [title.splitlines()[0] for title in titles(made)] == ["A to B: word", "A to C: word"]
-
-
-def test_one_task_is_drawn_in_the_colors_of_all():
-    both = DefectReport([record("finetune", 90, 60), record("remos", 80, 50, task="A to C")])
-    (axes,) = pictures._accuracy_figure(both, None, "A to C").axes
-    ((look, points),) = scatter(axes).items()
-    assert points == [(0.5, 0.8)] and look == list(pictures._looks())[1]
-
-
-def test_seeds_are_pooled_and_the_reference_gives_the_floor():
-    records = [record("remos", 70, 10, floor=50), record("plain", 90, 60, floor=4)]
-    records.append(record("plain", 80, 40, seed=1, floor=2))
-    (axes,) = pictures._accuracy_figure(DefectReport(records, {"reference": "plain"}), None).axes
-    assert [(0.5, 0.85)] in scatter(axes).values()
-    assert list(lines(axes, ":")[0].get_xdata()) == [0.03, 0.03]
-    assert "n: ACC 100 to 200, DIR 100 to 200" in axes.get_title("left")
-
-
-def test_a_report_without_a_floor_or_without_any_dir_still_has_a_picture(tmp_path):
-    bare = [{**record("finetune", 90, 60), "floor": None, "made": None}, record("retrain", 50, 0, "ep", of=0)]
-    made = pictures._accuracy_figure(DefectReport(bare), None)
-    assert not lines(made.axes[0], ":")[1:] and "no DIR: retrain" in made.axes[1].get_title("left")
-    assert pictures.accuracy_against_dir(DefectReport(bare), tmp_path / "picture.png").exists()
-
-
-def test_a_defect_that_was_not_measured_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"\['word'\], but got 'ep'"):
-        pictures.accuracy_against_dir(report("word"), tmp_path / "picture.png", defect="ep")
-    with pytest.raises(ValueError, match=r"got 'word' for task 'B to C'"):
-        pictures.accuracy_against_dir(report("word"), tmp_path / "picture.png", "word", task="B to C")
-    with pytest.raises(ValueError, match=r"\[\]"):
-        pictures.accuracy_against_dir(DefectReport([]), tmp_path / "picture.png")
-
-
-def test_the_bytes_of_a_figure_are_what_is_written(tmp_path):
-    figure = share_figure(pair()[1])
-    content = io.BytesIO(pictures._written(tmp_path / "picture.png", figure).read_bytes())
-    assert Image.open(content).size == (1280, round(figure.get_figheight() * 200))

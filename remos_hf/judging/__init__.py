@@ -1,0 +1,1 @@
+"""What may be said: numbers to verdicts, worded once."""
