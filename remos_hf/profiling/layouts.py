@@ -121,8 +121,12 @@ def prove(adapter: Adapter, batch: Any, samples: int, run: Callable[[Any, See], 
 
 
 def _folded_by_chance(
-    layouts: dict[Place, Layout], first: dict[Place, _Seen], batch: Any, samples: int, run: Callable[[Any, See], None]
-) -> list[Place]:  # noqa: ANN401 - any batch
+    layouts: dict[Place, Layout],
+    first: dict[Place, _Seen],
+    batch: Any,  # noqa: ANN401 - any batch
+    samples: int,
+    run: Callable[[Any, See], None],
+) -> list[Place]:
     """Find places where two samples have as many rows, but rows are no positions and others have more or fewer.
 
     Routed experts may see as many tokens of two samples by chance.
