@@ -5,16 +5,13 @@ timm itself is imported only where a model is built, so that other models need n
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -23,7 +20,8 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from remos_hf.adapters.base import Adapter, inputs_of
 from remos_hf.adapters.sequences import Sequence
-from remos_hf.errors import CorruptFileError, UnsupportedModelError
+from remos_hf.adapters.timm_weights import checked_file, weights_file
+from remos_hf.errors import UnsupportedModelError
 from remos_hf.layers import Layer, sliceable_layers
 
 # Direct children of timm's models that hold the repeated blocks, and the name of a stage that is a child itself.
@@ -33,8 +31,6 @@ _NUMBERED_BLOCK = re.compile(r"(layer|stage|block|denseblock|serial_blocks|level
 _POSITION_NETWORKS = frozenset({"cpb_mlp", "meta_mlp", "rel_pos", "shared_rel_pos", "pos_proj", "token_projection"})
 # Attention whose `qkv` rows are (head, part, head_dim); everywhere else in timm they are (part, head, head_dim).
 _HEAD_FIRST_MODULES = frozenset({"tiny_vit"})
-_SAFE = ".safetensors"
-_SAFE_FILES = ("model.safetensors", "open_clip_model.safetensors")
 _BODY = "body."
 
 
@@ -373,7 +369,7 @@ def _create(name: str, pretrained: bool, checkpoint_path: str | Path | None) -> 
         return _with_weights_of(timm.create_model(name, pretrained=False), Path(checkpoint_path))
     if not pretrained:
         return timm.create_model(name, pretrained=False)
-    file = _checked_file(_weights_file(name, timm.get_pretrained_cfg))
+    file = checked_file(weights_file(name, timm.get_pretrained_cfg))
     # Without a source, timm reads `file`; the other keys could send it elsewhere.
     place = {"source": "", "file": str(file), "state_dict": None, "custom_load": False}
     body = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=place)
@@ -381,63 +377,8 @@ def _create(name: str, pretrained: bool, checkpoint_path: str | Path | None) -> 
     return body
 
 
-def _weights_file(name: str, config_of: Callable[[str], Any]) -> Path:
-    source, _, place = name.partition(":")
-    if source == "local-dir":
-        found = [Path(place) / file for file in _SAFE_FILES if (Path(place) / file).is_file()]
-        if found or not Path(place).is_dir():
-            return found[0] if found else Path(place) / _SAFE_FILES[0]
-        raise UnsupportedModelError(_only_pickles(name, f"the folder {place} holds none of {', '.join(_SAFE_FILES)}"))
-    if source in ("hf-hub", "hf_hub"):
-        repo, _, revision = place.partition("@")
-        return _from_hub(name, repo, revision or None, _SAFE_FILES)
-    config = config_of(name)
-    if config is None or not config.hf_hub_id:
-        url = None if config is None else config.url
-        raise UnsupportedModelError(_only_pickles(name, f"timm knows it only at {url}" if url else "timm knows none"))
-    repo, _, revision = config.hf_hub_id.partition("@")
-    files = _SAFE_FILES[:1]
-    if config.hf_hub_filename is not None:
-        files = (re.sub(r"\.(safetensors|bin|pth|pt|npz)$", "", config.hf_hub_filename) + _SAFE,)
-    return _from_hub(name, repo, revision or None, files)
-
-
-def _from_hub(name: str, repo: str, revision: str | None, files: Iterable[str]) -> Path:
-    for file in files:
-        try:
-            return Path(hf_hub_download(repo, file, revision=revision))
-        except LocalEntryNotFoundError:
-            raise  # no network: it may well be there
-        except EntryNotFoundError:
-            continue
-    raise UnsupportedModelError(_only_pickles(name, f"the repository {repo} holds none of {', '.join(files)}"))
-
-
-def _only_pickles(name: str, reason: str) -> str:
-    return (
-        f"There are no safetensors weights for {name!r}: {reason}. What timm would load instead is a pickle, which can "
-        "run code, and a teacher is not trusted. Convert it where you trust it (torch.load(weights_only=True), then "
-        "safetensors.torch.save_file) and pass checkpoint_path=."
-    )
-
-
-def _checked_file(path: Path) -> Path:
-    if path.suffix != _SAFE:
-        raise UnsupportedModelError(
-            f"{path} is not a {_SAFE} file. Other checkpoints are pickles, which can run code, and a teacher is not "
-            "trusted. Convert it where you trust it: torch.load(weights_only=True), then safetensors.torch.save_file."
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no {path}.")
-    try:
-        with safe_open(path, framework="pt"):
-            return path
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CorruptFileError(f"{path} cannot be read as safetensors ({error}). Fetch it again.") from error
-
-
 def _with_weights_of(body: nn.Module, path: Path) -> nn.Module:
-    tensors = load_file(_checked_file(path))
+    tensors = load_file(checked_file(path))
     if tensors.keys().isdisjoint(body.state_dict()):  # TResNet has a "body." of its own
         tensors = {name.removeprefix(_BODY): tensor for name, tensor in tensors.items()}
     for name in _classifiers(body)[:1]:

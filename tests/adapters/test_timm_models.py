@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import TrainingArguments
 
 from remos_hf.activations import watch
-from remos_hf.adapters import timm_models
+from remos_hf.adapters import timm_models, timm_weights
 from remos_hf.adapters.base import Adapter
 from remos_hf.adapters.timm_models import ImageClassifier, TimmAdapter, image_classifier
 from remos_hf.adapters.transformers_models import adapter_for, with_new_head
@@ -638,7 +638,7 @@ def test_pickles_are_refused_unopened_wherever_they_lie(tmp_path, monkeypatch):
     ):
         with pytest.raises(CorruptFileError, match="cannot be read as safetensors"):
             image_classifier(**options)
-    monkeypatch.setattr(timm_models, "hf_hub_download", lambda *_, **__: str(folder / "pytorch_model.bin"))
+    monkeypatch.setattr(timm_weights, "hf_hub_download", lambda *_, **__: str(folder / "pytorch_model.bin"))
     with pytest.raises(UnsupportedModelError, match=r"pytorch_model.bin is not a .safetensors file"):
         image_classifier("test_resnet")
     assert not bomb.target.exists()
@@ -659,7 +659,7 @@ def test_weights_come_from_the_safetensors_file_of_the_ids_repository(teacher_fi
         asked.append((repo, file, revision))
         return str(teacher_file[1])
 
-    monkeypatch.setattr(timm_models, "hf_hub_download", download)
+    monkeypatch.setattr(timm_weights, "hf_hub_download", download)
     loaded = image_classifier("test_resnet.r160_in1k").eval()
     assert asked == [("timm/test_resnet.r160_in1k", "model.safetensors", None)]
     assert torch.equal(loaded(pixels()).logits, teacher(pixels()))
@@ -707,7 +707,7 @@ def test_a_repository_without_safetensors_is_refused_with_the_reason(monkeypatch
         raise EntryNotFoundError("404")
 
     monkeypatch.setattr(timm, "get_pretrained_cfg", lambda _: known)
-    monkeypatch.setattr(timm_models, "hf_hub_download", download)
+    monkeypatch.setattr(timm_weights, "hf_hub_download", download)
     with pytest.raises(UnsupportedModelError, match=r"no safetensors weights.*is a pickle"):
         image_classifier(name)
     assert asked == [(file, "v1" if name.endswith("@v1") else None) for file in files]
@@ -718,7 +718,7 @@ def test_without_network_the_network_is_named_not_the_repository(monkeypatch):
     def download(*_, **__):
         raise LocalEntryNotFoundError("offline")
 
-    monkeypatch.setattr(timm_models, "hf_hub_download", download)
+    monkeypatch.setattr(timm_weights, "hf_hub_download", download)
     with pytest.raises(LocalEntryNotFoundError):
         image_classifier("test_resnet")
 
