@@ -33,8 +33,9 @@ from remos_hf.profiling.taps import Read, Taps
 
 logger = logging.getLogger(__name__)
 
-# What an endless stream is read to, and what trainers profile if not told otherwise.
-# Source: benchmarks/results/profile_samples.json.
+# What an endless stream is read to, and what trainers profile if not told otherwise. Eight times as many change fewer
+# than one bit in a hundred of the slice (benchmarks/results/profile_samples.json); where there are 6,600 samples or more,
+# profiling this many costs at most 3 % of three epochs.
 DEFAULT_MAX_SAMPLES = 2048
 
 
