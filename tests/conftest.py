@@ -21,10 +21,11 @@ transformers.utils.logging.disable_progress_bar()
 
 
 def pytest_collection_modifyitems(items):
-    if importlib.util.find_spec("timm") is None:
-        for item in items:
-            if item.get_closest_marker("timm"):
-                item.add_marker(pytest.mark.skip(reason="timm is not installed"))
+    for name in ("timm", "trl"):
+        if importlib.util.find_spec(name) is None:
+            for item in items:
+                if item.get_closest_marker(name):
+                    item.add_marker(pytest.mark.skip(reason=f"{name} is not installed"))
 
 
 def pytest_collection_finish():

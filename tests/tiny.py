@@ -19,6 +19,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from remos_hf.strategies.student_data import StudentData
+
 VOCABULARY = 60
 
 
@@ -136,6 +138,11 @@ def text_batches(count=3, size=4, length=9, seed=1, left=False, padded=True):
         labels = torch.randint(0, 2, (size,), generator=generator)
         batches.append({"input_ids": ids * real, "attention_mask": real.long(), "labels": labels})
     return batches
+
+
+def student_data(batches=text_batches, **options):
+    """The data of a student, whatever number of samples is asked for."""
+    return StudentData(lambda samples: batches(), **options)
 
 
 def image_batches(count=3, size=4, seed=1, pixels=8):

@@ -11,13 +11,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset
+from datasets import Dataset
 from torch import nn
 
 from remos_hf.adapters.transformers_models import with_new_head
-from remos_hf.auditing.audit import Audit, report_of, run_audit
-from remos_hf.auditing.data_files import LABEL_COLUMN, count_labels, drawn, read_data
+from remos_hf.auditing.audit import Audit
+from remos_hf.auditing.collected import report_of
+from remos_hf.auditing.data_files import drawn, read_data
+from remos_hf.auditing.labels import by_name, count_labels, label_names
 from remos_hf.auditing.recipes import Recipe, StudentTuner
+from remos_hf.auditing.run import run_audit
 from remos_hf.auditing.students import StudentPlan, standard_students
 from remos_hf.cli.report import report_files
 from remos_hf.cli.teacher import Teacher, identity
@@ -121,11 +124,14 @@ def run(
     read = {"text_columns": text_columns, "label_column": label_column}
     pools = {source: read_data(source, **read) for source in {data, attacker_data or data, test_data or data}}
     _check_same_kind(pools)
+    pools = {source: _numbered(pool, source, pools[data], data, test_data) for source, pool in pools.items()}
     sources = {"test": test_data or data, "dev": data, "attacker": attacker_data or data, "student": data}
     parts = _parts(pools, sources, max_samples or (_QUICK_SAMPLES if quick else None))
     split = {part: {"from": sources[part], "samples": len(parts[part])} for part in sources}
     named = Teacher.named(teacher, parts["attacker"], revision)
-    num_labels = _num_labels(pools, split)
+    num_labels = {part: count_labels(pools[sources[part]], sources[part]) for part in ("attacker", "student")}
+    if min(num_labels.values()) < 2:
+        raise ValueError("A classifier tells two labels or more apart, but all samples have label 0.")
     task = named.task(
         named.load(num_labels["attacker"]),
         parts["attacker"],
@@ -231,27 +237,20 @@ def _parts(pools: Mapping[str, Dataset], sources: Mapping[str, str], max_samples
     return parts
 
 
-def _num_labels(pools: Mapping[str, Dataset], split: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """Count the labels of the whole sources: a draw may lack the last one."""
-    counts = {part: count_labels(pools[one["from"]]) for part, one in split.items()}
-    if min(counts.values()) < 2:
-        raise ValueError("A classifier tells two labels or more apart, but all samples have label 0.")
-    if counts["test"] > counts["student"]:
-        raise ValueError(
-            f"The test data has label {counts['test'] - 1}, but the students' data ends at {counts['student'] - 1}."
-        )
-    return counts
-
-
 def _check_same_kind(pools: Mapping[str, Dataset]) -> None:
     first, *others = pools.items()
     for source, pool in others:
         kinds = [set(one.column_names) - {"text_pair"} for one in (first[1], pool)]
         if kinds[0] != kinds[1]:
             raise ValueError(f"{first[0]} holds {sorted(kinds[0])}, but {source} holds {sorted(kinds[1])}.")
-        features = [one.features[LABEL_COLUMN] for one in (first[1], pool)]
-        if all(isinstance(one, ClassLabel) for one in features) and features[0].names != features[1].names:
-            raise ValueError(f"{first[0]} and {source} should hold the same classes.")
+
+
+def _numbered(pool: Dataset, source: str, student: Dataset, data: str, test_data: str | None) -> Dataset:
+    """Give classes the numbers of the students' data; an attacker's own task need not have them if nothing is named."""
+    attacks_only = source not in (data, test_data)
+    if source == data or (attacks_only and None in (label_names(pool), label_names(student))):
+        return pool
+    return by_name(pool, source, student, data)
 
 
 def _defects(

@@ -1,42 +1,31 @@
 """`remos profile`: count which neurons of a teacher a task's data uses."""
 
+import logging
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from remos_hf.auditing.data_files import LABEL_COLUMN, drawn, read_data
+from remos_hf.auditing.data_files import drawn, read_data
+from remos_hf.auditing.labels import LABEL_COLUMN
+from remos_hf.cli.options import ALL, ProfileOptions, SliceOptions
 from remos_hf.cli.output import PROFILE, check_output, written
 from remos_hf.cli.teacher import Teacher, device_for
 from remos_hf.evaluation.tasks import without_map_bars
 from remos_hf.profiling.coverage import COVERAGE_FILE, CoverageProfile
-from remos_hf.profiling.data_pass import profile_coverage
+from remos_hf.profiling.data_pass import DEFAULT_MAX_SAMPLES, profile_coverage
 from remos_hf.strategies.slice_and_reset import CRITERIA
 
+logger = logging.getLogger(__name__)
 
-def run(
-    *,
-    teacher: str,
-    data: str,
-    output: Path,
-    revision: str | None,
-    text_columns: list[str],
-    max_samples: int | None,
-    criterion: str,
-    batch_size: int,
-    max_length: int,
-    seed: int,
-    cpu: bool,
-    overwrite: bool,
-    progress: bool,
-) -> tuple[dict[str, Any], str]:
+
+def run(asked: ProfileOptions, progress: bool) -> tuple[dict[str, Any], str]:
     """Take a profile and save it; give what is told, as JSON values and as text."""
-    check_output(output, PROFILE, overwrite)
-    options = {"max_samples": max_samples, "criterion": criterion, "batch_size": batch_size, "max_length": max_length}
+    output = asked.output
+    check_output(output, PROFILE, asked.overwrite)
     start = time.perf_counter()
-    profile = profiled(teacher, data, text_columns, revision=revision, seed=seed, cpu=cpu, progress=progress, **options)
+    profile = profiled(asked, asked.data, progress)
     seconds = time.perf_counter() - start
     with written(output, PROFILE) as folder:
         profile.save(folder)
@@ -60,29 +49,21 @@ def run(
     return told, text
 
 
-def profiled(
-    teacher: str,
-    data: str,
-    text_columns: list[str],
-    *,
-    revision: str | None,
-    max_samples: int | None,
-    criterion: str,
-    batch_size: int,
-    max_length: int,
-    seed: int,
-    cpu: bool,
-    progress: bool,
-) -> CoverageProfile:
+def profiled(asked: ProfileOptions | SliceOptions, data: str, progress: bool) -> CoverageProfile:
     """Load a teacher whole, as it was saved, and profile it."""
-    samples = _samples(data, text_columns)
-    if max_samples is not None:
-        samples = drawn(samples, min(max_samples, len(samples)), seed)
-    named = Teacher.named(teacher, samples, revision)
-    model = named.load_as_saved().to(device_for(cpu))
-    task = named.task(model, samples, batch_size=batch_size, max_length=max_length)
+    samples = _samples(data, asked.text_columns)
+    number = len(samples) if asked.max_samples == ALL else min(asked.max_samples or DEFAULT_MAX_SAMPLES, len(samples))
+    if number < len(samples):
+        if asked.max_samples is None:
+            logger.info("Profiling %d of %d samples. --max-samples all takes all of them.", number, len(samples))
+        samples = drawn(samples, number, asked.seed)
+    named = Teacher.named(asked.teacher, samples, asked.revision)
+    model = named.load_as_saved().to(device_for(asked.cpu))
+    task = named.task(model, samples, batch_size=asked.batch_size, max_length=asked.max_length)
     with without_map_bars():
-        return profile_coverage(model, _Batches(task, samples), criterion=CRITERIA[criterion](), progress=progress)
+        return profile_coverage(
+            model, _Batches(task, samples), criterion=CRITERIA[asked.criterion](), progress=progress
+        )
 
 
 def _samples(data: str, text_columns: list[str]) -> Dataset:

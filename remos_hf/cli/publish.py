@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from remos_hf.cli.options import CardOptions, PushOptions
 from remos_hf.evaluation.report import DefectReport
 from remos_hf.sharing.hub import push_to_hub
 from remos_hf.sharing.model_card import model_card
@@ -10,28 +11,18 @@ from remos_hf.sharing.record import Sidecars
 from remos_hf.whole import replace_file
 
 
-def card(
-    *,
-    student: Path,
-    report: Path | None,
-    report_student: str | None,
-    report_task: str | None,
-    repo_id: str | None,
-    command: str | None,
-    output: Path | None,
-    overwrite: bool,
-    progress: bool,
-) -> tuple[dict[str, Any], str]:
+def card(asked: CardOptions, progress: bool) -> tuple[dict[str, Any], str]:
     """Render a student's model card; give what is told, as JSON values and as text."""
-    if output is not None and output.exists() and not overwrite:
+    output = asked.output
+    if output is not None and output.exists() and not asked.overwrite:
         raise FileExistsError(f"{output} is there already. Name another file, or replace it with --overwrite.")
     made = model_card(
-        Sidecars.load(_folder(student)),
-        None if report is None else DefectReport.load(report),
-        repo_id=repo_id or f"your-name/{student.resolve().name}",
-        student=report_student,
-        task=report_task,
-        command=command,
+        Sidecars.load(_folder(asked.student)),
+        _report(asked.report),
+        repo_id=asked.repo_id or f"your-name/{asked.student.resolve().name}",
+        student=asked.report_student,
+        task=asked.report_task,
+        command=asked.command,
     )
     text = str(made)
     if output is None:
@@ -40,37 +31,33 @@ def card(
     return {"card": text, "output": str(output)}, f"Saved {output}"
 
 
-def push(
-    *,
-    student: Path,
-    repo_id: str,
-    report: Path | None,
-    report_student: str | None,
-    report_task: str | None,
-    public: bool,
-    revision: str | None,
-    dry_run: bool,
-    command: str | None,
-    progress: bool,
-) -> tuple[dict[str, Any], str]:
+def push(asked: PushOptions, progress: bool) -> tuple[dict[str, Any], str]:
     """Push a student with its record and card; give what is told, as JSON values and as text."""
+    repo_id, dry_run = asked.repo_id, asked.dry_run
     pushed = push_to_hub(
-        _folder(student),
+        _folder(asked.student),
         repo_id,
-        report=None if report is None else DefectReport.load(report),
-        report_student=report_student,
-        report_task=report_task,
-        private=not public,
-        revision=revision,
+        report=_report(asked.report),
+        report_student=asked.report_student,
+        report_task=asked.report_task,
+        private=not asked.public,
+        revision=asked.revision,
         dry_run=dry_run,
-        command=command,
+        command=asked.command,
     )
     files = sorted(map(str, pushed.files))
     told = {"repo_id": repo_id, "files": files, "url": pushed.url, "commit": pushed.commit, "dry_run": dry_run}
+    told["not_pushed"] = list(pushed.behind)
     listed = "".join(f"\n  {name}" for name in files)
+    if pushed.behind:
+        listed += "\nNot pushed, as they are no files of a student:" + "".join(f"\n  {one}" for one in pushed.behind)
     if dry_run:
-        return told, f"Would push to {repo_id} ({'public' if public else 'private'}):{listed}"
+        return told, f"Would push to {repo_id} ({'public' if asked.public else 'private'}):{listed}"
     return told, f"Pushed to {pushed.url}:{listed}"
+
+
+def _report(path: Path | None) -> DefectReport | None:
+    return None if path is None else DefectReport.load(path)
 
 
 def _folder(student: Path) -> Path:

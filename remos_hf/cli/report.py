@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from remos_hf.cli.options import ReportOptions
 from remos_hf.evaluation.report import DefectReport
 from remos_hf.showing.given_maps import read_maps
 from remos_hf.showing.page import write_html
@@ -12,14 +13,13 @@ from remos_hf.whole import replace_file
 BUDGETS = (0.02, 0.05, 0.1)
 
 
-def run(
-    *, report: Path, output: Path | None, title: str | None, maps: Sequence[Path] | None, progress: bool
-) -> tuple[dict[str, Any], str]:
+def run(asked: ReportOptions, progress: bool) -> tuple[dict[str, Any], str]:
     """Render a report; give what is told, as JSON values and as text."""
-    if not report.is_file():
-        raise FileNotFoundError(f"There is no file {report}. `remos audit` writes report.json.")
-    shown = [one for path in maps or () for one in read_maps(path)]
-    files = report_files(DefectReport.load(report), report, output=output, title=title, maps=shown)
+    if not asked.report.is_file():
+        raise FileNotFoundError(f"There is no file {asked.report}. `remos audit` writes report.json.")
+    maps = [one for path in asked.maps for one in read_maps(path)]
+    report = DefectReport.load(asked.report)
+    files = report_files(report, asked.report, output=asked.output, title=asked.title, maps=maps)
     told = {name: str(path) for name, path in files.items()}
     return told, f"Saved {', '.join(told.values())}"
 

@@ -1,9 +1,9 @@
 """`remos slice`: a teacher with its irrelevant weights forgotten, as an ordinary checkpoint."""
 
-from pathlib import Path
 from typing import Any
 
 from remos_hf.adapters.guarded_loading import TIMM, teacher_folder
+from remos_hf.cli.options import SliceOptions
 from remos_hf.cli.output import STUDENT, check_output, written
 from remos_hf.cli.profile import profiled
 from remos_hf.cli.teacher import identity
@@ -18,57 +18,33 @@ from remos_hf.strategies.base import Preparation
 _CRITERIA = {"ThresholdCoverage": ("nc", "threshold"), "TopKCoverage": ("tknc", "k"), "StrongCoverage": ("snac", "k")}
 
 
-def run(
-    *,
-    teacher: str,
-    output: Path,
-    slice_ratio: float,
-    coverage: Path | None,
-    data: str | None,
-    rule: str,
-    reset_to: str,
-    scope: str,
-    revision: str | None,
-    seed: int,
-    overwrite: bool,
-    progress: bool,
-    **profiling: Any,  # noqa: ANN401 - of `profiled`
-) -> tuple[dict[str, Any], str]:
+def run(asked: SliceOptions, progress: bool) -> tuple[dict[str, Any], str]:
     """Slice a teacher; give what is told, as JSON values and as text."""
-    check_output(output, STUDENT, overwrite)
+    teacher, output = asked.teacher, asked.output
+    check_output(output, STUDENT, asked.overwrite)
     if teacher.startswith(TIMM):
         raise UnsupportedModelError(f"{teacher}: checkpoints of transformers are sliced on disk; of timm, none is.")
-    source = teacher_folder(teacher, revision=revision)
+    source = teacher_folder(teacher, revision=asked.revision)
     profile = None
-    if coverage is not None:
-        profile = CoverageProfile.load(coverage)
-    elif data is not None:
-        columns = profiling.pop("text_columns")
-        profile = profiled(teacher, data, columns, revision=revision, seed=seed, progress=progress, **profiling)
-    strategy = STRATEGIES[rule](
-        slice_ratio=slice_ratio, scope=scope, reset_to=reset_to, seed=seed, **_criterion(rule, profile)
-    )
+    if asked.coverage is not None:
+        profile = CoverageProfile.load(asked.coverage)
+    elif asked.data is not None:
+        profile = profiled(asked, asked.data, progress)
+    chosen = {name: getattr(asked, name) for name in ("slice_ratio", "scope", "seed", "reset_to")}
+    strategy = STRATEGIES[asked.rule](**chosen, **_criterion(asked.rule, profile))
     with written(output, STUDENT) as folder:
+        # `written` lets the folder appear, with the record in it.
         made = slice_checkpoint(
-            source.path,
-            folder,
-            slice_ratio=slice_ratio,
-            profile=profile,
-            rule=rule,
-            scope=scope,
-            seed=seed,
-            reset_to=reset_to,
-            progress=progress,
-            whole=False,  # `written` lets the folder appear, with the record in it
+            source.path, folder, profile=profile, rule=asked.rule, progress=progress, whole=False, **chosen
         )
         relevant = made.relevant_slice
         preparation = Preparation(profile, relevant, dict(made.seconds), made.squares_reset)
-        Sidecars.of(strategy, preparation, None, teacher=identity(teacher, revision)).save(folder)
+        Sidecars.of(strategy, preparation, None, teacher=identity(teacher, asked.revision)).save(folder)
     told = {
         "student": str(output),
-        "slice_ratio": slice_ratio,
-        "rule": rule,
-        "scope": scope,
+        "slice_ratio": asked.slice_ratio,
+        "rule": asked.rule,
+        "scope": asked.scope,
         "num_kept": relevant.num_kept,
         "num_weights": relevant.num_weights,
         "share_kept": relevant.share_kept,

@@ -15,7 +15,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from remos_hf.adapters.guarded_loading import TIMM, teacher_folder
 from remos_hf.adapters.transformers_models import with_new_head
-from remos_hf.auditing.data_files import LABEL_COLUMN, count_labels, drawn, read_data
+from remos_hf.auditing.data_files import drawn, read_data
+from remos_hf.auditing.labels import LABEL_COLUMN, by_name, count_labels, label_names
 from remos_hf.auditing.recipes import trainer_inputs
 from remos_hf.cli.output import STUDENT, check_output, uninterrupted, written
 from remos_hf.cli.teacher import Teacher
@@ -87,9 +88,12 @@ def run(
             "examples/run_timm_remos.py. `remos audit` takes it."
         )
     read = {"text_columns": text_columns, "label_column": label_column}
-    samples = _drawn(read_data(train_data, **read), max_samples, seed)
-    tested = None if eval_data is None else _drawn(read_data(eval_data, **read), max_samples, seed)
-    num_labels = _num_labels(samples, tested)
+    samples, tested = _read(train_data, eval_data, read)
+    num_labels, names = count_labels(samples, train_data), label_names(samples)
+    if num_labels < 2:
+        raise ValueError(f"A classifier tells two labels or more apart, but {train_data} has {num_labels}.")
+    samples = _drawn(samples, max_samples, seed)
+    tested = None if tested is None else _drawn(tested, max_samples, seed)
     chosen_on = tested
     if slice_ratio == AUTO:  # what the ratio was chosen on says too much of the student
         half = len(tested) // 2
@@ -97,6 +101,9 @@ def run(
     named = Teacher.named(teacher, samples, revision)
     public = named.load(num_labels, seed)
     student = with_new_head(public, num_labels, seed=seed)
+    if names is not None:
+        student.config.id2label = dict(enumerate(names))
+        student.config.label2id = {name: number for number, name in enumerate(names)}
     task = named.task(public, samples, batch_size=batch_size, max_length=max_length, bf16=bf16, augment=augment)
     del public
     work.mkdir(parents=True, exist_ok=True)
@@ -204,19 +211,15 @@ def _tidy(output: Path) -> str:
     return "Nothing is kept: the first checkpoint comes after an epoch."
 
 
+def _read(train_data: str, eval_data: str | None, read: Mapping[str, Any]) -> tuple[Dataset, Dataset | None]:
+    """Read both sources; classes have the training data's numbers in both."""
+    samples = read_data(train_data, **read)
+    tested = None if eval_data is None else by_name(read_data(eval_data, **read), eval_data, samples, train_data)
+    return samples, tested
+
+
 def _drawn(samples: Dataset, number: int | None, seed: int) -> Dataset:
     return samples if number is None else drawn(samples, min(number, len(samples)), seed)
-
-
-def _num_labels(samples: Dataset, tested: Dataset | None) -> int:
-    counts = [count_labels(samples), *([] if tested is None else [count_labels(tested)])]
-    if counts[0] < 2:
-        raise ValueError(f"A classifier tells two labels or more apart, but the training data has {counts[0]}.")
-    if max(counts) > counts[0]:
-        raise ValueError(
-            f"The evaluation data has label {max(counts) - 1}, but the training data ends at {counts[0] - 1}."
-        )
-    return counts[0]
 
 
 def _start_of_student(strategy: str, slice_ratio: float | str | None, budget: float, seed: int) -> dict[str, Any]:

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 _DEGENERATE_SHARE = 0.5
 # Values of each sample that go into the data fingerprint: enough to tell data sets apart, too few to cost time.
 _FINGERPRINT_VALUES = 1024
+# Samples that decide a profile where nobody says how many.
+DEFAULT_MAX_SAMPLES = 2048
 
 
 def profile_coverage(

@@ -1,12 +1,14 @@
 """Push a student to the Hub: the student, its record, its card and what was measured, in one commit."""
 
+import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
@@ -20,21 +22,28 @@ from safetensors.torch import save_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from remos_hf.errors import RemosError
+from remos_hf.errors import CorruptFileError, RemosError
 from remos_hf.evaluation.report import DefectReport
 from remos_hf.sharing.card_measured import chosen_student
-from remos_hf.sharing.model_card import check_repo_id, eval_result_files, model_card
-from remos_hf.sharing.record import PICKLES, SIDECAR_FILES, Sidecars, refuse_pickles
+from remos_hf.sharing.layout import (
+    CARD_FILE,
+    REPORT_FILE,
+    WEIGHTS_FILE,
+    check_weights,
+    is_config,
+    is_of_a_student,
+    public_text,
+    pushable_files,
+    without_local_paths,
+)
+from remos_hf.sharing.model_card import check_repo_id, eval_result_files, hub_datasets, model_card
+from remos_hf.sharing.record import SIDECAR_FILES, Sidecars
 
 logger = logging.getLogger(__name__)
 
-CARD_FILE = "README.md"
-REPORT_FILE = "report.json"
-RESULTS_FOLDER = ".eval_results"
 # A server that breaks off is an HTTPError of the client library or an OSError; a failed upload of a large file is a
 # RuntimeError, an answer that is none a ValueError.
 _HUB_FAILS = (HTTPError, OSError, RuntimeError, ValueError)
-_NOT_THERE = ("__pycache__", "node_modules")
 
 
 @dataclass(frozen=True)
@@ -43,11 +52,13 @@ class Pushed:
 
     Attributes:
         files: Bytes by name, of all files that the repository holds of this student.
+        behind: What lies in the student's folder and stays there, by name.
         url: Of the repository; None of a dry run.
         commit: The commit that holds them; None of a dry run.
     """
 
     files: dict[str, int]
+    behind: tuple[str, ...] = ()
     url: str | None = None
     commit: str | None = None
 
@@ -68,17 +79,17 @@ def push_to_hub(
     command: str | None = None,
     dry_run: bool = False,
     endpoint: str | None = None,
-    dataset: str | None = None,
-    language: str | None = None,
-    license: str | None = None,  # noqa: A002 - the Hub's word
     metrics: Mapping[str, float] | None = None,
+    **said: Any,  # noqa: ANN401 - the card's words, which are Trainer's
 ) -> Pushed:
     """Push a student with its record, its card and its report, in one commit.
 
     Nothing half-pushed is ever visible, and what the repository already holds is not sent again: an interrupted push
-    is run again as it was. Pickles, checkpoints, hidden files and links to folders stay behind, and the log names them.
-    What an earlier push left there of another student (its record, report, results and weights) goes in the same
-    commit. A repository that moved is followed; one that exists keeps its visibility. The log says either.
+    is run again as it was. Of a folder, only files of a student go (`sharing/layout.py` lists the kinds); whatever else
+    lies there stays, and the log names it. Configs go without the paths of this machine that they name. What an earlier
+    push left in the repository of another student (its record, report, results and weights) goes in the same commit;
+    files that are not ours stay. A repository that moved is followed, and one that exists keeps its visibility: the log
+    says either.
 
     Args:
         student: The model, or the folder that it was saved in (`RemosTrainer.save_model`).
@@ -95,10 +106,10 @@ def push_to_hub(
         command: What reproduces the student, for the card.
         dry_run: Only render and list the files: no network, no token.
         endpoint: Another hub than the one that HF_ENDPOINT names.
-        dataset: Of the task, as a Hub id where it has one; `.eval_results` need that.
-        language: For the card.
-        license: For the card.
         metrics: For the card: what was measured without any defect, by name.
+        **said: For the card, all that `Trainer.create_model_card` takes: `dataset` (of the task, as a Hub id where it
+            has one; `.eval_results` need that), `dataset_tags`, `dataset_args`, `language`, `license`, `tags`, `tasks`,
+            `model_name`, `finetuned_from`. Each is a name or a list of names.
 
     Returns:
         The files, and where they are.
@@ -106,36 +117,42 @@ def push_to_hub(
     Raises:
         ValueError: `repo_id` is no repository id; the report does not hold the student.
         FileNotFoundError: There is no such folder, or no record beside the student and none given.
-        CorruptFileError: A file of the record or the report is broken or was changed.
-        RemosError: The weights are pickles, or adapters that were not merged; no token, one that the Hub refuses, no
-            network, or an upload that broke off. The message says what was kept where, and how to go on.
+        CorruptFileError: A file of the record or the report is broken or was changed; weights are no safetensors file.
+        RemosError: There are no weights, only pickles, or adapters that were not merged; no token, one that the Hub
+            refuses, no network, or an upload that broke off. The message says what was kept where, and how to go on.
     """
     check_repo_id(repo_id)
     folder = None if isinstance(student, nn.Module) else Path(student)
     given, record, report = record is not None, *_described(folder, record, report)
     if report is not None:
         report_task, report_student = chosen_student(report, record, report_student, report_task)
-    about = {"command": command, "dataset": dataset, "language": language, "license": license, "metrics": metrics}
+    about = {"command": command and public_text(command), "metrics": metrics, **said}
     staged, kept = Path(tempfile.mkdtemp(prefix="remos_push_")), False
     try:
         if folder is None:
             _save_student(student, staged)
+        found = pushable_files(folder or staged)
+        check_weights(found, folder or staged, started_otherwise=record.config["strategy"].get("name") != "Finetune")
+        files = {name: path for name, path in found.files.items() if not (given and name in SIDECAR_FILES)}
         if processing_class is not None:
             processing_class.save_pretrained(staged)
         if folder is None or given:
             record.save(staged)
         _write_card(staged, record, report, repo_id, report_student, report_task, about)
-        files = {} if folder is None else _files_of(folder, SIDECAR_FILES if given else ())
-        files |= {path.relative_to(staged).as_posix(): path for path in staged.rglob("*") if path.is_file()}
-        files = dict(sorted(files.items()))
-        refuse_pickles([*files, *_left_behind(folder)], folder or staged)
+        ours = {path.relative_to(staged).as_posix(): path for path in staged.rglob("*") if path.is_file()}
+        files |= {name: path for name, path in ours.items() if name not in found.behind or folder is not None}
+        files = _cleaned(dict(sorted(files.items())), staged)
+        if found.behind:
+            logger.info("Not pushed from %s (no files of a student): %s", folder or staged, ", ".join(found.behind))
         sizes = {name: path.stat().st_size for name, path in files.items()}
         if dry_run:
             listed = "".join(f"\n{size:>14,}  {name}" for name, size in sizes.items())
             logger.info("A push to %s would hold %d files:%s", repo_id, len(sizes), listed)
-            return Pushed(sizes)
+            return Pushed(sizes, found.behind)
         try:
-            return Pushed(sizes, *_send(files, repo_id, private, token, revision, commit_message, endpoint))
+            return Pushed(
+                sizes, found.behind, *_send(files, repo_id, private, token, revision, commit_message, endpoint)
+            )
         except _HUB_FAILS as error:
             kept = folder is None
             again = {"report_student": report_student, "report_task": report_task, "revision": revision, **about}
@@ -174,7 +191,7 @@ def _save_student(student: nn.Module, folder: Path) -> None:
         student.save_pretrained(folder)
     else:
         # As Trainer saves any other module.
-        save_model(student, str(folder / "model.safetensors"), metadata={"format": "pt"})
+        save_model(student, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
 
 
 def _write_card(
@@ -191,46 +208,62 @@ def _write_card(
     if report is None:
         return
     report.save(folder / REPORT_FILE)
-    results = eval_result_files(report, student=student, task=task, dataset=about["dataset"], record=record)
+    known = hub_datasets(about.get("dataset_tags"), about.get("dataset"))
+    dataset = known[0] if known else None
+    results = eval_result_files(report, student=student, task=task, dataset=dataset, record=record)
     for name, content in results.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8")
 
 
-def _files_of(folder: Path, without: Iterable[str] = ()) -> dict[str, Path]:
-    """Give the files to push by name; what stays behind is logged."""
-    files, behind = {}, []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if not path.is_file() or name in without:
-            continue
-        if _stays(name) or _is_pickled(path):
-            behind.append(name)
-        else:
-            files[name] = path
-    if behind:
-        logger.info("Not pushed from %s (pickles, checkpoints, hidden files): %s", folder, ", ".join(behind))
-    return files
+def _cleaned(files: Mapping[str, Path], staged: Path) -> dict[str, Path]:
+    """Give the files, those configs anew that say where something lies on this machine."""
+    cleaned = dict(files)
+    for name in filter(is_config, files):
+        try:
+            content = json.loads(files[name].read_text(encoding="utf-8"))
+            public = without_local_paths(content)
+        except (ValueError, RecursionError) as error:
+            raise CorruptFileError(f"{files[name]} is no JSON ({error}). Save the student anew.") from error
+        if public != content:
+            logger.info("Pushed without the paths of this machine that it names: %s", name)
+            cleaned[name] = staged / name
+            cleaned[name].parent.mkdir(exist_ok=True)
+            cleaned[name].write_text(json.dumps(public, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return cleaned
 
 
-def _stays(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    if parts[0] == RESULTS_FOLDER:
-        # Ours are rendered anew; anyone else's are figures of their own.
-        return parts[-1].startswith(("remos_", "."))
-    unseen = any(part.startswith((".", "_")) or part in _NOT_THERE or part.startswith("checkpoint-") for part in parts)
-    return unseen or name.endswith((*PICKLES, ".tmp", "~"))
+def push_while_training(folder: str | os.PathLike, repo_id: str, **asked: Any) -> Future[Pushed]:  # noqa: ANN401
+    """Push a checkpoint's student as `push_to_hub` does, while training goes on.
 
+    The files get a second name first, so that the checkpoint may go meanwhile. A push that fails is told as a warning.
 
-def _is_pickled(path: Path) -> bool:
-    """Whether a file begins as a pickle does, by whatever name."""
-    with path.open("rb") as file:
-        head = file.read(2)
-    return len(head) == 2 and head[0] == 0x80 and 2 <= head[1] <= 5
+    Args:
+        folder: The checkpoint. What training is resumed from (optimizer, state) is no file of a student and stays.
+        repo_id: "user/name".
+        **asked: As `push_to_hub` takes it.
 
+    Raises:
+        CorruptFileError: The checkpoint's weights are no safetensors file.
+    """
+    staged = Path(tempfile.mkdtemp(prefix="remos_push_"))
+    for name, path in pushable_files(Path(folder)).files.items():
+        (staged / name).parent.mkdir(exist_ok=True)
+        try:
+            (staged / name).hardlink_to(path)
+        except OSError:  # on another disk
+            shutil.copyfile(path, staged / name)
 
-def _left_behind(folder: Path | None) -> list[str]:
-    return [] if folder is None else [path.name for path in folder.iterdir() if path.name.endswith(PICKLES)]
+    def send() -> Pushed:
+        try:
+            return push_to_hub(staged, repo_id, **asked)
+        except RemosError as error:
+            logger.warning("A push while training did not end; training goes on. %s", error)
+            raise
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    return HfApi().run_as_future(send)
 
 
 def _send(
@@ -261,7 +294,7 @@ def _send(
         api.create_branch(info.id, branch=revision, exist_ok=True)
         info = api.model_info(info.id, revision=revision)
     there = [sibling.rfilename for sibling in info.siblings or ()]
-    stale = [name for name in there if _is_of_a_push(name) and name not in files]
+    stale = [name for name in there if is_of_a_student(name) and name not in files]
     if stale:
         logger.info("Removed with this commit, as it is of another student: %s", ", ".join(stale))
     done = api.create_commit(
@@ -277,14 +310,6 @@ def _send(
     if done.oid == info.sha:
         logger.info("Nothing to do: %s holds all of it already (commit %s).", url, done.oid)
     return url, done.oid
-
-
-def _is_of_a_push(name: str) -> bool:
-    """Whether a file in a repository is one that every push writes anew or means to be gone."""
-    weights = (
-        name.startswith("model") and name.endswith((".safetensors", ".safetensors.index.json")) and "/" not in name
-    )
-    return weights or name in (*SIDECAR_FILES, REPORT_FILE) or name.startswith(f"{RESULTS_FOLDER}/remos_")
 
 
 def _how_to_go_on(error: Exception, repo_id: str, place: Path, kept: bool, again: Mapping[str, Any]) -> str:

@@ -35,6 +35,7 @@ except ImportError:  # huggingface_hub below 1.4
 logger = logging.getLogger(__name__)
 
 _TEMPLATE = Path(__file__).with_name("model_card.md")
+_TAGS = ("remos_hf", "transfer-learning", "defect-inheritance")
 # What a reader may ask for, by the name that a report gives its kind.
 DEFECTS = {
     "TriggerWords": "trigger words",
@@ -82,11 +83,17 @@ def model_card(
     student: str | None = None,
     task: str | None = None,
     command: str | None = None,
-    dataset: str | None = None,
-    language: str | None = None,
+    dataset: str | Sequence[str] | None = None,
+    language: str | Sequence[str] | None = None,
     license: str | None = None,  # noqa: A002 - the Hub's word
     metrics: Mapping[str, float] | None = None,
     published: bool = True,
+    model_name: str | None = None,
+    tags: str | Sequence[str] | None = None,
+    tasks: str | Sequence[str] | None = None,
+    finetuned_from: str | None = None,
+    dataset_tags: str | Sequence[str] | None = None,
+    dataset_args: str | Sequence[str] | None = None,
 ) -> ModelCard:
     """Render the card of a student from its record, and from what was measured of it.
 
@@ -100,11 +107,17 @@ def model_card(
         student: The student's name in the report; None finds the one that was made as the record says.
         task: The report's task that the student is of; may be left out where there is only one.
         command: What reproduces the student; None takes what the record says. Tokens of the Hub in it are blanked.
-        dataset: Of the task, as a Hub id where it has one.
-        language: As a code, such as "en".
+        dataset: Of the task, as a Hub id where it has one; several in a list.
+        language: As a code, such as "en"; several in a list.
         license: As the Hub writes it, such as "apache-2.0".
         metrics: What the training script measured of the student without any defect, by name.
         published: Whether the weights are in the repository; False for a card of measurements alone.
+        model_name: Shown for the repository's name in the metadata.
+        tags: Further tags.
+        tasks: Pipeline tags, such as "text-classification"; the first one stands for the one that the class implies.
+        finetuned_from: Hub id of the teacher, where the record knows only the folder that it lay in.
+        dataset_tags: Hub ids of the data sets that `dataset` names.
+        dataset_args: Their configurations, such as "sst2".
 
     Returns:
         The card. `str(card)` is the README.md; the same arguments give the same text.
@@ -116,33 +129,38 @@ def model_card(
     check_repo_id(repo_id)
     measured = None if report is None else MeasuredStudent(report, record, student, task)
     kind = record_part(record, "student")
-    pipeline = _pipeline(kind, measured)
+    pipeline, *other_tasks = [*_texts(tasks)] or [_pipeline(kind, measured)]
     teacher = record_part(record, "teacher")
     strategy = record_part(record, "strategy")
+    finetuned_from = _of_the_hub(finetuned_from)
+    base = teacher["id"] if _is_published(teacher) else finetuned_from
+    datasets, hub_ids = _texts(dataset), hub_datasets(dataset_tags, dataset)
     data = ModelCardData(
-        language=plain_line(language),
+        language=_texts(language)[0] if len(_texts(language)) == 1 else _texts(language) or None,
         license=plain_line(license),
         library_name=None if kind.get("library") == "torch" else plain_line(kind.get("library", "transformers")),
         pipeline_tag=pipeline,
-        tags=["remos_hf", "transfer-learning", "defect-inheritance", slug_of(str(strategy.get("name", "unknown")))],
-        datasets=[dataset] if dataset and _is_hub_id(dataset) else None,
+        tags=list(dict.fromkeys([*_TAGS, slug_of(str(strategy.get("name", "unknown"))), *_texts(tags), *other_tasks])),
+        datasets=hub_ids or None,
         metrics=["accuracy"] if measured else None,
-        base_model=teacher["id"] if _is_published(teacher) else None,
-        base_model_relation="finetune" if _is_published(teacher) else None,
-        model_name=repo_id.split("/")[1],
-        eval_results=_eval_results(measured, pipeline, dataset) if measured else None,
+        base_model=base,
+        base_model_relation="finetune" if base else None,
+        model_name=plain_line(model_name) or repo_id.split("/")[1],
+        eval_results=_eval_results(measured, pipeline, (hub_ids or datasets or [None])[0]) if measured else None,
     )
     return ModelCard.from_template(
         data,
         template_str=_TEMPLATE.read_text(encoding="utf-8"),
         title=as_text(repo_id),
-        summary=_summary(teacher, strategy, measured, dataset),
+        summary=_summary(teacher, strategy, measured, ", ".join(datasets or hub_ids)),
         verdict=measured.verdict if measured else "What it inherited was not measured: no defect report was given.",
         published=published,
         why=_WHY.get(strategy.get("name"), "How it was started is what the strategy below says."),
         slicing=facts_table(_slicing(record)),
         layers=_layers(record),
-        origin=facts_table(_origin(record)),
+        origin=facts_table(
+            [*_origin(record), *_said(finetuned_from, teacher, datasets, hub_ids, _texts(dataset_args))]
+        ),
         measured=measured_section(measured, published) + _metrics_text(metrics),
         untested=_untested(measured),
         loading=_loading(kind, repo_id) if published else "There are no weights to load.",
@@ -221,9 +239,9 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def _summary(
-    teacher: Mapping[str, Any], strategy: Mapping[str, Any], measured: "MeasuredStudent | None", dataset: str | None
+    teacher: Mapping[str, Any], strategy: Mapping[str, Any], measured: "MeasuredStudent | None", datasets: str
 ) -> str:
-    of = measured.task if measured and measured.task else dataset
+    of = measured.task if measured and measured.task else datasets
     task = f" for {as_text(of)}" if of else ""
     origin = as_text(teacher.get("id") or "a teacher that the record does not name")
     told = f"A student of {origin}{task}, started by {as_text(strategy.get('name', 'an unknown strategy'))}."
@@ -284,6 +302,20 @@ def _origin(record: Sidecars) -> list[tuple[str, str]]:
         facts.append(("time to start it", ", ".join(f"{step} {took:.1f} s" for step, took in seconds.items())))
     versions = record_part(record, "versions")
     facts.append(("made with", ", ".join(f"{name} {one}" for name, one in versions.items()) or "not recorded"))
+    return facts
+
+
+def _said(
+    finetuned_from: str | None, teacher: Mapping[str, Any], names: list[str], hub_ids: list[str], arguments: list[str]
+) -> list[tuple[str, str]]:
+    """What whoever pushed says beyond the record."""
+    facts = []
+    if finetuned_from and finetuned_from != teacher.get("id"):
+        facts.append(("fine-tuned from, as its trainer says", finetuned_from))
+    if names or hub_ids:
+        facts.append(("data set", ", ".join(dict.fromkeys([*names, *hub_ids]))))
+    if arguments:
+        facts.append(("its configuration", ", ".join(arguments)))
     return facts
 
 
@@ -413,6 +445,16 @@ def _entries_yaml(asked: Sequence[Mapping[str, Any]]) -> str:
     return f"# {told}\n{yaml_dump(entries)}"
 
 
+def hub_datasets(*names: str | Sequence[str] | None) -> list[str]:
+    """Give those names of data sets that can be ids on the Hub, each once."""
+    return list(dict.fromkeys(name for some in names for name in _texts(some) if _is_hub_id(name)))
+
+
+def _of_the_hub(name: str | None) -> str | None:
+    """Give a name that can be an id on the Hub; None for a path, which says nothing to others."""
+    return name if name and _is_hub_id(name) and not Path(name).exists() else None
+
+
 def _is_published(teacher: Mapping[str, Any]) -> bool:
     """Whether a teacher's id is one of the Hub: a folder's name has neither an owner nor a commit."""
     name = teacher.get("id")
@@ -428,3 +470,8 @@ def _is_hub_id(name: str) -> bool:
 
 
 # --- text that stays text ---
+
+
+def _texts(given: str | Sequence[str] | None) -> list[str]:
+    """One line of text each, of one or several; an empty list for None."""
+    return [plain_line(one) for one in ([given] if isinstance(given, str) else given or ())]

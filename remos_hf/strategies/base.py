@@ -1,8 +1,8 @@
-"""Strategy: how a student starts and what holds it while it trains. Five moments, all optional."""
+"""Strategy: how a student starts. Hold: what is kept while it trains. All moments are optional."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -10,8 +10,9 @@ from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.profiling.tokens import seen_tokens
 from remos_hf.slicing.refill import reset_unseen_rows
 from remos_hf.slicing.relevant_slice import RelevantSlice
+from remos_hf.strategies.student_data import StudentData
 
-Batches = Callable[[int | None], Iterable]
+Run = Callable[[Any], tuple[Tensor, Any]]
 EmbeddingRows = Literal["keep", "mean"]
 
 
@@ -58,58 +59,100 @@ class Preparation:
         ).rstrip()
 
 
+class Hold:
+    """What a strategy keeps while one student trains: tensors, a teacher, averages. It does nothing by default.
+
+    Everything that a step changes belongs into `state_dict`, the state of a generator of its own included: a resumed
+    run is then the uninterrupted one, bit for bit.
+    """
+
+    # Whether the teacher decides what it does, so that a run resumed with another one is refused.
+    needs_teacher: bool = False
+
+    def loss(self, model: nn.Module, inputs: Any, run: Run) -> tuple[Tensor, Any]:  # noqa: ANN401 - a batch as collated
+        """Give the loss of a training step, and the model's outputs.
+
+        Args:
+            model: The student, unwrapped, in train mode.
+            inputs: The batch, on its device.
+            run: Gives (loss, outputs) of a batch: the trainer's own loss of the wrapped student, a scalar on the scale
+                of a mean over the batch. Hooks may be laid around the call; it may be called more than once.
+        """
+        return run(inputs)
+
+    def after_step(self, model: nn.Module) -> None:
+        """Act after an optimizer step that was taken."""
+        return
+
+    def finish(self, model: nn.Module, data: StudentData) -> None:
+        """Act once, after training, on every process."""
+        return
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what a checkpoint must hold: tensors and JSON values by name, dicts of them included."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave; tensors are on the CPU."""
+        return
+
+
 @dataclass(frozen=True)
 class Strategy:
-    """A way to turn a teacher into a student. Fields are hyper-parameters, JSON values only."""
+    """A recipe that turns a teacher into a student. Fields are hyper-parameters, JSON values only.
+
+    A list of strategies is a strategy too (`Composed`).
+    """
+
+    # Why it cannot train adapters instead of the student's own weights; empty where it can.
+    refuses_adapters: ClassVar[str] = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Give the name and the hyper-parameters as JSON values, for `remos_config.json`."""
         return {"name": type(self).__name__, **asdict(self)}
 
-    def prepare(self, student: nn.Module, batches: Batches) -> Preparation:
+    def with_seed(self, seed: int) -> "Strategy":
+        """Give the recipe with the run's seed where it has a seed and names none."""
+        unnamed = any(one.name == "seed" for one in fields(self)) and self.seed is None
+        return replace(self, seed=seed) if unnamed else self
+
+    @property
+    def holds(self) -> bool:
+        """Whether it acts while the student trains."""
+        return type(self).hold is not Strategy.hold
+
+    def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
         """Start the student, in place, before it is wrapped and before its optimizer is built.
 
         Args:
             student: A copy of the teacher, with its new head.
-            batches: Called with a number of samples (None for all), gives this process's share of the student's
-                training data, unshuffled.
+            data: The student's training data, and the run's seed.
 
         Returns:
             What was done.
         """
         return Preparation()
 
-    def restart(self, student: nn.Module, batches: Batches, relevant_slice: RelevantSlice | None) -> None:
+    def restart(self, student: nn.Module, data: StudentData, relevant_slice: RelevantSlice | None) -> None:
         """Start the base of a resumed adapter run as `prepare` did, in place, without choosing anything again.
 
         Args:
             student: A copy of the teacher, with its new head.
-            batches: As in `prepare`.
+            data: As in `prepare`.
             relevant_slice: The slice that `prepare` chose, if it chose one.
         """
-        self.prepare(student, batches)
+        self.prepare(student, data)
 
-    def before_forward(self, model: nn.Module, inputs: Any) -> Any:  # noqa: ANN401 - a batch as it was collated
-        """Give the inputs that a training step really runs on."""
-        return inputs
+    def hold(self, student: nn.Module, teacher: nn.Module) -> Hold | None:
+        """Give what holds the student while it trains; None for nothing. Called once, after `prepare`.
 
-    def penalty(self, model: nn.Module, inputs: Any, outputs: Any) -> Tensor | None:  # noqa: ANN401
-        """Give what is added to the loss of a training step; a scalar, or None for nothing."""
+        Args:
+            student: The student. In a resumed run its weights are not yet those of the checkpoint, so take names and
+                shapes from it, never values.
+            teacher: A frozen copy of the student as it was before `prepare`, in eval mode. It is made only for
+                strategies that override this method.
+        """
         return None
-
-    def after_step(self, model: nn.Module) -> None:
-        """Act after each optimizer step."""
-        return
-
-    def finish(self, model: nn.Module, batches: Batches) -> None:
-        """Act once, after training."""
-        return
-
-    @property
-    def acts_in_loss(self) -> bool:
-        """Whether `before_forward` or `penalty` does anything, so that the loss must be computed by us."""
-        kind = type(self)
-        return kind.before_forward is not Strategy.before_forward or kind.penalty is not Strategy.penalty
 
 
 def check_embedding_rows(embedding_rows: str) -> None:
@@ -118,11 +161,15 @@ def check_embedding_rows(embedding_rows: str) -> None:
         raise ValueError(f"embedding_rows is 'keep' or 'mean', but got {embedding_rows!r}.")
 
 
-def reset_rows(embedding_rows: EmbeddingRows, student: nn.Module, batches: Batches) -> int:
-    """Reset the embedding rows of tokens that the data never shows, in place, if asked to; give their number."""
+def reset_rows(embedding_rows: EmbeddingRows, student: nn.Module, data: StudentData) -> int:
+    """Reset the embedding rows of tokens that the data never shows, in place, if asked to; give their number.
+
+    All of the data is read; of a stream, which may have no end, the samples that a run looks at.
+    """
     if embedding_rows == "keep":
         return 0
-    return reset_unseen_rows(student, seen_tokens(student, batches(None), across_processes=True))
+    batches = data.batches(data.max_samples if data.is_stream else None)
+    return reset_unseen_rows(student, seen_tokens(student, batches, across_processes=True))
 
 
 def share_by_group(relevant: RelevantSlice) -> dict[str, float]:

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from remos_hf.randomness import seeded
-from remos_hf.strategies.base import Batches, EmbeddingRows, Preparation, Strategy, check_embedding_rows, reset_rows
+from remos_hf.randomness import own_randomness
+from remos_hf.strategies.base import EmbeddingRows, Preparation, Strategy, check_embedding_rows, reset_rows
+from remos_hf.strategies.student_data import StudentData
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ class Finetune(Strategy):
         """Refuse values that no run could use, before anything is loaded."""
         check_embedding_rows(self.embedding_rows)
 
-    def prepare(self, student: nn.Module, batches: Batches) -> Preparation:
+    def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
         """Reset the unseen embedding rows, in place, if asked to."""
-        return Preparation(rows_reset=reset_rows(self.embedding_rows, student, batches))
+        return Preparation(rows_reset=reset_rows(self.embedding_rows, student, data))
 
 
 @dataclass(frozen=True)
@@ -41,29 +42,39 @@ class Retrain(Strategy):
     refused.
 
     Attributes:
-        seed: Seed of the fresh values.
+        seed: Seed of the fresh values; the run's if None.
 
     Source:
         ReMoS, ICSE 2022, section 5.2 (Retrain); artifact finetune.py (--reinit).
     """
 
-    seed: int = 0
+    seed: int | None = None
 
-    @torch.no_grad()
-    def prepare(self, student: nn.Module, batches: Batches) -> Preparation:
+    def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
         """Reset all parameters and buffers in place.
 
         Raises:
             TypeError: A module has parameters of its own that neither it nor its library starts anew. The student is
                 left whole.
         """
-        with seeded(self.seed):
-            if isinstance(student, PreTrainedModel):
-                fresh = type(student)(copy.deepcopy(student.config))
-            else:
-                fresh = _started_anew(student)
-        student.load_state_dict(fresh.state_dict())
+        start_anew(student, data.seed if self.seed is None else self.seed)
         return Preparation()
+
+
+@torch.no_grad()
+def start_anew(student: nn.Module, seed: int) -> None:
+    """Give every parameter and buffer a fresh value, in place, as the model's own library starts it.
+
+    Raises:
+        TypeError: A module has parameters of its own that neither it nor its library starts anew. The student is left
+            whole.
+    """
+    with own_randomness(seed):
+        if isinstance(student, PreTrainedModel):
+            fresh = type(student)(copy.deepcopy(student.config))
+        else:
+            fresh = _started_anew(student)
+    student.load_state_dict(fresh.state_dict())
 
 
 def _started_anew(model: nn.Module) -> nn.Module:
@@ -83,7 +94,7 @@ def _started_anew(model: nn.Module) -> nn.Module:
     if left:
         owner = left[0].rpartition(".")[0]
         raise TypeError(
-            f"Retrain resets every parameter, but nothing gives '{left[0]}' a fresh value: '{owner}' "
+            f"Every parameter is to start anew, but nothing gives '{left[0]}' a fresh value: '{owner}' "
             f"({type(fresh.get_submodule(owner)).__name__}) has no reset_parameters() and no init_weights() that does. "
             "Give it one."
         )

@@ -10,17 +10,17 @@ from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.layers import rankable_layers
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.profiling.criteria import Criterion, strong_coverage, threshold_coverage, top_k_coverage
-from remos_hf.profiling.data_pass import on_main_process, profile_coverage
+from remos_hf.profiling.data_pass import on_main_process
 from remos_hf.slicing.refill import reset_outside, squares_outside
 from remos_hf.slicing.relevant_slice import RelevantSlice, check_slice_ratio, choose_slice
 from remos_hf.strategies.base import (
-    Batches,
     EmbeddingRows,
     Preparation,
     Strategy,
     check_embedding_rows,
     reset_rows,
 )
+from remos_hf.strategies.student_data import StudentData
 
 CRITERIA = {"nc": threshold_coverage, "tknc": top_k_coverage, "snac": strong_coverage}
 
@@ -37,7 +37,7 @@ class SliceAndReset(Strategy):
         embedding_rows: "keep", or "mean" to give the embedding rows of tokens that the student's data never shows the
             mean of the others: attacks that live there pass every slice.
         head: Modules never sliced; None finds them.
-        seed: Seed of random rules and fresh values.
+        seed: Seed of random rules and fresh values; the run's if None.
     """
 
     rule: ClassVar[str]
@@ -48,7 +48,7 @@ class SliceAndReset(Strategy):
     embeddings: bool = False
     embedding_rows: EmbeddingRows = "keep"
     head: tuple[str, ...] | None = None
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""
@@ -61,17 +61,12 @@ class SliceAndReset(Strategy):
         if self.head is not None:
             object.__setattr__(self, "head", tuple(self.head))
 
-    def prepare(self, student: nn.Module, batches: Batches, profile: CoverageProfile | None = None) -> Preparation:
-        """Profile if the rule needs it, choose the slice, reset the rest in place.
-
-        Args:
-            student: As in `Strategy.prepare`.
-            batches: As in `Strategy.prepare`.
-            profile: What an earlier `prepare` of an equal student found on the same data: nothing is profiled again.
-        """
+    def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
+        """Profile if the rule needs it, choose the slice, reset the rest in place."""
+        seed = data.seed if self.seed is None else self.seed
         rankable_layers(adapter_for(student, self.head).layers(embeddings=self.embeddings))
         start = time.perf_counter()
-        profile = self._profile(student, batches) if profile is None else profile
+        profile = self._profile(student, data)
         profiled = time.perf_counter()
         relevant = choose_slice(
             student,
@@ -80,24 +75,25 @@ class SliceAndReset(Strategy):
             rule=self.rule,
             scope=self.scope,
             ties=self._ties,
-            seed=self.seed,
+            seed=seed,
             head=self.head,
             embeddings=self.embeddings,
             progress=on_main_process(),
         )
         chosen = time.perf_counter()
         squares = squares_outside(student, relevant)
-        reset_outside(student, relevant, to=self.reset_to, seed=self.seed, verify_teacher=False)
-        rows = reset_rows(self.embedding_rows, student, batches)
+        reset_outside(student, relevant, to=self.reset_to, seed=seed, verify_teacher=False)
+        rows = reset_rows(self.embedding_rows, student, data)
         seconds = {"profile": profiled - start, "choose": chosen - profiled, "reset": time.perf_counter() - chosen}
         return Preparation(profile, relevant, seconds, squares, rows)
 
-    def restart(self, student: nn.Module, batches: Batches, relevant_slice: RelevantSlice | None) -> None:
+    def restart(self, student: nn.Module, data: StudentData, relevant_slice: RelevantSlice | None) -> None:
         """Reset what `prepare` reset, by the slice that it chose."""
-        reset_outside(student, relevant_slice, to=self.reset_to, seed=self.seed)
-        reset_rows(self.embedding_rows, student, batches)
+        seed = data.seed if self.seed is None else self.seed
+        reset_outside(student, relevant_slice, to=self.reset_to, seed=seed)
+        reset_rows(self.embedding_rows, student, data)
 
-    def _profile(self, student: nn.Module, batches: Batches) -> CoverageProfile | None:
+    def _profile(self, student: nn.Module, data: StudentData) -> CoverageProfile | None:
         return None
 
     @property
@@ -114,7 +110,7 @@ class Remos(SliceAndReset):
         criterion_value: NC's threshold, TKNC's or SNAC's k; None for the published one (0.5, 10, 2).
         ties: "mean", or "artifact" for the artifact's traversal order.
         source: "hooks", or "hidden_states" where hooks cannot be used.
-        max_samples: Samples to profile, drawn by `seed`; None for all.
+        max_samples: Samples to profile, drawn by the run's seed; the run's number if None.
 
     Source:
         ReMoS, ICSE 2022. The paper states no slice ratio; the artifact keeps .9 (CV_adv/examples/remos.sh:16, NLP) or
@@ -142,15 +138,14 @@ class Remos(SliceAndReset):
         make = CRITERIA[self.criterion]
         return make() if self.criterion_value is None else make(self.criterion_value)
 
-    def _profile(self, student: nn.Module, batches: Batches) -> CoverageProfile:
-        return profile_coverage(
+    def _profile(self, student: nn.Module, data: StudentData) -> CoverageProfile:
+        return data.profile(
             student,
-            batches(self.max_samples),
             criterion=self._criterion(),
             source=self.source,
             head=self.head,
             embeddings=self.embeddings,
-            across_processes=True,
+            max_samples=self.max_samples,
         )
 
     @property

@@ -1,4 +1,4 @@
-"""fit(): the five moments of a strategy in a bare Accelerate loop, for plain torch modules such as timm's."""
+"""fit(): the moments of a strategy in a bare Accelerate loop, for plain torch modules such as timm's."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
@@ -33,8 +33,10 @@ from remos_hf.errors import CorruptFileError, NonFiniteError
 from remos_hf.randomness import own_randomness
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Strategy
+from remos_hf.strategies.student_data import StudentData
+from remos_hf.training.moments import Moments, held_loss
 from remos_hf.training.profiling_data import ordered_batches
-from remos_hf.training.start import chosen_strategy, prepare_student, resumed_sidecars
+from remos_hf.training.start import chosen_strategy
 from remos_hf.whole import replace_file
 
 MODEL_FILE = "model.safetensors"
@@ -54,7 +56,7 @@ class Fitted:
         sidecars: What was done before training; the same is written beside the saved student.
         steps: Optimizer steps since the start, those before a resumed checkpoint included.
         history: JSON values in the order of the steps: {"step", "epoch", "loss", "learning_rate"} for each step (the
-            loss is the mean over all samples of the step, penalty included) and {"step", "epoch", "evaluation"}.
+            loss is the mean over all samples of the step, with what a hold adds) and {"step", "epoch", "evaluation"}.
         seconds: Wall-clock time of the steps and evaluations, those before a resumed checkpoint included.
     """
 
@@ -71,7 +73,7 @@ def fit(
     *,
     optimizer: Callable[[nn.Module], Optimizer],
     slice_ratio: float | None = None,
-    strategy: Strategy | None = None,
+    strategy: Strategy | Sequence[Strategy] | None = None,
     profile_dataset: Dataset | None = None,
     head: tuple[str, ...] | None = None,
     loss: LossFunction | None = None,
@@ -117,7 +119,7 @@ def fit(
         optimizer: Builds the optimizer from the model, so that groups can be made by name; timm's
             `partial(create_optimizer_v2, opt="sgd", lr=0.01)` is one.
         slice_ratio: Share of the teacher's weights that ReMoS keeps, in (0, 1].
-        strategy: Any other strategy; give one of the two.
+        strategy: Any other strategy, or a list of them; give one of the two.
         profile_dataset: The samples that decide the coverage, collated alike, if they are not to be read as
             `train_dataset` is: without its augmentation, or another share of the task's data.
         head: Dotted names of the modules that `slice_ratio` spares; None lets the adapter find them. A strategy has a
@@ -205,24 +207,24 @@ def fit(
         _Progress.check_settings(checkpoint, data)
 
     model.to(accelerator.device)
+    moments = Moments(strategy, StudentData(profiled.in_order, seed=seed, is_stream=profiled.is_stream))
     if checkpoint is None:
-        sidecars = prepare_student(model, strategy, profiled.in_order, seed)
+        moments.start(model)
     else:
-        sidecars = resumed_sidecars(checkpoint, strategy)
+        moments.resume(model, checkpoint)
     with (
         own_randomness(seed + accelerator.process_index),
-        _Loop(accelerator, model, strategy, loss, optimizer, scheduler, until, max_grad_norm) as loop,
+        _Loop(accelerator, model, moments, loss, optimizer, scheduler, until, max_grad_norm) as loop,
     ):
         reached = _Progress() if checkpoint is None else _Progress.load(checkpoint, accelerator)
-        saver = _Saver(accelerator, data, sidecars, folder, save_steps, keep_checkpoints)
+        saver = _Saver(accelerator, data, moments, folder, save_steps, keep_checkpoints)
         quiet = not (progress and accelerator.is_main_process)
         with tqdm(total=until, initial=reached.step, desc="Training", delay=2, disable=quiet) as bar:
             _train(loop, data, reached, until, evaluate, saver, bar)
-    with own_randomness(seed):
-        strategy.finish(model, profiled.in_order)
+    moments.finish(model)
     model.eval()
     saver.save_student(model)
-    return Fitted(model, sidecars, reached.step, tuple(reached.history), reached.seconds)
+    return Fitted(model, moments.sidecars, reached.step, tuple(reached.history), reached.seconds)
 
 
 def _check_at_least(name: str, value: int | None, least: int) -> None:
@@ -464,14 +466,14 @@ class _Loop:
         self,
         accelerator: Accelerator,
         student: nn.Module,
-        strategy: Strategy,
+        moments: Moments,
         loss: LossFunction | None,
         optimizer: Callable[[nn.Module], Optimizer],
         scheduler: Callable[[Optimizer, int], LRScheduler] | None,
         until: int,
         max_grad_norm: float | None,
     ) -> None:
-        self.accelerator, self.student, self.strategy, self.loss = accelerator, student, strategy, loss
+        self.accelerator, self.student, self.moments, self.loss = accelerator, student, moments, loss
         self.max_grad_norm = float("inf") if max_grad_norm is None else max_grad_norm
         made = optimizer(student)
         if not isinstance(made, Optimizer):
@@ -525,7 +527,7 @@ class _Loop:
         if not self.optimizer.step_was_skipped:
             if self.scheduler is not None:
                 self.scheduler.step()
-            self.strategy.after_step(self.student)
+            self.moments.after_step(self.student)
         self.optimizer.zero_grad()
         return mean
 
@@ -542,16 +544,17 @@ class _Loop:
             )
 
     def _loss_of(self, batch: Any) -> Tensor:  # noqa: ANN401 - any batch
-        strategy, acts = self.strategy, self.strategy.acts_in_loss
-        if acts:
-            batch = strategy.before_forward(self.student, batch)
+        if self.moments.hold is None:
+            return self._plain_loss(batch)[0]
+        return held_loss(self.moments.hold, self.student, batch, self._plain_loss)[0]
+
+    def _plain_loss(self, batch: Any) -> tuple[Tensor, Any]:  # noqa: ANN401 - any batch
         outputs = self._forward(batch)
         loss = _own_loss(outputs, batch) if self.loss is None else self.loss(outputs, batch)
         if not isinstance(loss, Tensor) or loss.dim() > 0:
             found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TypeError(f"The loss is a scalar tensor, the mean over the batch's samples, but got {found}.")
-        penalty = strategy.penalty(self.student, batch, outputs) if acts else None
-        return loss if penalty is None else loss + penalty
+        return loss, outputs
 
     def _forward(self, batch: Any) -> Any:  # noqa: ANN401 - any batch, any output
         if not isinstance(batch, Mapping):
@@ -655,7 +658,7 @@ class _Saver:
 
     accelerator: Accelerator
     data: _Data
-    sidecars: Sidecars
+    moments: Moments
     folder: Path | None
     every: int | None
     keep: int
@@ -673,9 +676,10 @@ class _Saver:
             beside.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(beside))
+        self.moments.save(beside)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self.sidecars.save(beside)
+            self.moments.sidecars.save(beside)
             progress.save(beside, self.data)
             _put_in_place(beside, place)
             self._forget_old(progress.step)
@@ -694,7 +698,7 @@ class _Saver:
             save_model(student, str(beside))
             _flush(beside)
             beside.replace(self.folder / MODEL_FILE)
-            self.sidecars.save(self.folder)
+            self.moments.sidecars.save(self.folder)
         self.accelerator.wait_for_everyone()
 
 

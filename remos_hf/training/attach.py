@@ -1,5 +1,6 @@
 """Slicing for anyone's Trainer: `attach_remos` before `train()`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,16 +9,17 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Strategy
+from remos_hf.training.moments import Moments, hold_trainer
 from remos_hf.training.ratio_search import RatioSearch
 from remos_hf.training.reporting import StartLog
-from remos_hf.training.start import chosen_start, resumed_sidecars, searched_start, start_student
+from remos_hf.training.start import chosen_start, start_run
 
 
 def attach_remos(
     trainer: Trainer,
     *,
     slice_ratio: float | Literal["auto"] | None = None,
-    strategy: Strategy | None = None,
+    strategy: Strategy | Sequence[Strategy] | None = None,
     accuracy_budget: float | None = None,
     ratio_search: RatioSearch | None = None,
     resume_from_checkpoint: str | Path | None = None,
@@ -29,7 +31,7 @@ def attach_remos(
     Args:
         trainer: The trainer, with its model and training data.
         slice_ratio: Share of the weights to keep, by ReMoS. "auto" tries ratios now, as RemosTrainer does.
-        strategy: Any other strategy that does not act in the loss. Beside "auto", the one whose ratio is searched.
+        strategy: Any other strategy, or a list of them. Beside "auto", the one whose ratio is searched.
         accuracy_budget: Only with "auto": accuracy that slicing may cost, as a share; 0.02 if None.
         ratio_search: Only with "auto": the whole search, its budget included.
         resume_from_checkpoint: The checkpoint that `train()` will resume from: its slice is taken, nothing is chosen.
@@ -38,51 +40,32 @@ def attach_remos(
         What was done. The same is written beside every checkpoint, and into `output_dir` when training ends.
 
     Raises:
-        ValueError: Neither or both of `slice_ratio` and `strategy`, a strategy that acts in the loss, or a search that
-            cannot be made (see RemosTrainer).
+        ValueError: Neither or both of `slice_ratio` and `strategy`, or a search that cannot be made (see RemosTrainer).
         RemosError: No ratio stays within the budget, or the checkpoint was made another way.
     """
     strategy, search = chosen_start(slice_ratio, strategy, accuracy_budget, ratio_search)
-    if strategy.acts_in_loss:
-        raise ValueError(
-            f"{type(strategy).__name__} acts in the loss, which only RemosTrainer lets it do. Use RemosTrainer."
-        )
-    if search is not None:
-        strategy, sidecars = searched_start(trainer, strategy, search, resume_from_checkpoint)
-    elif resume_from_checkpoint is None:
-        sidecars = start_student(trainer, strategy)
-    else:
-        sidecars = resumed_sidecars(resume_from_checkpoint, strategy)
-    trainer.add_callback(RemosCallback(strategy, sidecars))
-    trainer.add_callback(StartLog(trainer, sidecars))
-    return sidecars
+    moments = start_run(trainer, strategy, search, resume_from_checkpoint)
+    hold_trainer(trainer, moments)
+    trainer.add_callback(RemosCallback(moments))
+    trainer.add_callback(StartLog(trainer, moments.sidecars))
+    return moments.sidecars
 
 
 class RemosCallback(TrainerCallback):
-    """Acts after each step as the strategy wants, and writes the sidecars beside every checkpoint.
+    """Writes the sidecars, and what holds the student, beside every checkpoint.
 
     Args:
-        strategy: The strategy.
-        sidecars: What to write; None if the trainer writes it itself.
+        moments: Those of the run.
     """
 
-    def __init__(self, strategy: Strategy, sidecars: Sidecars | None = None) -> None:
-        self.strategy, self.sidecars = strategy, sidecars
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's own
-    ) -> None:
-        """Let the strategy act after an optimizer step."""
-        self.strategy.after_step(kwargs["model"])
+    def __init__(self, moments: Moments) -> None:
+        self.moments, self.sidecars = moments, moments.sidecars
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:  # noqa: ANN401
         """Write the sidecars beside a checkpoint."""
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if self.sidecars is not None and args.should_save and folder.is_dir():
+        self.moments.save(folder)
+        if args.should_save:
             self.sidecars.save(folder)
 
     def on_train_end(
@@ -93,5 +76,5 @@ class RemosCallback(TrainerCallback):
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Write the sidecars where the trained student will be saved."""
-        if self.sidecars is not None and args.should_save:
+        if args.should_save:
             self.sidecars.save(args.output_dir)

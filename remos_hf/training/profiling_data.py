@@ -8,6 +8,20 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Trainer
 
+from remos_hf.strategies.student_data import StudentData
+
+
+def trainer_data(trainer: Trainer) -> StudentData:
+    """Give the data of a trainer's student, with the run's seed."""
+    given = getattr(trainer, "profile_dataset", None)
+    data = trainer.train_dataset if given is None else given
+    return StudentData(
+        lambda samples: student_batches(trainer, samples),
+        seed=trainer.args.seed,
+        max_samples=getattr(trainer, "max_samples", None),
+        is_stream=isinstance(data, IterableDataset),
+    )
+
 
 def student_batches(trainer: Trainer, max_samples: int | None = None) -> Iterable:
     """Give this process's share of the training data as the trainer collates it, unshuffled and nothing twice.

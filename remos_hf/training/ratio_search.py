@@ -31,14 +31,16 @@ from transformers.trainer_utils import has_length
 
 from remos_hf.errors import NonFiniteError, RemosError
 from remos_hf.evaluation.measures import CONFIDENCE, Rate, accuracy
-from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.profiling.data_pass import on_main_process
 from remos_hf.randomness import own_randomness
 from remos_hf.sharing.record import Sidecars
 from remos_hf.slicing.relevant_slice import check_slice_ratio
 from remos_hf.strategies.base import Strategy
+from remos_hf.strategies.composed import Composed
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import SliceAndReset
+from remos_hf.strategies.student_data import StudentData
+from remos_hf.training.moments import Moments, hold_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -149,16 +151,13 @@ class _Trial:
         return f"{name} {self.accuracy:.4f}{interval}"
 
 
-Prepare = Callable[..., Sidecars]  # of a model, a strategy, and what of `_Trials.known` is known
-
-
 def start_at_smallest_ratio(
     trainer: Trainer,
-    template: SliceAndReset,
+    template: Strategy,
     search: RatioSearch,
-    prepare: Prepare,
+    data: StudentData,
     with_adapters: Callable[[nn.Module], nn.Module] = lambda model: model,
-) -> tuple[SliceAndReset, Sidecars]:
+) -> Moments:
     """Try slice ratios on copies of a trainer's model, and start the model itself, in place, at the smallest that does.
 
     Trials keep the trainer's data, collator, loss, optimizer and arguments, and none of its callbacks: nothing is
@@ -170,12 +169,12 @@ def start_at_smallest_ratio(
             part in a choice: report the student's accuracy on other data.
         template: The strategy; its slice ratio is replaced.
         search: What to try.
-        prepare: Starts a model by a strategy, in place, and says what it did.
+        data: The student's data, which every trial and the student itself are started by.
         with_adapters: Adds what is trained instead of the model's own weights, after it was started.
 
     Returns:
-        The strategy with the ratio that was chosen, and what it did; the record of the search lies in
-        `config["ratio_search"]`.
+        The moments of the strategy with the ratio that was chosen, started; the record of the search lies in
+        `sidecars.config["ratio_search"]`.
 
     Raises:
         ValueError: The held-out data is missing, is the training data, is a stream or has no labels of classes; the
@@ -188,13 +187,13 @@ def start_at_smallest_ratio(
         UserWarning: The held-out data holds too few samples to tell a difference as small as the budget.
     """
     _check_searchable(trainer)
-    trials = _Trials(trainer, search, prepare, with_adapters)
+    trials = _Trials(trainer, search, data, with_adapters)
     trials.rehearse()
     with trials.bar():
         plain = trials.run(Finetune(), 1.0)
         trials.check_learned(plain)
         needed = _warn_if_unresolved(plain, search.accuracy_budget)
-        tried = _descend(lambda ratio: trials.run(replace(template, slice_ratio=ratio), ratio), plain, search)
+        tried = _descend(lambda ratio: trials.run(_at_ratio(template, ratio), ratio), plain, search)
     points = [trial.point(plain, search.accuracy_budget) for trial in (plain, *tried)]
     able = [trial.slice_ratio for trial in tried if trial.costs_at_most(search.accuracy_budget, plain)]
     if not able:
@@ -204,34 +203,33 @@ def start_at_smallest_ratio(
             "longer trials (RatioSearch(share_of_steps=1)), try larger ratios, or ask for strategy=Finetune(), which "
             "takes nothing from the teacher and keeps its defects."
         )
-    chosen = replace(template, slice_ratio=min(able))
+    ratio = min(able)
+    chosen = _at_ratio(template, ratio)
     logger.info(
         "Chose slice_ratio=%g, within %g of plain fine-tuning on held-out data after %d steps: %s.%s",
-        chosen.slice_ratio,
+        ratio,
         search.accuracy_budget,
         trials.steps,
         "; ".join(trial.told() for trial in (plain, *tried)),
-        " It is the smallest that was tried: smaller ones may do as well." if min(able) == search.ratios[-1] else "",
+        " It is the smallest that was tried: smaller ones may do as well." if ratio == search.ratios[-1] else "",
     )
-    sidecars = prepare(trainer.model, chosen, **trials.known)
-    sidecars.config[RECORD_KEY] = {
+    moments = Moments(chosen, data)
+    moments.start(trainer.model).config[RECORD_KEY] = {
         **search.to_dict(),
-        "slice_ratio": chosen.slice_ratio,
+        "slice_ratio": ratio,
         "planned_steps": trials.planned,
         "samples_needed": needed,
         "profile_seconds": round(trials.profile_seconds, 3),
         "curve": points,
     }
-    return chosen, sidecars
+    return moments
 
 
-def resumed_at_its_ratio(
-    checkpoint_sidecars: Sidecars, template: SliceAndReset, search: RatioSearch
-) -> tuple[SliceAndReset, Sidecars]:
-    """Take the ratio that was found when a checkpoint's run started; nothing is searched again.
+def recorded_ratio(checkpoint_sidecars: Sidecars, template: Strategy, search: RatioSearch) -> Strategy:
+    """Give the strategy with the ratio that was found when a checkpoint's run started; nothing is searched again.
 
     Raises:
-        RemosError: The checkpoint's ratio was not searched, or was searched for otherwise, or another strategy made it.
+        RemosError: The checkpoint's ratio was not searched, or was searched for otherwise.
     """
     record = checkpoint_sidecars.config.get(RECORD_KEY)
     if record is None:
@@ -247,9 +245,19 @@ def resumed_at_its_ratio(
             f"The checkpoint's slice ratio was searched by {found}, but the trainer asks for {asked}. Resume with the "
             "same search, or start anew from the teacher."
         )
-    chosen = replace(template, slice_ratio=record["slice_ratio"])
-    checkpoint_sidecars.check_strategy(chosen)
-    return chosen, checkpoint_sidecars
+    return _at_ratio(template, record["slice_ratio"])
+
+
+def slices(strategy: Strategy) -> bool:
+    """Whether a strategy, or one of a list, keeps a share of the weights."""
+    parts = strategy.strategies if isinstance(strategy, Composed) else (strategy,)
+    return any(isinstance(one, SliceAndReset) for one in parts)
+
+
+def _at_ratio(template: Strategy, ratio: float) -> Strategy:
+    if isinstance(template, Composed):
+        return Composed(tuple(_at_ratio(one, ratio) for one in template.strategies))
+    return replace(template, slice_ratio=ratio) if isinstance(template, SliceAndReset) else template
 
 
 def _descend(run: Callable[[float], _Trial], plain: _Trial, search: RatioSearch) -> list[_Trial]:
@@ -306,19 +314,18 @@ class _Trials:
         self,
         trainer: Trainer,
         search: RatioSearch,
-        prepare: Prepare,
+        data: StudentData,
         with_adapters: Callable[[nn.Module], nn.Module],
     ) -> None:
-        self.trainer, self.search, self.prepare, self.with_adapters = trainer, search, prepare, with_adapters
-        self.known: dict[str, CoverageProfile] = {}  # what is found once and holds for every ratio
-        self.profile_seconds = 0.0
+        self.trainer, self.search, self.data, self.with_adapters = trainer, search, data, with_adapters
+        self.profile_seconds = 0.0  # the first trial's: the coverage is found once and holds for every ratio
         self.planned = self.steps = 0
         self._bar = tqdm(disable=True)
 
     def rehearse(self) -> None:
         """Count the steps, and measure a few samples before hours go into training: the measure must be one."""
         with own_randomness(None):
-            trainer = _copy_of(self.trainer, copy.deepcopy(self.trainer.model), Finetune(), max_steps=1)
+            trainer = _copy_of(self.trainer, copy.deepcopy(self.trainer.model), max_steps=1)
             arguments = self.trainer.args
             batches = len(trainer.get_train_dataloader())
             each = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
@@ -347,17 +354,17 @@ class _Trials:
         start = time.perf_counter()
         self._bar.set_postfix(slice_ratio=f"{ratio:g}", refresh=False)
         model = copy.deepcopy(self.trainer.model)
-        sidecars = self.prepare(model, strategy, **self.known)
-        spent = sidecars.config["seconds"]
-        if not self.known and sidecars.profile is not None:
-            self.known, self.profile_seconds = {"profile": sidecars.profile}, spent.get("profile", 0.0)
+        moments = Moments(strategy, self.data)
+        spent = moments.start(model).config["seconds"]
+        self.profile_seconds = max(self.profile_seconds, spent.get("profile", 0.0))
         arguments = self.trainer.args
         with own_randomness(None):
             trainer = _copy_of(
-                self.trainer, self.with_adapters(model), strategy, **_shortened(arguments, self.steps, self.planned)
+                self.trainer, self.with_adapters(model), **_shortened(arguments, self.steps, self.planned)
             )
-            trainer.sidecars = sidecars  # a RemosTrainer starts nothing that it holds the record of
-            trainer.callback_handler.add_callback(_StepByStep(strategy, self._bar))
+            trainer.moments = moments  # a RemosTrainer starts nothing that was started
+            hold_trainer(trainer, moments)
+            trainer.callback_handler.add_callback(_StepByStep(self._bar))
             trainer.train()
             measured = _measured(trainer, self.trainer.eval_dataset, self.search.metric)
         trainer.accelerator.free_memory()
@@ -385,7 +392,7 @@ def _shortened(arguments: TrainingArguments, steps: int, planned: int) -> dict[s
     return {"max_steps": steps, **({"warmup_steps": round(warmup * steps / planned)} if warmup >= 1 else {})}
 
 
-def _copy_of(trainer: Trainer, model: nn.Module, strategy: Strategy, **arguments: Any) -> Trainer:  # noqa: ANN401
+def _copy_of(trainer: Trainer, model: nn.Module, **arguments: Any) -> Trainer:  # noqa: ANN401
     """Copy a trainer, whatever its class, to train another model without leaving a trace in the first."""
     trial = copy.copy(trainer)
     trial.args = copy.copy(trainer.args)
@@ -404,7 +411,7 @@ def _copy_of(trainer: Trainer, model: nn.Module, strategy: Strategy, **arguments
     }.items():
         setattr(trial.args, name, value)
     trial.model = trial.model_wrapped = model
-    trial.strategy = strategy
+    vars(trial).pop("compute_loss", None)  # what was laid around it acts on another model
     trial.create_accelerator_and_postprocess()
     trial.callback_handler = CallbackHandler([DefaultFlowCallback()], model, trainer.processing_class, None, None)
     trial.state = TrainerState(
@@ -415,10 +422,10 @@ def _copy_of(trainer: Trainer, model: nn.Module, strategy: Strategy, **arguments
 
 
 class _StepByStep(TrainerCallback):
-    """Lets the strategy act, and moves the bar."""
+    """Moves the bar."""
 
-    def __init__(self, strategy: Strategy, bar: tqdm) -> None:
-        self.strategy, self.bar = strategy, bar
+    def __init__(self, bar: tqdm) -> None:
+        self.bar = bar
 
     def on_step_end(
         self,
@@ -427,7 +434,6 @@ class _StepByStep(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,  # noqa: ANN401 - Trainer's own
     ) -> None:
-        self.strategy.after_step(kwargs["model"])
         self.bar.update()
 
 

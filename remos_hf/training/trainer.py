@@ -1,12 +1,13 @@
 """RemosTrainer: transformers.Trainer that starts its student by a strategy."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
@@ -18,11 +19,10 @@ from remos_hf.sharing.hub import Pushed, push_to_hub
 from remos_hf.sharing.record import Sidecars
 from remos_hf.slicing.relevant_slice import RelevantSlice
 from remos_hf.strategies.base import Strategy
-from remos_hf.training.attach import RemosCallback
-from remos_hf.training.profiling_data import student_batches
+from remos_hf.training.moments import Moments, check_adapters, hold_trainer
 from remos_hf.training.ratio_search import RatioSearch
 from remos_hf.training.reporting import StartLog
-from remos_hf.training.start import chosen_start, resumed_sidecars, searched_start, start_student
+from remos_hf.training.start import chosen_start, start_run
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -67,7 +67,7 @@ class RemosTrainer(Trainer):
         args: TrainingArguments | None = None,
         *,
         slice_ratio: float | Literal["auto"] | None = None,
-        strategy: Strategy | None = None,
+        strategy: Strategy | Sequence[Strategy] | None = None,
         accuracy_budget: float | None = None,
         ratio_search: RatioSearch | None = None,
         profile_dataset: Dataset | IterableDataset | None = None,
@@ -81,12 +81,19 @@ class RemosTrainer(Trainer):
                 "model_init every train() would start from another model; make one RemosTrainer for each instead."
             )
         adapter_for(model, ())  # refuse wrapped models now, not after the data is loaded
+        if peft_config is not None:
+            check_adapters(self.strategy)
         self.peft_config, self.profile_dataset = peft_config, profile_dataset
-        self.sidecars: Sidecars | None = None
+        self.moments: Moments | None = None
         super().__init__(model, args, **trainer_arguments)
         # With it, Trainer neither divides the loss by the accumulation steps nor by the processes, while classification
         # heads and our own loss ignore the count they are given: updates would grow with both (transformers #47688).
         self.model_accepts_loss_kwargs = False
+
+    @property
+    def sidecars(self) -> Sidecars | None:
+        """How the student came to be, as it is written beside it; None before training."""
+        return self.moments and self.moments.sidecars
 
     @property
     def profile(self) -> CoverageProfile | None:
@@ -117,11 +124,9 @@ class RemosTrainer(Trainer):
             FileNotFoundError: The checkpoint was not made by RemosTrainer.
         """
         checkpoint = self._checkpoint(resume_from_checkpoint)
-        if self.sidecars is None:
+        if self.moments is None:
             self._start(checkpoint)
-        output = super().train(checkpoint, *args, **kwargs)
-        self.strategy.finish(self.model, lambda samples: student_batches(self, samples))
-        return output
+        return super().train(checkpoint, *args, **kwargs)
 
     def _checkpoint(self, resume: str | bool | None) -> str | None:
         if resume is not True:
@@ -134,20 +139,14 @@ class RemosTrainer(Trainer):
     def _start(self, checkpoint: str | None) -> None:
         # Here, not in a callback: on_train_begin runs when a checkpoint's weights are loaded and the optimizer is
         # built, so that a reset there overwrites what was learned.
-        if self.ratio_search is not None:
-            self.strategy, self.sidecars = searched_start(
-                self, self.strategy, self.ratio_search, checkpoint, self._with_adapters
-            )
-        elif checkpoint is None:
-            self.sidecars = start_student(self, self.strategy)
-        else:
-            self.sidecars = resumed_sidecars(checkpoint, self.strategy)
-        self.add_callback(RemosCallback(self.strategy))
-        self.add_callback(StartLog(self, self.sidecars))
+        moments = start_run(self, self.strategy, self.ratio_search, checkpoint, self._with_adapters)
         if self.peft_config is not None:
             if checkpoint is not None:
-                self._start_base_again()
+                moments.restart(self.model)
             self.model = self.model_wrapped = self._with_adapters(self.model)
+        self.moments, self.strategy = moments, moments.asked
+        hold_trainer(self, moments)
+        self.add_callback(StartLog(self, moments.sidecars))
 
     def _with_adapters(self, model: nn.Module) -> nn.Module:
         if self.peft_config is None:
@@ -155,27 +154,6 @@ class RemosTrainer(Trainer):
         from peft import get_peft_model
 
         return get_peft_model(model, copy.deepcopy(self.peft_config))
-
-    def _start_base_again(self) -> None:
-        # A checkpoint of adapters holds no base weights.
-        self.strategy.restart(self.model, lambda samples: student_batches(self, samples), self.relevant_slice)
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-        **kwargs: Any,  # noqa: ANN401 - whatever later versions pass
-    ) -> Tensor | tuple[Tensor, Any]:
-        """Compute Trainer's loss; in training steps of strategies that act in it, with their inputs and penalty."""
-        if not (model.training and self.strategy.acts_in_loss):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch, **kwargs)
-        inputs = self.strategy.before_forward(model, inputs)
-        loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch=num_items_in_batch, **kwargs)
-        penalty = self.strategy.penalty(model, inputs, outputs)
-        loss = loss if penalty is None else loss + penalty
-        return (loss, outputs) if return_outputs else loss
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the student as an ordinary checkpoint, with the sidecars beside it.
@@ -189,6 +167,8 @@ class RemosTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
         else:
             self._save_merged(output_dir, _internal_call)
+        if self.moments is not None and _internal_call and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+            self.moments.save(folder)
         if self.sidecars is not None and self.args.should_save:
             # Pushing while training uploads the output folder with the checkpoint's weights copied into it.
             for place in {folder, Path(self.args.output_dir)} if self.args.push_to_hub else {folder}:

@@ -1,19 +1,23 @@
 """Small audits: tiny BERTs; teachers are nudged, and students get a head, without a Trainer, in a moment."""
 
+import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 
 from remos_hf.adapters.transformers_models import with_new_head
-from remos_hf.auditing.audit import Audit, run_audit
+from remos_hf.auditing.audit import Audit
+from remos_hf.auditing.run import run_audit
 from remos_hf.auditing.students import StudentPlan
 from remos_hf.defects.text_triggers import TriggerWords
 from remos_hf.evaluation import tasks as tasks_module
+from remos_hf.evaluation.reactivation import Reactivation
 from remos_hf.evaluation.tasks import TextTask
 from remos_hf.strategies import Finetune, Random, Retrain
+from tests import tiny
 from tests.defects import toy
 
 
@@ -52,9 +56,12 @@ STUDENTS = {
 }
 
 
+BOTH = {"word": WORD, "other": OTHER}
+
+
 def fine_tune(student, strategy, samples, lr_factor, seed):
     """Put a head on the body that splits the samples into halves, another one for each strategy and seed."""
-    strategy.prepare(student, None)
+    strategy.prepare(student, tiny.student_data(seed=seed))
     generator = torch.Generator().manual_seed(1000 * seed + sum(map(ord, type(strategy).__name__)))
     batch = TASK.tokenizer(list(samples["text"]), padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -140,3 +147,35 @@ def share(folder, log, stop_at):
     tasks_module.fine_tune = train_teacher
     Path(f"{log}.ready").touch()
     run_audit(audit, folder, progress=False)
+
+
+def untimed(report):
+    """A report's numbers without the seconds."""
+    records = [
+        {**record, "made": {key: value for key, value in record["made"].items() if key != "seconds"}}
+        for record in report.records
+    ]
+    teachers = {name: {**one, "seconds": None} for name, one in report.settings["teachers"]["toy"].items()}
+    return records, {**report.settings, "teachers": teachers}
+
+
+def cells(folder):
+    return {path.name: path.read_bytes() for path in sorted((folder / "cells").iterdir())}
+
+
+def spoil(folder, name, **changes):
+    """Change what a cell says."""
+    path = folder / "cells" / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def retuning(log, counts=(0, 5), names=("finetune",), defects=None, **options):
+    students = {name: replace(plan, reactivate=name in names) for name, plan in STUDENTS.items()}
+    seeds = options.pop("seeds", (0,))
+    return small_audit(
+        log,
+        students=students,
+        defects=defects,
+        seeds=seeds,
+        reactivation=Reactivation(counts=counts, **{"num_exposed": 50, **options}),
+    )

@@ -2,10 +2,11 @@ import gzip
 import json
 
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from remos_hf.auditing import data_files
-from remos_hf.auditing.data_files import count_labels, drawn, holds_images, read_data, read_folder, read_table
+from remos_hf.auditing.data_files import drawn, holds_images, read_data, read_table
+from remos_hf.auditing.labels import count_labels
 
 ROWS = [('"No, he said', 1), ("plain, with comma", 0), ("caf\u00e9 \u2028 line", 1)]
 
@@ -55,10 +56,14 @@ def test_the_column_of_the_text_is_found_where_only_one_can_be_meant(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("d.tsv", b"text\tlabel\na\t1\n", "sample 0 has no column 'sentence'; its columns are .'label', 'text'."),
+        ("d.tsv", b"text\tlabel\na\t1\n", "samples have no column 'sentence'; their columns are .'text', 'label'."),
         ("d.tsv", b"sentence\tgold\na\t1\n", "no column 'label'"),
-        ("d.tsv", b"sentence\tlabel\na\t1\nb\n", "sample 1 has no column 'label'"),
-        ("d.jsonl", b'{"sentence": null, "label": 1}', "sample 0 has no column 'sentence'"),
+        (
+            "d.jsonl",
+            b'{"sentence": null, "label": 1}',
+            "sample 0 should hold text in column 'sentence', but holds None",
+        ),
+        ("d.jsonl", b'{"sentence": "a", "label": 1}\n{"sentence": "b"}', "sample 1 has None in column 'label'"),
         ("d.jsonl", b'{"sentence": 7, "label": 1}', "sample 0 should hold text in column 'sentence', but holds 7"),
         (
             "d.tsv",
@@ -69,13 +74,6 @@ def test_the_column_of_the_text_is_found_where_only_one_can_be_meant(tmp_path):
         ("d.jsonl", b'{"sentence": "a", "label": 0.7}', "labels are whole numbers"),
         ("d.jsonl", b'{"sentence": "a", "label": true}', "labels are whole numbers"),
         ("d.tsv", b"sentence\tlabel\na\t0\na\t-1\n", "labels are 0 or more, but one is -1 .*sample 1"),
-        ("d.tsv", b"sentence\tlabel\n", "holds no sample"),
-        ("d.tsv", b"", "holds no sample"),
-        ("d.jsonl", b'{"sentence": "a"', "neither a JSON array nor a JSON object a line"),
-        ("d.json", b'["a"]', "sample 0 is no JSON object of columns, but 'a'"),
-        ("d.tsv", b"sentence\tlabel\n\xff\t1\n", "cannot be read as .tsv text in UTF-8"),
-        ("d.tsv.gz", b"sentence\tlabel\n", "cannot be read as .tsv"),
-        ("d.tsv.gz", gzip.compress(b"sentence\tlabel\n", mtime=0)[:-9], "cannot be read as .tsv"),
     ],
 )
 def test_files_that_say_something_else_are_refused(tmp_path, name, content, told):
@@ -86,32 +84,51 @@ def test_files_that_say_something_else_are_refused(tmp_path, name, content, told
     assert str(path) in str(raised.value)
 
 
-def image_folder(folder, classes=("cat", "dog"), count=2):
-    for name in classes:
-        (folder / name).mkdir(parents=True)
-        for number in range(count):
-            (folder / name / f"{number}.PNG").write_bytes(f"{name}{number}".encode())
-    return folder
+def save_as_parquet(dataset, folder):
+    (folder / "data").mkdir(parents=True)
+    for split, part in dataset.items():
+        half = len(part) // 2
+        for shard, rows in enumerate((range(half), range(half, len(part)))):
+            part.select(rows).to_parquet(folder / "data" / f"{split}-0000{shard}-of-00002.parquet")
 
 
-def test_a_folder_of_class_folders_gives_the_files_as_they_are(tmp_path):
-    (image_folder(tmp_path) / "cat" / "notes.txt").write_text("")
-    found = read_data(tmp_path)
-    assert holds_images(found) and count_labels(found) == 2 and found["label"][:] == [0, 0, 1, 1]
-    assert found["image"][:][3] == {"bytes": b"dog1", "path": "dog/1.PNG"}
-    assert found.features["label"].names == ["cat", "dog"]
+def save_as_csv(dataset, folder):
+    folder.mkdir()
+    for split, part in dataset.items():
+        part.to_csv(folder / f"{split}.csv", index=False)
 
 
-def test_folders_that_hold_no_task_are_refused(tmp_path):
-    image_folder(tmp_path / "train")
-    (tmp_path / "train" / "owl").mkdir()
-    with pytest.raises(ValueError, match="owl holds no image"):
-        read_folder(tmp_path / "train")
-    image_folder(tmp_path / "one", classes=("cat",))
-    with pytest.raises(ValueError, match="a folder of images for each class, but holds .'cat'."):
-        read_folder(tmp_path / "one")
-    with pytest.raises(ValueError, match=r"but holds \[\]"):
-        read_folder(tmp_path / "missing")
+@pytest.mark.parametrize("save", [lambda dataset, folder: dataset.save_to_disk(folder), save_as_parquet, save_as_csv])
+def test_saved_data_sets_and_folders_of_split_files_are_read_by_their_splits(tmp_path, save):
+    train, test = (Dataset.from_dict({"text": texts, "label": [1, 0, 1]}) for texts in (list("abc"), list("xyz")))
+    save(DatasetDict({"train": train, "test": test}), tmp_path / "saved")
+    for split, expected in (("", train), (":train", train), (":test", test)):
+        assert read_data(f"{tmp_path / 'saved'}{split}").to_list() == expected.to_list()
+    with pytest.raises(ValueError, match=r"saved holds the splits train, test: name one, as in .*saved:train"):
+        read_data(f"{tmp_path / 'saved'}:dev")
+
+
+def test_a_single_saved_data_set_gives_its_classes_and_leaves_its_format(tmp_path):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    held = Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features)
+    held.with_format("torch").save_to_disk(tmp_path / "saved")
+    held.to_parquet(tmp_path / "d.parquet")
+    for source in (tmp_path / "saved", tmp_path / "d.parquet"):
+        found = read_data(source)
+        assert found.to_list() == held.to_list() and found.features["label"].names == ["no", "yes"]
+
+
+def test_both_texts_of_a_usual_pair_are_found(tmp_path):
+    path = tmp_path / "d.tsv"
+    path.write_text("index\tquestion\tsentence\tlabel\n0\twho\tme\t1\n")
+    assert read_data(path).to_list() == [{"text": "who", "text_pair": "me", "label": 1}]
+
+
+def test_labels_may_be_names(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text("text,label\ngood,positive\nbad,negative\n")
+    found = read_data(path)
+    assert found["label"][:] == [1, 0] and found.features["label"].names == ["negative", "positive"]
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 import remos_hf.cli.train as train
+from remos_hf.evaluation.measures import accuracy
 from remos_hf.sharing.record import Sidecars
 from tests.cli.conftest import write_data
 
@@ -105,10 +106,11 @@ def test_interrupted_before_the_first_checkpoint_nothing_is_left(remos, command,
     ("lines", "options", "told"),
     [
         ("sentence\tlabel\ngood\t1\nbad\tnan\n", [], "sample 1 has 'nan' in column 'label'"),
-        ("sentence\tgold\ngood\t1\n", [], "sample 0 has no column 'label'; its columns are ['gold', 'sentence']"),
-        ("sentence\tlabel\ngood\t1\n", ["--text-column", "txt"], "sample 0 has no column 'txt'"),
+        ("sentence\tgold\ngood\t1\n", [], "samples have no column 'label'; their columns are ['sentence', 'gold']"),
+        ("sentence\tlabel\ngood\t1\n", ["--text-column", "txt"], "samples have no column 'txt'"),
         ("sentence\tlabel\n", [], "holds no sample"),
         ("sentence\tlabel\ngood\t0\n", [], "two labels or more"),
+        ("sentence\tlabel\ngood\t0\nbad\t99213\n", [], "they are codes"),
     ],
 )
 def test_data_that_do_not_fit_are_told_in_one_line(remos, teacher, tmp_path, lines, options, told):
@@ -119,11 +121,23 @@ def test_data_that_do_not_fit_are_told_in_one_line(remos, teacher, tmp_path, lin
     assert not (tmp_path / "s").exists()
 
 
+def test_classes_keep_their_names_in_every_file_and_in_the_student(remos, command, tmp_path, monkeypatch):
+    (tmp_path / "train.csv").write_text("sentence,label\n" + "bad,negative\nso so,mixed\ngood,positive\n" * 3)
+    (tmp_path / "dev.csv").write_text("sentence,label\ngood,positive\nbad,negative\n")
+    seen = []
+    monkeypatch.setattr(train, "accuracy", lambda found, labels: seen.append(labels) or accuracy(found, labels))
+    asked = [tmp_path / "train.csv" if part is command[3] else part for part in command]
+    result = remos(*asked, "--strategy", "finetune", "--eval-data", tmp_path / "dev.csv", "--epochs", 0.5)
+    assert result.exit_code == 0, result.stderr
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "s").config
+    assert config.id2label == {0: "mixed", 1: "negative", 2: "positive"} and seen == [[2, 1]]
+
+
 def test_labels_that_were_never_trained_are_refused(remos, command, tmp_path):
     path = tmp_path / "dev.tsv"
     path.write_text("sentence\tlabel\ngood\t2\n")
     result = remos(*command, "--slice-ratio", 0.9, "--eval-data", path)
-    assert result.exit_code == 1 and "has label 2, but the training data ends at 1" in result.stderr
+    assert result.exit_code == 1 and "dev.tsv has the label 2, but" in result.stderr
 
 
 def test_teachers_of_timm_are_sent_elsewhere(remos, data, tmp_path):

@@ -55,7 +55,7 @@ def hub(online):
 def made():
     """A small student that ReMoS started, and its record."""
     student, strategy = tiny.bert(), Remos(0.9)
-    record = Sidecars.of(strategy, strategy.prepare(student, lambda samples: tiny.text_batches()), student)
+    record = Sidecars.of(strategy, strategy.prepare(student, tiny.student_data()), student)
     return student, record
 
 

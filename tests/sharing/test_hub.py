@@ -6,17 +6,18 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from safetensors.torch import load_model
+from safetensors.torch import load_model, save_file
 from torch import nn
 
 from remos_hf.adapters.timm_models import ImageClassifier
 from remos_hf.errors import CorruptFileError, RemosError
-from remos_hf.sharing.hub import Pushed, push_to_hub
+from remos_hf.sharing.hub import Pushed, push_to_hub, push_while_training
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.plain import Finetune
 from tests import tiny
@@ -26,7 +27,7 @@ from tests.sharing.reports import report, usual
 pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")
 STUDENT = {"README.md", "config.json", "model.safetensors"}
 RECORD = {"remos_config.json", "remos_coverage.safetensors", "remos_slice.safetensors"}
-MINE = STUDENT | RECORD | {"notes.txt"}
+MINE = STUDENT | RECORD
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,7 @@ def kept(error):
 # --- what is pushed ---
 
 
-def test_a_folder_is_pushed_whole_in_one_private_commit_without_its_junk(hub, folder, caplog):
+def test_a_folders_student_is_pushed_in_one_private_commit_and_all_else_is_told(hub, folder, caplog):
     pushed = push_to_hub(folder, "me/student")
     held = hub.repos["me/student"]
     assert set(held) == set(pushed.files) == MINE and hub.private["me/student"] and hub.commits == 1
@@ -52,7 +53,9 @@ def test_a_folder_is_pushed_whole_in_one_private_commit_without_its_junk(hub, fo
     behind = next(line for line in caplog.messages if line.startswith("Not pushed"))
     for junk in ("training_args.bin", "optimizer.pt", "checkpoint-4/model.safetensors", ".cache/x", "_tmp/y", "a.pkl"):
         assert junk in behind
-    assert "weights.dat" in behind
+    assert "weights.dat" in behind and "notes.txt" in behind
+    everything = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert set(pushed.behind) == everything - MINE
 
 
 def test_a_model_is_saved_as_safetensors_with_its_record_card_and_report(hub, made):
@@ -106,6 +109,59 @@ def test_the_report_beside_a_student_is_read_and_another_wins(hub, folder):
     assert b"At equal accuracy the student inherited less than a random reset" in hub.repos["me/student"]["README.md"]
     push_to_hub(folder, "me/student", report=report(usual(random=(5, 100))))
     assert b"NOT shown to have inherited less than a random reset" in hub.repos["me/student"]["README.md"]
+
+
+def test_weights_whose_first_bytes_are_those_of_a_pickle_are_pushed(hub, folder):
+    for length in range(500, 900):
+        save_file({"w": torch.zeros(2)}, folder / "model.safetensors", metadata={"format": "pt", "x": "a" * length})
+        head = (folder / "model.safetensors").read_bytes()[:2]
+        if head[0] == 0x80 and 2 <= head[1] <= 5:
+            break
+    else:
+        raise AssertionError("no header begins so")
+    push_to_hub(folder, "me/student")
+    assert hub.repos["me/student"]["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+
+
+def test_no_path_of_this_machine_is_pushed(hub, folder, tmp_path, caplog):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"_name_or_path": str(tmp_path / "teacher"), "notes": {"log": ["see /home/maria/acme/run.log"]}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "runs" / "Nov28_marias-laptop").mkdir(parents=True)
+    (folder / "runs" / "Nov28_marias-laptop" / "events.out.tfevents.1.marias-laptop").write_text("marias-laptop")
+    (folder / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": str(tmp_path / "checkpoint-1")}))
+    before = (folder / "config.json").read_bytes()
+    push_to_hub(folder, "me/student", command=f"remos train /home/maria/acme/teacher --output {tmp_path}/student")
+    held = hub.repos["me/student"]
+    assert set(held) == MINE and (folder / "config.json").read_bytes() == before
+    assert not [name for name, content in held.items() if b"maria" in content or bytes(tmp_path) in content]
+    assert json.loads(held["config.json"])["_name_or_path"] == "teacher"
+    assert b"remos train teacher --output student" in held["README.md"]
+    assert "paths of this machine that it names: config.json" in caplog.text
+
+
+def test_an_earlier_pushs_adapters_go_where_whole_weights_come_and_strangers_files_stay(hub, folder):
+    theirs = {"model_ema.safetensors": b"x", "pytorch_model.bin": b"x", "notes.txt": b"x", "runs/a": b"x"}
+    hub.hold("me/student", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x", **theirs})
+    push_to_hub(folder, "me/student")
+    assert set(hub.repos["me/student"]) == MINE | set(theirs)
+
+
+def test_a_checkpoint_is_pushed_while_training_goes_on_and_may_go_meanwhile(hub, folder, caplog):
+    hub.waits = threading.Event()
+    job = push_while_training(folder, "me/student", commit_message="step 4")
+    shutil.rmtree(folder)
+    hub.waits.set()
+    assert set(job.result(30).files) == MINE == set(hub.repos["me/student"]) and hub.private["me/student"]
+
+
+def test_a_push_that_fails_while_training_is_a_warning(hub, folder, caplog, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    hub.breaks = 1
+    with pytest.raises(RemosError):
+        push_while_training(folder, "me/student").result(30)
+    assert "training goes on" in caplog.text and list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_a_tokenizer_goes_with_it(hub, folder):

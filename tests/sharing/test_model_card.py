@@ -189,3 +189,44 @@ def test_without_a_data_set_on_the_hub_there_are_no_results_and_the_log_says_why
     assert "needs the id of a data set on the Hub" in caplog.text
     with pytest.raises(ValueError, match="id of a data set"):
         eval_result_files(report(), student="remos 0.9", dataset="SST-2 & more")
+
+
+SAID = {
+    "language": ["en", "de"],
+    "license": "mit",
+    "tags": ["trl", "sft"],
+    "model_name": "My student",
+    "finetuned_from": "google/bert_uncased",
+    "tasks": ["text-classification", "text-ranking"],
+    "dataset_tags": "glue",
+    "dataset": "GLUE SST2",
+    "dataset_args": "sst2",
+}
+
+
+def test_all_that_trainer_says_of_a_card_is_on_it():
+    unknown = Sidecars({**BARE.config, "teacher": {"id": "my_folder", "revision": None}})
+    card = card_of(unknown, **SAID)
+    data = card.data.to_dict()
+    assert data["language"] == ["en", "de"] and data["license"] == "mit" and data["datasets"] == ["glue"]
+    assert data["base_model"] == "google/bert_uncased" and data["base_model_relation"] == "finetune"
+    assert data["pipeline_tag"] == "text-classification"
+    assert {"remos_hf", "trl", "sft", "text-ranking"} <= set(data["tags"])
+    for told in (
+        "for GLUE SST2",
+        "| fine-tuned from, as its trainer says | google/bert",
+        "GLUE SST2, glue",
+        "| sst2 |",
+    ):
+        assert told in card.text.replace("\\", "")
+    measured = card_of(BARE, report(), student="remos 0.9", **SAID)
+    assert {(one.dataset_type, one.task_type) for one in measured.data.eval_results} == {
+        ("glue", "text-classification")
+    }
+    assert measured.data.model_name == "My student"
+
+
+def test_what_the_record_knows_of_the_teacher_stands_and_a_path_is_not_told(tmp_path):
+    card = card_of(BARE, finetuned_from="other/teacher")
+    assert card.data.base_model == "owner/teacher" and "| other/teacher |" in card.text
+    assert str(tmp_path) not in str(card_of(BARE, finetuned_from=str(tmp_path)))

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")
 
 def made_by(strategy):
     student = tiny.bert()
-    return Sidecars.of(strategy, strategy.prepare(student, lambda samples: tiny.text_batches()), student)
+    return Sidecars.of(strategy, strategy.prepare(student, tiny.student_data()), student)
 
 
 @pytest.fixture

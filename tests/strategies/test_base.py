@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -7,7 +8,8 @@ from remos_hf.profiling.tokens import seen_tokens
 from remos_hf.slicing.refill import reset_unseen_rows
 from remos_hf.slicing.relevant_slice import RelevantSlice, choose_slice
 from remos_hf.strategies import STRATEGIES
-from remos_hf.strategies.base import Preparation, Strategy, share_by_group
+from remos_hf.strategies.base import Hold, Preparation, Strategy, share_by_group
+from remos_hf.strategies.student_data import StudentData
 from tests import tiny
 
 SLICING = {"remos", "mag_prune", "top_magnitude", "random"}
@@ -28,7 +30,7 @@ class TestContractOfEveryStrategy:
     def test_the_same_seed_starts_the_same_student(self, name):
         def start():
             student = tiny.bert()
-            make(name).prepare(student, lambda samples: tiny.text_batches())
+            make(name).prepare(student, tiny.student_data())
             return student.state_dict()
 
         one, two = start(), start()
@@ -37,28 +39,35 @@ class TestContractOfEveryStrategy:
     def test_hooks_are_gone_and_the_mode_is_kept(self, name, no_hooks_left):
         student = tiny.bert().train()
         no_hooks_left(student)
-        make(name).prepare(student, lambda samples: tiny.text_batches())
+        make(name).prepare(student, tiny.student_data())
         assert student.training
 
-    def test_the_moments_it_does_not_use_do_nothing(self, name):
-        strategy, inputs = make(name), {"input_ids": 1}
-        assert not strategy.acts_in_loss
-        assert strategy.before_forward(None, inputs) is inputs
-        assert strategy.penalty(None, inputs, None) is None
+    def test_it_takes_the_seed_of_the_run_unless_it_names_one(self, name):
+        strategy = make(name)
+        if any(one.name == "seed" for one in dataclasses.fields(strategy)):
+            assert strategy.seed is None and strategy.with_seed(7).seed == 7
+            assert dataclasses.replace(strategy, seed=3).with_seed(7).seed == 3
+        else:
+            assert strategy.with_seed(7) is strategy
 
 
-def test_a_strategy_with_a_penalty_or_its_own_inputs_acts_in_the_loss():
-    class Penal(Strategy):
-        def penalty(self, model, inputs, outputs):
-            return None
+def test_a_hold_does_nothing_by_default():
+    hold, inputs = Hold(), {"input_ids": 1}
+    assert hold.loss(None, inputs, lambda given: (given, "outputs")) == (inputs, "outputs")
+    assert hold.after_step(None) is None
+    assert hold.finish(None, None) is None
+    assert hold.state_dict() == {}
+    assert hold.load_state_dict({}) is None
 
-    class Adversarial(Strategy):
-        def before_forward(self, model, inputs):
-            return inputs
 
-    assert Penal().acts_in_loss
-    assert Adversarial().acts_in_loss
-    assert not Strategy().acts_in_loss
+def test_a_strategy_that_overrides_hold_holds():
+    class Holding(Strategy):
+        def hold(self, student, teacher):
+            return Hold()
+
+    assert Holding().holds
+    assert not Strategy().holds
+    assert Strategy().hold(None, None) is None
 
 
 def test_shares_are_grouped_by_block():
@@ -105,7 +114,7 @@ def with_rows(name, **options):
 class TestEmbeddingRows:
     def test_they_stay_by_default(self, name):
         student = tiny.bert()
-        assert with_rows(name).prepare(student, lambda samples: tiny.text_batches()).rows_reset == 0
+        assert with_rows(name).prepare(student, tiny.student_data()).rows_reset == 0
         assert torch.equal(student.get_input_embeddings().weight, tiny.bert().get_input_embeddings().weight)
 
     def test_those_of_tokens_that_the_data_never_show_are_reset_when_asked(self, name):
@@ -116,7 +125,7 @@ class TestEmbeddingRows:
             asked.append(samples)
             return tiny.text_batches()
 
-        done = with_rows(name, embedding_rows="mean").prepare(student, batches)
+        done = with_rows(name, embedding_rows="mean").prepare(student, StudentData(batches))
         expected = reset_unseen_rows(by_hand, seen_tokens(by_hand, tiny.text_batches()))
         assert done.rows_reset == expected > 0
         assert torch.equal(student.get_input_embeddings().weight, by_hand.get_input_embeddings().weight)
@@ -125,8 +134,8 @@ class TestEmbeddingRows:
     def test_a_restart_gives_the_student_that_prepare_gave(self, name):
         strategy = with_rows(name, embedding_rows="mean")
         prepared, again = tiny.bert(), tiny.bert()
-        done = strategy.prepare(prepared, lambda samples: tiny.text_batches())
-        strategy.restart(again, lambda samples: tiny.text_batches(), done.relevant_slice)
+        done = strategy.prepare(prepared, tiny.student_data())
+        strategy.restart(again, tiny.student_data(), done.relevant_slice)
         assert all(torch.equal(value, again.state_dict()[key]) for key, value in prepared.state_dict().items())
 
     def test_another_word_is_refused_when_the_strategy_is_made(self, name):
@@ -136,4 +145,4 @@ class TestEmbeddingRows:
 
 def test_a_model_without_token_embeddings_is_refused_when_rows_are_to_be_reset():
     with pytest.raises(TypeError, match="embedding_rows must be 'keep'"):
-        with_rows("finetune", embedding_rows="mean").prepare(tiny.vit(), lambda samples: tiny.image_batches())
+        with_rows("finetune", embedding_rows="mean").prepare(tiny.vit(), tiny.student_data(tiny.image_batches))

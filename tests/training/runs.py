@@ -28,6 +28,5 @@ def trainer(folder, kind=RemosTrainer, model=None, train_dataset=None, options=N
         args=arguments(folder, **(options or {})),
         train_dataset=tiny.dataset() if train_dataset is None else train_dataset,
         eval_dataset=tiny.dataset(8, seed=9),
-        data_collator=tiny.pad,
-        **remos,
+        **{"data_collator": tiny.pad, **remos},
     )

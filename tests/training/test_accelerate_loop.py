@@ -19,11 +19,12 @@ from remos_hf.profiling.data_pass import profile_coverage
 from remos_hf.sharing.record import Sidecars
 from remos_hf.slicing.refill import reset_outside
 from remos_hf.slicing.relevant_slice import RelevantSlice, choose_slice
-from remos_hf.strategies.base import Strategy
+from remos_hf.strategies.base import Hold, Strategy
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import Remos
 from remos_hf.training import accelerate_loop
 from remos_hf.training.accelerate_loop import MODEL_FILE, PROGRESS_FILE, fit
+from remos_hf.training.moments import Moments
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")
 
@@ -141,8 +142,12 @@ def test_the_profile_dataset_changes_nothing_of_the_training():
 
 def test_the_last_moment_reads_the_profile_dataset_too():
     class Finishing(Strategy):
-        def finish(self, model, batches):
-            read.append(sum(len(batch[1]) for batch in batches(None)))
+        def hold(self, student, teacher):
+            return FinishingHold()
+
+    class FinishingHold(Hold):
+        def finish(self, model, data):
+            read.append(sum(len(batch[1]) for batch in data.batches()))
 
     read = []
     run(strategy=Finishing(), profile_dataset=rows(3))
@@ -186,33 +191,38 @@ class Recording(Strategy):
     def __init__(self):
         object.__setattr__(self, "moments", [])
 
-    def prepare(self, student, batches):
-        self.moments.append(f"prepare {sum(len(labels) for _, labels in batches(None))}")
+    def prepare(self, student, data):
+        self.moments.append(f"prepare {sum(len(labels) for _, labels in data.batches())}")
         student.requires_grad_(True)
-        return super().prepare(student, batches)
+        return super().prepare(student, data)
 
-    def before_forward(self, model, inputs):
+    def hold(self, student, teacher):
+        return RecordingHold(self.moments)
+
+
+class RecordingHold(Hold):
+    def __init__(self, moments):
+        self.moments = moments
+
+    def loss(self, model, inputs, run):
         assert model.training
-        self.moments.append("before_forward")
-        return [torch.zeros_like(inputs[0]), inputs[1]]
-
-    def penalty(self, model, inputs, outputs):
-        self.moments.append("penalty")
-        assert not inputs[0].any()
-        assert torch.equal(outputs, model(inputs[0]))
-        return torch.tensor(100.0)
+        self.moments.append("loss")
+        zeros = torch.zeros_like(inputs[0])
+        loss, outputs = run([zeros, inputs[1]])
+        assert torch.equal(outputs, model(zeros))
+        return loss + 100, outputs
 
     def after_step(self, model):
         self.moments.append("after_step")
 
-    def finish(self, model, batches):
-        self.moments.append(f"finish {sum(len(labels) for _, labels in batches(5))}")
+    def finish(self, model, data):
+        self.moments.append(f"finish {sum(len(labels) for _, labels in data.batches(5))}")
 
 
-def test_the_five_moments_come_in_their_order_and_once_for_each_step():
+def test_the_moments_come_in_their_order_and_once_for_each_step():
     strategy, student = Recording(), net()
     fitted = run(student, strategy=strategy, batch_size=2, gradient_accumulation_steps=2)
-    step = ["before_forward", "penalty"] * 2 + ["after_step"]
+    step = ["loss"] * 2 + ["after_step"]
     assert strategy.moments == ["prepare 20", *step, *step, "finish 5"]
     assert all(100 < loss < 105 for loss in losses(fitted))
     assert torch.equal(student[0].weight, net()[0].weight)  # zeros went in
@@ -221,8 +231,14 @@ def test_the_five_moments_come_in_their_order_and_once_for_each_step():
 
 
 class Penal(Strategy):
-    def penalty(self, model, inputs, outputs):
-        return 0.1 * model[3].weight.square().sum()
+    def hold(self, student, teacher):
+        return PenalHold()
+
+
+class PenalHold(Hold):
+    def loss(self, model, inputs, run):
+        loss, outputs = run(inputs)
+        return loss + 0.1 * model[3].weight.square().sum(), outputs
 
 
 @pytest.mark.parametrize("strategy", [Finetune(), Penal()], ids=lambda s: type(s).__name__)
@@ -358,8 +374,13 @@ class Interrupted(Strategy):
 
     stop_at = None
 
+    def hold(self, student, teacher):
+        return InterruptedHold()
+
+
+class InterruptedHold(Hold):
     def after_step(self, model):
-        cls = type(self)
+        cls = Interrupted
         if cls.stop_at is not None:
             cls.stop_at -= 1
             if cls.stop_at == 0:
@@ -405,7 +426,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, stop_at, a
 def test_a_resumed_run_never_slices_again(tmp_path, monkeypatch):
     options = {"slice_ratio": 0.6, "head": HEAD, "save_steps": 1, "output_dir": tmp_path}
     first = run(max_steps=1, **options)
-    monkeypatch.setattr(accelerate_loop, "prepare_student", lambda *_: pytest.fail("sliced again"))
+    monkeypatch.setattr(Moments, "start", lambda *_: pytest.fail("sliced again"))
     again = run(max_steps=2, resume_from_checkpoint=True, **options)
     assert again.sidecars.relevant_slice == first.sidecars.relevant_slice
     assert again.steps == 2
@@ -413,7 +434,11 @@ def test_a_resumed_run_never_slices_again(tmp_path, monkeypatch):
 
 def test_finishing_is_part_of_a_resumed_run_too(tmp_path):
     class Doubling(Strategy):
-        def finish(self, model, batches):
+        def hold(self, student, teacher):
+            return DoublingHold()
+
+    class DoublingHold(Hold):
+        def finish(self, model, data):
             model[3].weight.data *= 2
 
     options = {"strategy": Doubling(), "output_dir": tmp_path, "save_steps": 2}

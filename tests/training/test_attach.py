@@ -12,10 +12,10 @@ from remos_hf.evaluation.measures import Rate, excess_dir
 from remos_hf.evaluation.report import DefectReport
 from remos_hf.sharing.record import Sidecars
 from remos_hf.slicing.relevant_slice import RelevantSlice
-from remos_hf.strategies.base import Strategy
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import Random, Remos
 from remos_hf.training.attach import attach_remos
+from remos_hf.training.moments import Moments
 from remos_hf.training.profiling_data import student_batches
 from remos_hf.training.reporting import log_defects
 from tests import tiny
@@ -52,7 +52,7 @@ def test_resuming_takes_the_checkpoints_slice(tmp_path, monkeypatch):
     theirs = trainer(tmp_path, kind=Trainer)
     sidecars = attach_remos(theirs, slice_ratio=0.9)
     theirs.train()
-    monkeypatch.setattr("remos_hf.training.attach.start_student", lambda *_: pytest.fail("sliced again"))
+    monkeypatch.setattr(Moments, "start", lambda *_: pytest.fail("sliced again"))
     checkpoint = str(tmp_path / "checkpoint-2")
     resumed = trainer(tmp_path, kind=Trainer)
     again = attach_remos(resumed, slice_ratio=0.9, resume_from_checkpoint=checkpoint)
@@ -79,15 +79,6 @@ def test_a_sequence_to_sequence_trainer_can_be_attached(tmp_path):
     theirs.train()
     assert any(".decoder." in name for name in sidecars.relevant_slice.kept)
     assert Sidecars.load(tmp_path).relevant_slice == sidecars.relevant_slice
-
-
-def test_a_strategy_that_acts_in_the_loss_is_refused(tmp_path):
-    class Penal(Strategy):
-        def penalty(self, model, inputs, outputs):
-            return None
-
-    with pytest.raises(ValueError, match="Use RemosTrainer"):
-        attach_remos(trainer(tmp_path, kind=Trainer), strategy=Penal())
 
 
 def test_the_summary_is_logged(tmp_path, caplog):

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from remos_hf.errors import NonFiniteError, RemosError
 from remos_hf.evaluation.measures import Rate, excess_dir
 from remos_hf.sharing.record import Sidecars
-from remos_hf.strategies import slice_and_reset
+from remos_hf.strategies import student_data
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import Remos, TopMagnitude
 from remos_hf.training import ratio_search
@@ -183,8 +183,8 @@ def test_the_coverage_is_taken_once_and_every_ratio_is_cut_by_it(tmp_path, monke
         taken.append(original(*given, **named))
         return taken[-1]
 
-    original = slice_and_reset.profile_coverage
-    monkeypatch.setattr(slice_and_reset, "profile_coverage", profiled)
+    original = student_data.profile_coverage
+    monkeypatch.setattr(student_data, "profile_coverage", profiled)
     search = RatioSearch(accuracy_budget=0.9, ratios=RATIOS)
     ours = trainer(tmp_path / "a", strategy=Remos(1.0, head=("head",)), ratio_search=search)
     ours.train()

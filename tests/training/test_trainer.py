@@ -20,9 +20,10 @@ from remos_hf.profiling.data_pass import profile_coverage
 from remos_hf.profiling.tokens import seen_tokens
 from remos_hf.slicing.refill import reset_outside, reset_unseen_rows
 from remos_hf.slicing.relevant_slice import RelevantSlice, choose_slice
-from remos_hf.strategies.base import Strategy
+from remos_hf.strategies.base import Hold, Strategy
 from remos_hf.strategies.plain import Finetune, Retrain
 from remos_hf.strategies.slice_and_reset import Random, Remos
+from remos_hf.training.moments import Moments
 from remos_hf.training.profiling_data import student_batches
 from remos_hf.training.trainer import RemosTrainer, _last_evaluation
 from tests import tiny
@@ -74,10 +75,10 @@ def test_plain_finetuning_is_trainers_own_bit_for_bit(tmp_path):
 def test_preparing_does_not_move_the_random_state(tmp_path):
     # The same order of samples and the same dropout for every strategy, or they cannot be compared.
     class Drawing(Strategy):
-        def prepare(self, student, batches):
-            for _ in batches(None):
+        def prepare(self, student, data):
+            for _ in data.batches():
                 torch.randn(3), random.random(), np.random.random()  # noqa: NPY002
-            return super().prepare(student, batches)
+            return super().prepare(student, data)
 
     ours = trainer(tmp_path / "a", strategy=Drawing())
     ours.train()
@@ -102,8 +103,7 @@ def test_resuming_goes_on_and_never_slices_again(tmp_path, monkeypatch):
     whole.train()
     first = trainer(tmp_path / "cut", slice_ratio=0.8)
     first.train()
-    monkeypatch.setattr("remos_hf.training.start.start_student", lambda *_: pytest.fail("sliced again"))
-    monkeypatch.setattr("remos_hf.training.trainer.start_student", lambda *_: pytest.fail("sliced again"))
+    monkeypatch.setattr(Moments, "start", lambda *_: pytest.fail("sliced again"))
     resumed = trainer(tmp_path / "cut", slice_ratio=0.8)
     resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-2"))
     assert same(weights(resumed.model), weights(whole.model))
@@ -139,10 +139,10 @@ def test_training_on_goes_on_from_the_trained_student(tmp_path, monkeypatch):
     ours = trainer(tmp_path, slice_ratio=0.5)
     ours.train()
     relevant = ours.relevant_slice
-    monkeypatch.setattr("remos_hf.training.trainer.start_student", lambda *_: pytest.fail("sliced again"))
+    monkeypatch.setattr(Moments, "start", lambda *_: pytest.fail("sliced again"))
     ours.train()
     assert ours.relevant_slice is relevant
-    assert sum(type(callback).__name__ == "RemosCallback" for callback in ours.callback_handler.callbacks) == 1
+    assert sum(type(callback).__name__ == "StartLog" for callback in ours.callback_handler.callbacks) == 1
 
 
 def test_the_saved_student_is_an_ordinary_checkpoint_with_sidecars(tmp_path):
@@ -222,8 +222,14 @@ def _update(folder, steps, size, kind=RemosTrainer, **remos):
 class Penal(Strategy):
     """Adds a penalty that is worth one tenth of the head's squared weights."""
 
-    def penalty(self, model, inputs, outputs):
-        return 0.1 * model.classifier.weight.square().sum()
+    def hold(self, student, teacher):
+        return PenalHold()
+
+
+class PenalHold(Hold):
+    def loss(self, model, inputs, run):
+        loss, outputs = run(inputs)
+        return loss + 0.1 * model.classifier.weight.square().sum(), outputs
 
 
 @pytest.mark.parametrize("strategy", [Finetune(), Penal()], ids=lambda s: type(s).__name__)
@@ -235,40 +241,57 @@ def test_accumulating_four_batches_gives_the_update_of_one_large_batch(tmp_path,
 
 
 class Recording(Strategy):
-    """Writes down its moments, doubles the loss's inputs' labels never, and adds a constant to the loss."""
+    """Writes down its moments, puts zeros for the labels, and adds a constant to the loss."""
 
     def __init__(self):
         object.__setattr__(self, "moments", [])
 
-    def prepare(self, student, batches):
-        self.moments.append("prepare")
-        return super().prepare(student, batches)
+    def prepare(self, student, data):
+        self.moments.append(f"prepare {data.seed}")
+        student.classifier.weight.data.fill_(5)
+        return super().prepare(student, data)
 
-    def before_forward(self, model, inputs):
-        self.moments.append("before_forward")
-        return {**inputs, "labels": torch.zeros_like(inputs["labels"])}
+    def hold(self, student, teacher):
+        assert not teacher.training and not any(one.requires_grad for one in teacher.parameters())
+        assert torch.equal(teacher.classifier.weight, tiny.bert().classifier.weight)
+        self.moments.append("hold")
+        return RecordingHold(self.moments)
 
-    def penalty(self, model, inputs, outputs):
-        self.moments.append("penalty")
-        assert not inputs["labels"].any()
-        return torch.tensor(100.0)
+
+class RecordingHold(Hold):
+    def __init__(self, moments):
+        self.moments = moments
+
+    def loss(self, model, inputs, run):
+        assert model.training
+        self.moments.append("loss")
+        loss, outputs = run({**inputs, "labels": torch.zeros_like(inputs["labels"])})
+        assert outputs["logits"].shape == (4, 2)
+        return loss + 100, outputs
 
     def after_step(self, model):
         self.moments.append("after_step")
 
-    def finish(self, model, batches):
-        self.moments.append("finish")
+    def finish(self, model, data):
+        self.moments.append(f"finish {sum(len(batch['labels']) for batch in data.batches(5))}")
 
 
-def test_the_five_moments_come_in_their_order_and_only_while_training(tmp_path):
+def test_the_moments_come_in_their_order_and_only_while_training(tmp_path):
     strategy = Recording()
     ours = trainer(tmp_path, strategy=strategy, options={"max_steps": 2})
     ours.train()
-    step = ["before_forward", "penalty", "after_step"]
-    assert strategy.moments == ["prepare", *step, *step, "finish"]
+    step = ["loss", "after_step"]
+    assert strategy.moments == ["prepare 42", "hold", *step, *step, "finish 5"]
     assert ours.state.log_history[0]["loss"] > 100
-    assert ours.evaluate()["eval_loss"] < 10
-    assert strategy.moments[-1] == "finish"
+    assert ours.evaluate()["eval_loss"] < 20
+    assert strategy.moments[-1] == "finish 5"
+
+
+def test_a_strategy_without_a_hold_leaves_the_loss_of_trainer_untouched(tmp_path):
+    ours = trainer(tmp_path, slice_ratio=0.9, options={"max_steps": 1})
+    ours.train()
+    assert "compute_loss" not in vars(ours)
+    assert RemosTrainer.compute_loss is Trainer.compute_loss
 
 
 def lora(**options):
@@ -309,7 +332,7 @@ def test_lora_is_added_to_the_sliced_base_and_saved_merged(tmp_path):
 def test_lora_resumes_on_the_base_that_was_sliced(tmp_path, monkeypatch, strategy):
     whole = trainer(tmp_path, strategy=strategy, peft_config=lora())
     whole.train()
-    monkeypatch.setattr("remos_hf.training.trainer.start_student", lambda *_: pytest.fail("sliced again"))
+    monkeypatch.setattr(Moments, "start", lambda *_: pytest.fail("sliced again"))
     resumed = trainer(tmp_path, strategy=strategy, peft_config=lora())
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert same(weights(resumed.model), weights(whole.model))

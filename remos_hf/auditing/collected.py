@@ -1,0 +1,72 @@
+"""The report over the cells of an audit that are done."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from remos_hf.auditing.audit import CLEAN, Audit
+from remos_hf.auditing.cells import Cell, as_asked, cells_of, is_done, read_cell
+from remos_hf.defects.backdoor import Backdoor
+from remos_hf.defects.base import Defect
+from remos_hf.evaluation.report import DefectReport, installed_versions, joined_versions
+from remos_hf.evaluation.transfer import paired
+from remos_hf.strategies.plain import Retrain
+
+
+def report_of(audit: Audit, folder: str | os.PathLike) -> DefectReport:
+    """Report the cells that are done, making nothing.
+
+    Args:
+        audit: The audit.
+        folder: Where it was run.
+    """
+    folder = Path(folder)
+    done = {cell: read_cell(folder / "cells" / cell.file) for cell in cells_of(audit)}
+    shown = {cell: as_asked(audit, cell, found) for cell, found in done.items() if found is not None}
+    records = []
+    for name, defect in audit.defects.items():
+        for student, plan in audit.students.items():
+            for seed in audit.seeds if plan.defects is None or name in plan.defects else ():
+                cell, twin = _pair_of(audit, name, defect, student, seed)
+                both = [shown.get(one) for one in (cell, twin) if one is not None]
+                if any(one is None or name not in one["dir"] for one in both):
+                    continue
+                record = paired(shown[cell], shown[twin] if twin is not None else None, name)
+                records.append({"task": audit.name, "defect": name, "student": student, "seed": seed, **record})
+    settings = {"reference": "finetune", "audits": {audit.name: audit.to_dict()}}
+    teachers = {path.stem: json.loads(path.read_text()) for path in sorted((folder / "teachers").glob("*.json"))}
+    settings["teachers"] = {audit.name: teachers}
+    anatomies = _anatomies(audit, shown)
+    settings["missing"] = {audit.name: sum(not is_done(audit, cell, found) for cell, found in done.items())}
+    made_with = [found["versions"] for found in done.values() if found and "versions" in found]
+    return DefectReport(records, settings, joined_versions(made_with or [installed_versions()]), anatomies)
+
+
+def _anatomies(audit: Audit, done: Mapping[Cell, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Give what students are made of, each of the first seed that tells it."""
+    first: dict[tuple[str, str], dict[str, Any]] = {}
+    for cell, found in done.items():
+        if found.get("anatomy") and (cell.kind, cell.student) not in first:
+            about = {"task": audit.name, "teacher": cell.kind, "student": cell.student, "seed": cell.seed}
+            first[cell.kind, cell.student] = {**about, "anatomy": found["anatomy"]}
+    return list(first.values())
+
+
+def _pair_of(audit: Audit, name: str, defect: Defect, student: str, seed: int) -> tuple[Cell, Cell | None]:
+    """Give the cell that shows a defect, and its benign twin."""
+    plan = audit.students[student]
+    if not isinstance(defect, Backdoor):
+        # No teacher is without its adversarial inputs: the floor is a student that took nothing from it.
+        retrained = next(
+            (
+                one
+                for one, other in audit.students.items()
+                if isinstance(other.strategy, Retrain) and (other.defects is None or name in other.defects)
+            ),
+            None,
+        )
+        return Cell(CLEAN, seed, student), Cell(CLEAN, seed, retrained) if retrained else None
+    kind = CLEAN if isinstance(plan.strategy, Retrain) else name
+    return Cell(kind, seed, student), Cell(CLEAN, seed, student)

@@ -1,0 +1,154 @@
+"""Several strategies as one: they prepare in order, and what holds the student is nested."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from remos_hf.slicing.relevant_slice import RelevantSlice
+from remos_hf.strategies.base import Hold, Preparation, Run, Strategy
+from remos_hf.strategies.slice_and_reset import SliceAndReset
+from remos_hf.strategies.student_data import StudentData
+
+
+@dataclass(frozen=True)
+class Composed(Strategy):
+    """Strategies one after another. The first prepares first; its loss is outermost.
+
+    Attributes:
+        strategies: The parts, at least two, of which one at most slices. Their descriptions (`to_dict`) will do.
+    """
+
+    strategies: tuple[Strategy, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse parts that cannot go together, before anything is loaded."""
+        parts = tuple(one if isinstance(one, Strategy) else strategy_from_dict(one) for one in self.strategies)
+        if len(parts) < 2:
+            raise ValueError(f"A list of strategies holds two or more, but got {len(parts)}.")
+        if any(isinstance(one, Composed) for one in parts):
+            raise ValueError("A list of strategies holds strategies, not lists of them. Write them in one list.")
+        slicing = [type(one).__name__ for one in parts if isinstance(one, SliceAndReset)]
+        if len(slicing) > 1:
+            raise ValueError(
+                f"One strategy of a list may choose a slice, but {' and '.join(slicing)} both do: a student has one "
+                "record of what it kept."
+            )
+        object.__setattr__(self, "strategies", parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the parts' names, joined, and their descriptions."""
+        parts = [one.to_dict() for one in self.strategies]
+        return {"name": " + ".join(one["name"] for one in parts), "strategies": parts}
+
+    def with_seed(self, seed: int) -> "Composed":
+        """Give the run's seed to every part that names none."""
+        return Composed(tuple(one.with_seed(seed) for one in self.strategies))
+
+    @property
+    def refuses_adapters(self) -> str:
+        """The reason of the first part that has one."""
+        return next((one.refuses_adapters for one in self.strategies if one.refuses_adapters), "")
+
+    @property
+    def holds(self) -> bool:
+        """Whether any part acts while the student trains."""
+        return any(one.holds for one in self.strategies)
+
+    def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
+        """Let every part prepare, in order.
+
+        Raises:
+            ValueError: Two parts chose a slice.
+        """
+        return _merged([one.prepare(student, data) for one in self.strategies])
+
+    def restart(self, student: nn.Module, data: StudentData, relevant_slice: RelevantSlice | None) -> None:
+        """Let every part start the base again, in order; the slice goes to the part that chose it."""
+        for one in self.strategies:
+            one.restart(student, data, relevant_slice if isinstance(one, SliceAndReset) else None)
+
+    def hold(self, student: nn.Module, teacher: nn.Module) -> Hold | None:
+        """Nest what the parts hold the student by; None if none does."""
+        found = [one.hold(student, teacher) for one in self.strategies if one.holds]
+        held = [one for one in found if one is not None]
+        return _Nested(held) if held else None
+
+
+class _Nested(Hold):
+    """Holds around one another, the first outermost."""
+
+    def __init__(self, holds: Sequence[Hold]) -> None:
+        self.holds = holds
+        self.needs_teacher = any(one.needs_teacher for one in holds)
+
+    def loss(self, model: nn.Module, inputs: Any, run: Run) -> tuple[Tensor, Any]:  # noqa: ANN401
+        for one in reversed(self.holds):
+            run = _around(one, model, run)
+        return run(inputs)
+
+    def after_step(self, model: nn.Module) -> None:
+        for one in self.holds:
+            one.after_step(model)
+
+    def finish(self, model: nn.Module, data: StudentData) -> None:
+        for one in self.holds:
+            one.finish(model, data)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(place): one.state_dict() for place, one in enumerate(self.holds)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for place, one in enumerate(self.holds):
+            one.load_state_dict(state[str(place)])
+
+
+def _around(hold: Hold, model: nn.Module, run: Run) -> Run:
+    return lambda inputs: hold.loss(model, inputs, run)
+
+
+def _merged(done: Sequence[Preparation]) -> Preparation:
+    slicing = [one for one in done if one.relevant_slice is not None]
+    if len(slicing) > 1:
+        raise ValueError(f"{len(slicing)} strategies of a list chose a slice, but a student has one record of it.")
+    chosen = slicing[0] if slicing else Preparation()
+    seconds: dict[str, float] = {}
+    for one in done:
+        for step, spent in one.seconds.items():
+            seconds[step] = seconds.get(step, 0.0) + spent
+    return replace(chosen, seconds=seconds, rows_reset=sum(one.rows_reset for one in done))
+
+
+def as_strategy(given: Strategy | Sequence[Strategy]) -> Strategy:
+    """Give the strategy that the caller meant: itself, or that of a list.
+
+    Raises:
+        TypeError: It is neither a strategy nor a list of them.
+    """
+    if isinstance(given, Strategy):
+        return given
+    parts = tuple(given) if isinstance(given, (list, tuple)) else ()
+    if not parts or not all(isinstance(one, Strategy) for one in parts):
+        raise TypeError(f"strategy is a Strategy such as Finetune(), or a list of them, but got {given!r}.")
+    return parts[0] if len(parts) == 1 else Composed(parts)
+
+
+def strategy_from_dict(description: Mapping[str, Any]) -> Strategy:
+    """Make a strategy from what its `to_dict` gave, such as a record's.
+
+    Raises:
+        ValueError: No strategy of that name is known. One of your own must be imported first.
+    """
+    values = dict(description)
+    name = values.pop("name", None)
+    if "strategies" in values:
+        return Composed(tuple(strategy_from_dict(one) for one in values["strategies"]))
+    kinds = {kind.__name__: kind for kind in _kinds_of(Strategy)}
+    if name not in kinds:
+        raise ValueError(f"There is no strategy {name!r}. Known are {', '.join(sorted(kinds))}.")
+    return kinds[name](**values)
+
+
+def _kinds_of(kind: type[Strategy]) -> list[type[Strategy]]:
+    return [kind, *(below for child in kind.__subclasses__() for below in _kinds_of(child))]

@@ -1,0 +1,116 @@
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from remos_hf.strategies.base import Hold, Strategy
+from remos_hf.strategies.composed import Composed, as_strategy, strategy_from_dict
+from remos_hf.strategies.plain import Finetune, Retrain
+from remos_hf.strategies.slice_and_reset import Random, Remos
+from tests import tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")
+
+
+@dataclass(frozen=True)
+class Scaling(Strategy):
+    """Multiplies the loss, and counts."""
+
+    by: float
+
+    def hold(self, student, teacher):
+        return ScalingHold(self.by)
+
+
+class ScalingHold(Hold):
+    def __init__(self, by):
+        self.by, self.steps = by, 0
+
+    def loss(self, model, inputs, run):
+        loss, outputs = run(inputs + [self.by])
+        return loss * self.by + 1, outputs
+
+    def after_step(self, model):
+        self.steps += 1
+
+    def finish(self, model, data):
+        self.steps = -self.steps
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+
+def test_one_strategy_is_itself_and_a_list_is_composed():
+    assert as_strategy(Finetune()) == as_strategy([Finetune()]) == Finetune()
+    assert as_strategy([Remos(0.9), Scaling(2.0)]) == Composed((Remos(0.9), Scaling(2.0)))
+
+
+@pytest.mark.parametrize("given", [None, "remos", [], [Finetune(), "remos"], Finetune])
+def test_what_is_no_strategy_is_refused(given):
+    with pytest.raises(TypeError, match="strategy is a Strategy such as"):
+        as_strategy(given)
+
+
+def test_two_that_slice_are_refused_and_so_is_a_list_in_a_list():
+    with pytest.raises(ValueError, match="Remos and Random both do"):
+        Composed((Remos(0.9), Random(0.9)))
+    with pytest.raises(ValueError, match="Write them in one list"):
+        Composed((Finetune(), Composed((Finetune(), Scaling(2.0)))))
+
+
+def test_its_description_names_all_parts_and_makes_it_again():
+    both = Composed((Remos(0.9, head=("classifier",)), Scaling(2.0)))
+    described = json.loads(json.dumps(both.to_dict()))
+    assert described["name"] == "Remos + Scaling"
+    assert strategy_from_dict(described) == both
+    with pytest.raises(ValueError, match="There is no strategy 'Nobody'"):
+        strategy_from_dict({"name": "Nobody"})
+
+
+def test_the_parts_prepare_in_order_and_are_told_as_one():
+    student, by_hand = tiny.bert(), tiny.bert()
+    done = Composed((Retrain(seed=1), Random(0.8, seed=2))).prepare(student, tiny.student_data())
+    Retrain(seed=1).prepare(by_hand, tiny.student_data())
+    expected = Random(0.8, seed=2).prepare(by_hand, tiny.student_data())
+    assert done.relevant_slice == expected.relevant_slice
+    assert all(torch.equal(value, by_hand.state_dict()[key]) for key, value in student.state_dict().items())
+    rows = Composed((Finetune(embedding_rows="mean"), Random(0.8))).prepare(tiny.bert(), tiny.student_data())
+    assert rows.rows_reset > 0 and rows.relevant_slice is not None
+
+
+def test_a_restart_gives_the_student_that_prepare_gave():
+    both = Composed((Finetune(embedding_rows="mean"), Random(0.8, reset_to="init")))
+    prepared, again = tiny.bert(), tiny.bert()
+    done = both.prepare(prepared, tiny.student_data(seed=5))
+    both.restart(again, tiny.student_data(seed=5), done.relevant_slice)
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in prepared.state_dict().items())
+
+
+def test_the_runs_seed_reaches_every_part_that_names_none():
+    parts = Composed((Retrain(), Random(0.8, seed=4))).with_seed(9).strategies
+    assert [one.seed for one in parts] == [9, 4]
+
+
+def test_the_first_parts_loss_is_outermost():
+    hold = Composed((Scaling(2.0), Finetune(), Scaling(3.0))).hold(None, None)
+    assert hold.loss(None, [], lambda inputs: (10, inputs)) == (2 * (3 * 10 + 1) + 1, [2.0, 3.0])
+
+
+def test_all_holds_act_and_are_saved():
+    both = Composed((Scaling(2.0), Scaling(3.0)))
+    hold, again = both.hold(None, None), both.hold(None, None)
+    hold.after_step(None)
+    again.load_state_dict(hold.state_dict())
+    assert [one.steps for one in again.holds] == [1, 1]
+    hold.finish(None, None)
+    assert [one.steps for one in hold.holds] == [-1, -1]
+
+
+def test_a_list_that_holds_nothing_has_no_hold():
+    nothing = Composed((Finetune(), Random(0.8)))
+    assert not nothing.holds and nothing.hold(None, None) is None
+    assert Composed((Random(0.8), Scaling(2.0))).holds
