@@ -125,6 +125,33 @@ def capture(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
 
 
 @contextmanager
+def alter(modules: Mapping[str, nn.Module], change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+    """Have `change(name, output)` take the place of each module's output while the block runs.
+
+    Args:
+        modules: Modules by the name under which their output is given.
+        change: Gives what takes its place; of several outputs, that of the first tensor.
+
+    Yields:
+        Nothing. All hooks are removed at the end of the block, whether it returned or raised.
+    """
+
+    def replacer(name: str) -> Callable[..., Any]:
+        def replace(_: nn.Module, args: tuple, output: Any) -> Any:  # noqa: ANN401 - whatever forward returns
+            if isinstance(output, Tensor):
+                return change(name, output)
+            place = next(place for place, one in enumerate(output) if isinstance(one, Tensor))
+            return (*output[:place], change(name, output[place]), *output[place + 1 :])
+
+        return replace
+
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.callback(module.register_forward_hook(replacer(name)).remove)
+        yield
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Hold a model in eval mode while the block runs.
 

@@ -16,6 +16,7 @@ from remos_hf.strategies.base import Strategy
 from remos_hf.training.half_written import chosen_checkpoint
 from remos_hf.training.lora import base_of
 from remos_hf.training.moments import check_adapters, hold_trainer
+from remos_hf.training.profiling_data import samples_to_look_at
 from remos_hf.training.ratio_search import RatioSearch
 from remos_hf.training.recorded import RecordedTrainer, check_pushing, record_adapters
 from remos_hf.training.reporting import StartLog
@@ -31,7 +32,7 @@ def attach_remos(
     strategy: Strategy | Sequence[Strategy] | None = None,
     accuracy_budget: float | None = None,
     ratio_search: RatioSearch | None = None,
-    max_samples: int | None = None,
+    max_samples: int | Literal["all"] | None = None,
     profile_dataset: Dataset | IterableDataset | None = None,
     resume_from_checkpoint: str | Path | bool | None = None,
 ) -> Sidecars:
@@ -73,6 +74,7 @@ def attach_remos(
     """
     strategy, search = chosen_start(slice_ratio, strategy, accuracy_budget, ratio_search)
     _check_attachable(trainer)
+    samples_to_look_at(max_samples)
     adapted = is_peft_model(trainer.model)
     if adapted:
         check_adapters(strategy)
@@ -162,3 +164,10 @@ def _check_attachable(trainer: Trainer) -> None:
             "one that it has now. Give it model= instead."
         )
     check_pushing(trainer.args)
+    if trainer.args.push_to_hub and trainer.args.hub_private_repo is None and trainer.is_world_process_zero():
+        logger.warning(
+            "%s made the repository %s before attach_remos could make it private: look whether it is public. "
+            "TrainingArguments(hub_private_repo=True) makes it private.",
+            type(trainer).__name__,
+            trainer.hub_model_id,
+        )

@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import RemosError, TeacherMismatchError
 from remos_hf.layers import weights_hash
+from remos_hf.profiling.processes import in_processes, told_by_all
 from remos_hf.profiling.sidecar_file import read_tensors, write_tensors
 from remos_hf.randomness import own_randomness
 from remos_hf.sharing.record import Sidecars
@@ -60,12 +61,18 @@ class Moments:
             student: The teacher with its new head, before it is wrapped and before its optimizer is built.
 
         Raises:
-            RemosError: The processes chose different slices.
+            RemosError: The processes chose different slices, or another one failed.
         """
         teacher = self._teacher_of(student)
-        with own_randomness(self.data.seed):
-            preparation = self.strategy.prepare(student, self.data)
-        _check_same_everywhere(preparation)
+        preparation = failure = None
+        try:  # whoever fails says so before the others wait for it in training
+            with own_randomness(self.data.seed):
+                preparation = self.strategy.prepare(student, self.data)
+        except Exception as error:
+            if not in_processes():
+                raise
+            failure = error
+        _check_same_everywhere(preparation, failure)
         if preparation.summary():
             logger.info(preparation.summary())
         self.sidecars = Sidecars.of(self.strategy, preparation, student)
@@ -117,12 +124,8 @@ class Moments:
             return
         tensors: dict[str, Tensor] = {}
         state = _taken_apart(self.hold.state_dict(), "", tensors)
-        rank, found = 0, [_digest(tensors, state)]
-        group = torch.distributed
-        if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
-            rank, digest = group.get_rank(), found[0]
-            found = [""] * group.get_world_size()
-            group.all_gather_object(found, digest)
+        rank, mine = _rank(), _digest(tensors, state)
+        found = told_by_all(mine) if in_processes() else [mine]
         if rank > 0 and found[rank] == found[0]:
             return
         folder = Path(checkpoint)
@@ -133,9 +136,7 @@ class Moments:
     def _load(self, checkpoint: Path) -> None:
         if self.hold is None:
             return
-        group = torch.distributed
-        rank = group.get_rank() if group.is_available() and group.is_initialized() else 0
-        path = checkpoint / _hold_file(rank)
+        path = checkpoint / _hold_file(_rank())
         path = path if path.is_file() else checkpoint / HOLD_FILE
         if not path.is_file():
             name = self.strategy.to_dict()["name"]
@@ -258,15 +259,24 @@ class _Held(TrainerCallback):
         self.moments.finish(self.trainer.model)
 
 
-def _check_same_everywhere(preparation: Preparation) -> None:
-    group = torch.distributed
-    relevant = preparation.relevant_slice
-    if relevant is None or not (group.is_available() and group.is_initialized()) or group.get_world_size() == 1:
+def _check_same_everywhere(preparation: Preparation | None, failure: Exception | None) -> None:
+    if not in_processes():
         return
-    found: list[Any] = [None] * group.get_world_size()
-    group.all_gather_object(found, (relevant.teacher_hash, relevant.num_kept))
+    relevant = preparation and preparation.relevant_slice
+    chosen = None if relevant is None else (relevant.teacher_hash, relevant.num_kept)
+    told = told_by_all((chosen, None if failure is None else f"{type(failure).__name__}: {failure}"))
+    if failure is not None:
+        raise failure
+    for rank, (_, failed) in enumerate(told):
+        if failed:
+            raise RemosError(f"Process {rank} failed while it started the student: {failed}")
+    found = [chosen for chosen, _ in told]
     if len(set(found)) > 1:
         raise RemosError(f"The processes chose different slices ({found}): they did not load the same teacher.")
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if in_processes() else 0
 
 
 def _hold_file(rank: int) -> str:

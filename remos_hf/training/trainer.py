@@ -14,6 +14,7 @@ from remos_hf.strategies.base import Strategy
 from remos_hf.training.half_written import chosen_checkpoint
 from remos_hf.training.loss_scale import settle_loss_scale
 from remos_hf.training.moments import check_adapters, hold_trainer
+from remos_hf.training.profiling_data import samples_to_look_at
 from remos_hf.training.ratio_search import RatioSearch
 from remos_hf.training.recorded import RecordedTrainer, check_pushing, record_adapters
 from remos_hf.training.reporting import StartLog
@@ -47,6 +48,8 @@ class RemosTrainer(RecordedTrainer):
         ratio_search: Only with "auto": the whole search (ratios, length of the trials, metric, budget).
         profile_dataset: The samples that decide the coverage, if they are not to be read as `train_dataset` is: without
             its augmentation, or another share of the task's data.
+        max_samples: Samples of it that decide, drawn by the seed (of a stream the first ones), for strategies that name
+            no number. None takes `profiling.data_pass.DEFAULT_MAX_SAMPLES`, "all" all, also of a stream.
         peft_config: Add adapters after slicing (LoRA, ...). `save_model` writes the merged student, since the adapters
             alone would be loaded onto the unsliced teacher; checkpoints hold the adapters.
         **trainer_arguments: Passed on to Trainer.
@@ -66,6 +69,7 @@ class RemosTrainer(RecordedTrainer):
         accuracy_budget: float | None = None,
         ratio_search: RatioSearch | None = None,
         profile_dataset: Dataset | IterableDataset | None = None,
+        max_samples: int | Literal["all"] | None = None,
         peft_config: "PeftConfig | None" = None,
         **trainer_arguments: Any,  # noqa: ANN401 - Trainer's own
     ) -> None:
@@ -80,7 +84,8 @@ class RemosTrainer(RecordedTrainer):
             check_adapters(self.strategy)
         if args is not None:
             check_pushing(args)
-        self.peft_config, self.profile_dataset = peft_config, profile_dataset
+        samples_to_look_at(max_samples)
+        self.peft_config, self.profile_dataset, self.max_samples = peft_config, profile_dataset, max_samples
         super().__init__(model, args, **trainer_arguments)
 
     def train(

@@ -187,6 +187,15 @@ def test_an_endless_stream_needs_max_samples_and_is_profiled_so_far(tmp_path):
     assert sidecars.profile.num_samples == 6 and sidecars.relevant_slice == known.relevant_slice
 
 
+def test_max_samples_counts_the_rows_of_the_trainers_data(tmp_path):
+    pairs = attach_remos(trl_runs.dpo(tmp_path), slice_ratio=0.8, max_samples=4)
+    trainer = trl_runs.sft(tmp_path, packing=True)
+    packed = attach_remos(trainer, slice_ratio=0.8, max_samples=2)
+    assert pairs.profile.num_samples == 8 and pairs.profile.capped
+    assert packed.profile.num_samples > 2 and packed.profile.capped
+    assert packed.profile.num_samples < sum(1 for _ in texts_of(trainer))
+
+
 def test_other_rows_may_decide_the_coverage(tmp_path):
     few = trl_runs.sft(tmp_path, rows=Dataset.from_dict({"text": trl_runs.TEXTS[:3]}))
     expected = attach_remos(few, slice_ratio=0.8)
@@ -198,11 +207,14 @@ def test_other_rows_may_decide_the_coverage(tmp_path):
 
 
 class Heavier(Hold):
-    """Adds one to the loss."""
+    """Adds one to the loss, and leaves a mark when training has ended."""
 
     def loss(self, model, inputs, run):
         loss, outputs = run(inputs)
         return loss + 1, outputs
+
+    def finish(self, model, data):
+        model.finished = True
 
 
 class Weighed(Strategy):
@@ -221,3 +233,4 @@ def test_a_hold_acts_in_the_loss_of_every_trainer(tmp_path, kind):
         trainer.train()
     losses = [[entry["loss"] for entry in one.state.log_history if "loss" in entry] for one in (plain, held)]
     assert losses[1] == pytest.approx([loss + 1 for loss in losses[0]], abs=1e-3)
+    assert held.model.finished
