@@ -161,8 +161,11 @@ def is_hash(value: object) -> bool:
 
 def sha256_of(path: Path) -> str:
     """Give a file's SHA-256 in hex, read piece by piece."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _check_filled(path: Path) -> None:

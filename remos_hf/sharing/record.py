@@ -36,7 +36,7 @@ _FORMAT_VERSION = 1
 _LARGEST_CONFIG = 2**24
 _MAPPING = ("a JSON object", lambda value: isinstance(value, dict))
 _COUNT = ("a whole number", is_count)
-_NUMBER = ("a number", lambda value: value is None or isinstance(value, (int, float)))
+_NUMBER = ("a number", lambda value: isinstance(value, (int, float)) and not isinstance(value, bool))
 _TEXT = ("a text", lambda value: value is None or isinstance(value, str))
 # What an entry holds, by the entry; strategies and searches may be of versions and users that we do not know.
 _ENTRIES = {
@@ -55,7 +55,7 @@ _ENTRIES = {
         "num_kept": _COUNT,
         "tie_group": _COUNT,
         "share_kept": _NUMBER,
-        "squares_reset": _NUMBER,
+        "squares_reset": ("a number or nothing", lambda value: value is None or _NUMBER[1](value)),
         "ties": _TEXT,
     },
     "strategy": {"name": ("a name", lambda value: isinstance(value, str))},

@@ -16,6 +16,8 @@ from remos_hf.profiling.data_pass import on_main_process
 
 logger = logging.getLogger(__name__)
 
+# As Trainer, PEFT, FSDP and DeepSpeed name what they write weights into.
+_WEIGHTS = ("model", "adapter_model", "pytorch_model", "global_step")
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 
 
@@ -25,6 +27,8 @@ def is_whole(checkpoint: Path) -> bool:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
     except (OSError, ValueError):
         return False
+    if not any(path.name.startswith(_WEIGHTS) for path in checkpoint.iterdir()):
+        return False  # its removal was begun
     zipped = [path for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth")]  # torch ends them with an index
     return all(zipfile.is_zipfile(path) for path in zipped)
 
@@ -67,7 +71,7 @@ def chosen_checkpoint(resume: str | Path | bool | None, folder: str) -> str | No
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
-    """Find the newest whole checkpoint of a run; newer ones, which a killed run left half written, are removed.
+    """Find the newest whole checkpoint of a run; those that a killed run left half written or removed are removed.
 
     Every process calls it; the first one looks and removes.
 
@@ -97,9 +101,5 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 def _whole_and_half(folder: Path) -> tuple[Path | None, list[Path]]:
     named = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir()] if folder.is_dir() else []
     newest_first = sorted(((int(match[1]), path) for match, path in named if match and path.is_dir()), reverse=True)
-    half: list[Path] = []
-    for _, path in newest_first:
-        if is_whole(path):
-            return path, half
-        half.append(path)
-    return None, half
+    whole = [path for _, path in newest_first if is_whole(path)]
+    return next(iter(whole), None), [path for _, path in newest_first if path not in whole]
