@@ -76,7 +76,7 @@ class TransformersAdapter(Adapter):
     def _embedding_names(self) -> tuple[str, ...]:
         try:
             tokens = self.model.get_input_embeddings()
-        except NotImplementedError:  # a convolutional net has none
+        except (NotImplementedError, AttributeError):  # a convolutional net has none
             return ()
         return tuple(name for name, module in self.model.named_modules() if module is tokens)
 
@@ -179,9 +179,10 @@ def _name_labels(config: PretrainedConfig, names: list[str]) -> None:
 
 
 def _qkv_sizes(config: Any, heads: int) -> tuple[int, ...]:  # noqa: ANN401 - any model's config
-    if not heads:
+    width = getattr(config, "hidden_size", None)  # a list, or none at all, where stages differ in width
+    if not heads or not isinstance(width, int):
         return ()
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    head_dim = getattr(config, "head_dim", None) or width // heads
     key_value = (getattr(config, "num_key_value_heads", None) or heads) * head_dim
     return (heads * head_dim, key_value, key_value)
 
