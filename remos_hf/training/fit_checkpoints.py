@@ -3,7 +3,7 @@
 import json
 import os
 import re
-import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import nn
 from remos_hf.errors import CorruptFileError
 from remos_hf.training.moments import Moments
 from remos_hf.training.windows import TrainingData
-from remos_hf.whole import replace_file
+from remos_hf.whole import beside, remove_folder, replace_file, settle, whole_file, whole_folder
 
 MODEL_FILE = "model.safetensors"
 PROGRESS_FILE = "fit_progress.json"
@@ -122,51 +122,29 @@ class Saver:
             self._save(progress)
 
     def _save(self, progress: Progress) -> None:
-        place = self.folder / f"checkpoint-{progress.step}"
-        beside = place.with_name(f".{place.name}.writing")
-        if self.accelerator.is_main_process:
-            for left in self.folder.glob(".checkpoint-*"):  # by a run that was killed
-                shutil.rmtree(left)
-            beside.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(beside))
-        self.moments.save(beside)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self.moments.sidecars.save(beside)
-            progress.save(beside, self.data)
-            _put_in_place(beside, place)
+        place, main = self.folder / f"checkpoint-{progress.step}", self.accelerator.is_main_process
+        with whole_folder(place, replace=True) if main else nullcontext(beside(place)) as folder:
+            self.accelerator.wait_for_everyone()
+            self.accelerator.save_state(str(folder))
+            self.moments.save(folder)
+            self.accelerator.wait_for_everyone()
+            if main:
+                self.moments.sidecars.save(folder)
+                progress.save(folder, self.data)
+        if main:
             self._forget_old(progress.step)
         self.accelerator.wait_for_everyone()
 
     def _forget_old(self, just_written: int) -> None:
         others = sorted(step for step in _checkpoints_in(self.folder) if step != just_written)
         for step in others[: max(0, len(others) + 1 - self.keep)]:
-            shutil.rmtree(self.folder / f"checkpoint-{step}")
+            remove_folder(self.folder / f"checkpoint-{step}")
 
     def save_student(self, student: nn.Module) -> None:
         """Write the trained student and its sidecars into the output folder."""
         if self.folder is not None and self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            beside = self.folder / f".{MODEL_FILE}.writing"
-            save_model(student, str(beside))
-            _flush(beside)
-            beside.replace(self.folder / MODEL_FILE)
+            settle(self.folder, "checkpoint-*")  # also of a killed run of which only this was left to do
+            with whole_file(self.folder / MODEL_FILE) as path:
+                save_model(student, str(path))
             self.moments.sidecars.save(self.folder)
         self.accelerator.wait_for_everyone()
-
-
-def _put_in_place(beside: Path, place: Path) -> None:
-    for path in beside.iterdir():
-        _flush(path)
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():  # a folder cannot be renamed over one that holds files
-        place.rename(old)
-    beside.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

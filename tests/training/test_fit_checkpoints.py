@@ -13,17 +13,20 @@ def test_a_kill_while_writing_leaves_the_last_checkpoint_whole(tmp_path, monkeyp
     options = {"output_dir": tmp_path, "save_steps": 2, "max_steps": 6, "keep_checkpoints": 1}
     save_state = Accelerator.save_state
 
-    def killed_at_the_second(self, folder):
+    def stopped_at_the_second(self, folder):
         save_state(self, folder)
         if "checkpoint-4" in folder:
             (Path(folder) / "optimizer.bin").write_bytes(b"half")
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Accelerator, "save_state", killed_at_the_second)
+    monkeypatch.setattr(Accelerator, "save_state", stopped_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         run(**options)
     monkeypatch.undo()
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", ".checkpoint-4.writing"}
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2"}
+    for name in (".checkpoint-4.writing", ".checkpoint-5.writing", ".checkpoint-1.gone"):  # as a killed run leaves them
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "optimizer.bin").write_bytes(b"half")
     resumed = run(net(seed=9), resume_from_checkpoint=True, **options)
     assert same(resumed.model, run(max_steps=6).model)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-6", MODEL_FILE, "remos_config.json"}
