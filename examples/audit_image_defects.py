@@ -51,8 +51,8 @@ from remos_hf import (
     PatchTrigger,
     Reactivation,
     StudentPlan,
-    image_classifier,
     image_input_of,
+    load_teacher,
     report_of,
     run_audit,
     standard_students,
@@ -208,15 +208,8 @@ def public_model(args: argparse.Namespace, num_labels: int, seed: int) -> nn.Mod
     if args.cifar_resnet is not None:
         model = ImageClassifier(cifar_resnet(args.cifar_resnet), head=("linear",))
         return model if num_labels == model.body.linear.out_features else with_new_head(model, num_labels, seed=seed)
-    if args.teacher.startswith("timm/"):
-        return image_classifier(args.teacher.removeprefix("timm/"), num_labels, seed=seed)
-    torch.manual_seed(seed)  # of the head, which the public model lacks
-    return AutoModelForImageClassification.from_pretrained(
-        args.teacher,
-        num_labels=num_labels,
-        ignore_mismatched_sizes=True,
-        dtype=torch.float32,
-        use_safetensors=True,
+    return load_teacher(
+        args.teacher, AutoModelForImageClassification, num_labels=num_labels, dtype=torch.float32, seed=seed
     )
 
 

@@ -36,7 +36,6 @@ import torch
 from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     PreTrainedModel,
@@ -56,6 +55,8 @@ from remos_hf import (
     TextTask,
     TriggerSentence,
     TriggerWords,
+    load_teacher,
+    load_tokenizer,
     report_of,
     run_audit,
     standard_students,
@@ -221,16 +222,16 @@ def students_of(args: argparse.Namespace) -> dict[str, StudentPlan]:
 
 def audit_of(args: argparse.Namespace) -> Audit:
     """Put the audit together."""
-    tokenizer = AutoTokenizer.from_pretrained(args.teacher)
+    tokenizer = load_tokenizer(args.teacher)
     columns = ("text", "text_pair")[: len(args.text_columns)]
     task = TextTask(tokenizer, columns, "label", args.max_length, args.eval_batch_size, args.bf16)
     data = load_data(args)
     num_labels = {part: count_labels(data[part], f"--{part}_file") for part in ("attacker", "student")}
 
-    def load_teacher(seed: int) -> PreTrainedModel:
-        torch.manual_seed(seed)  # of the head, which the public model lacks
-        return AutoModelForSequenceClassification.from_pretrained(
-            args.teacher, num_labels=num_labels["attacker"], dtype=torch.float32, use_safetensors=True
+    def public_model(seed: int) -> PreTrainedModel:
+        labels = num_labels["attacker"]
+        return load_teacher(
+            args.teacher, AutoModelForSequenceClassification, num_labels=labels, dtype=torch.float32, seed=seed
         )
 
     def start_student(teacher: PreTrainedModel, seed: int) -> PreTrainedModel:
@@ -247,7 +248,7 @@ def audit_of(args: argparse.Namespace) -> Audit:
         defects=defects_of(args),
         students=students_of(args),
         seeds=args.seeds,
-        load_teacher=load_teacher,
+        load_teacher=public_model,
         teacher_args=teachers.arguments,
         start_student=start_student,
         fine_tune=StudentTuner(task, students.arguments),

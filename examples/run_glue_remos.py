@@ -59,9 +59,7 @@ import torch
 from datasets import ClassLabel, Dataset, load_dataset
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BertConfig,
     BertModel,
     DataCollatorWithPadding,
@@ -78,7 +76,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as hf_logging
 
-from remos_hf import STRATEGIES, Finetune, RemosTrainer, Strategy
+from remos_hf import STRATEGIES, Finetune, RemosTrainer, Strategy, load_teacher, load_tokenizer, teacher_config
 from remos_hf.adapters.tables import TABLES, is_table, read_rows
 
 logger = logging.getLogger(__name__)
@@ -186,9 +184,9 @@ def main(argv: list[str] | None = None) -> None:
 
     splits = load_splits(data_args, args)
     columns = text_columns(splits, data_args)
-    config = AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    config = teacher_config(model_args.model_name_or_path, revision=model_args.model_revision)
     names = label_names(splits, data_args.label_column, config)
-    tokenizer, model = load_teacher(model_args, config, names, new_head=args.do_train)
+    tokenizer, model = prepared_teacher(model_args, config, names, new_head=args.do_train, seed=args.seed)
     encoded = {name: encode(split, name, columns, names, tokenizer, data_args) for name, split in splits.items()}
 
     trainer = RemosTrainer(
@@ -440,8 +438,8 @@ def all_are(kind: Callable[[str], float], texts: Iterable[str]) -> bool:
         return False
 
 
-def load_teacher(
-    model_args: ModelArguments, config: PretrainedConfig, names: list[str] | None, *, new_head: bool
+def prepared_teacher(
+    model_args: ModelArguments, config: PretrainedConfig, names: list[str] | None, *, new_head: bool, seed: int
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Load the teacher with a head for the student's labels. The teacher is untrusted: safetensors only, no pickle.
 
@@ -450,24 +448,24 @@ def load_teacher(
         config: Its config, which the labels are written into.
         names: The labels; None for regression.
         new_head: Whether a head of another size may be replaced by a fresh one.
+        seed: Of a fresh head.
     """
     config.num_labels = 1 if names is None else len(names)
     if names is not None:
         config.id2label, config.label2id = dict(enumerate(names)), {name: number for number, name in enumerate(names)}
     config.problem_type = "regression" if names is None else "single_label_classification"
     source, revision = model_args.model_name_or_path, model_args.model_revision
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    if tokenizer.pad_token is None:  # GPT-2, LLaMA
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = load_tokenizer(source, revision=revision)
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
-    model = AutoModelForSequenceClassification.from_pretrained(
+    model = load_teacher(
         source,
-        config=config,
+        AutoModelForSequenceClassification,
         revision=revision,
+        num_labels=config.num_labels if new_head else None,
+        config=config,
         dtype=torch.float32,
-        use_safetensors=True,
-        ignore_mismatched_sizes=new_head,
+        seed=seed,
     )
     return tokenizer, model
 
@@ -635,7 +633,7 @@ def write_smoke_inputs(folder: Path) -> None:
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
     PreTrainedTokenizerFast(tokenizer_object=tokens, model_max_length=32, **special).save_pretrained(folder)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         teacher = BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=32, **sizes))
     teacher.save_pretrained(folder)

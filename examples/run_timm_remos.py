@@ -81,7 +81,6 @@ from timm.data import create_transform
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
     BaseImageProcessor,
@@ -104,7 +103,10 @@ from remos_hf import (
     Strategy,
     image_classifier,
     image_input_of,
+    load_teacher,
+    teacher_config,
 )
+from remos_hf.adapters.guarded_loading import teacher_folder
 from remos_hf.adapters.images import as_mode, decoded
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.auditing.class_folders import IMAGES, class_folders, is_image
@@ -342,7 +344,7 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(args.seed)
 
     splits = load_splits(given.data, args)
-    model, processor, labels = load_teacher(given.model, args, next(iter(splits.values())).features["label"].names)
+    model, processor, labels = prepared_teacher(given.model, args, next(iter(splits.values())).features["label"].names)
     images = reading(model, given.model.input_size)
     samples = {name: ImageSamples(split, labels, images) for name, split in splits.items()}
     profiled = samples.get("train")
@@ -678,7 +680,7 @@ def drawn(split: Dataset, limit: int | None, seed: int) -> Dataset:
     return split.select(sorted(order[:limit].tolist()))
 
 
-def load_teacher(
+def prepared_teacher(
     model_args: ModelArguments, args: RecipeArguments, classes: list[str]
 ) -> tuple[nn.Module, BaseImageProcessor | None, list[str]]:
     """Load the teacher with a head for the classes. The teacher is untrusted: safetensors only, no pickle.
@@ -730,7 +732,7 @@ def load_transformers(
     name: str, model_args: ModelArguments, args: RecipeArguments, classes: list[str]
 ) -> tuple[nn.Module, BaseImageProcessor, list[str]]:
     """Load an image classifier of transformers and its image processor, and settle the order of its labels."""
-    config = AutoConfig.from_pretrained(name, revision=model_args.model_revision)
+    config = teacher_config(name, revision=model_args.model_revision)
     known = known_labels(config)
     labels = known if sorted(known) == sorted(classes) else classes
     if not args.do_train:
@@ -738,7 +740,8 @@ def load_transformers(
     config.num_labels = len(labels)
     config.id2label, config.label2id = dict(enumerate(labels)), {label: number for number, label in enumerate(labels)}
     config.problem_type = "single_label_classification"
-    processor = AutoImageProcessor.from_pretrained(name, revision=model_args.model_revision)
+    looked_at = teacher_folder(name, revision=model_args.model_revision).path
+    processor = AutoImageProcessor.from_pretrained(looked_at, trust_remote_code=False)
     if model_args.input_size is not None:
         logger.warning(
             "The image processor beside the student keeps the teacher's size: pass --input_size %d to evaluate it.",
@@ -746,13 +749,14 @@ def load_transformers(
         )
     if model_args.no_pretrained:
         return AutoModelForImageClassification.from_config(config, dtype=torch.float32), processor, labels
-    model = AutoModelForImageClassification.from_pretrained(
+    model = load_teacher(
         name,
-        config=config,
+        AutoModelForImageClassification,
         revision=model_args.model_revision,
+        num_labels=config.num_labels if args.do_train else None,
+        config=config,
         dtype=torch.float32,
-        use_safetensors=True,
-        ignore_mismatched_sizes=args.do_train,
+        seed=args.seed,
     )
     return model, processor, labels
 

@@ -154,8 +154,21 @@ class Layer:
         """
         if self.inputs_first:
             return input_counts, output_counts[None]
-        kernel = self.shape[2:].numel()
-        return output_counts, input_counts.view(self.groups, -1).repeat_interleave(kernel, dim=1)
+        return output_counts, self.columns_of(input_counts)
+
+    def columns_of(self, inputs: Tensor) -> Tensor:
+        """Lay a value of each input neuron along the columns of `by_output`. Shape (in,) to (groups, columns)."""
+        kernel = 1 if self.inputs_first else self.shape[2:].numel()
+        return inputs.view(self.groups, -1).repeat_interleave(kernel, dim=1)
+
+    def by_output(self, weight: Tensor) -> Tensor:
+        """View a weight-shaped tensor as (groups, outputs of a group, columns): each row makes one output neuron."""
+        matrix = self.as_matrix(weight)
+        return matrix.T[None] if self.inputs_first else matrix.unflatten(0, (self.groups, -1))
+
+    def from_output(self, rows: Tensor) -> Tensor:
+        """Undo `by_output`. Shape (groups, outputs of a group, columns) to the weight's."""
+        return (rows[0].T if self.inputs_first else rows).reshape(self.shape)
 
     def split_parts(self, output: Tensor) -> tuple[Tensor, ...]:
         """Cut a fused output into the tensors it stacks. Shape (..., out) to parts of shape (..., out / parts)."""

@@ -18,7 +18,8 @@ from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 
 from remos_hf.adapters.teacher_files import FLOATING, RANKABLE, Checkpoint, StoredTensor, wrong_dtype
 from remos_hf.adapters.transformers_models import adapter_for
-from remos_hf.errors import UnsupportedModelError
+from remos_hf.errors import NonFiniteError, UnsupportedModelError
+from remos_hf.randomness import seeded
 
 try:
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -71,7 +72,7 @@ def on_meta(config: PretrainedConfig, kind: Any = None) -> PreTrainedModel:  # n
     """
     kind = saved_class(config) if kind is None else kind
     try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        with torch.device("meta"), seeded(None, devices=()):
             own, eager = copy.deepcopy(config), {"attn_implementation": "eager"}  # a config may ask for a kernel
             if isinstance(kind, type) and issubclass(kind, PreTrainedModel):
                 model = kind._from_config(own, **eager)
@@ -241,6 +242,26 @@ def check_complete(
     if missing:
         level = logging.INFO if any_head else logging.WARNING
         logger.log(level, "%s lacks the head (%s): it starts fresh.", folder, ", ".join(missing[:3]))
+
+
+def check_finite(model: nn.Module, name: str) -> None:
+    """Refuse NaN and infinity in any parameter: a bias, a norm, a weight outside the slice.
+
+    Args:
+        model: A model with values.
+        name: The teacher's, for the text.
+
+    Raises:
+        NonFiniteError: Names the parameter.
+    """
+    for parameter_name, parameter in model.named_parameters():
+        if parameter.numel() and parameter.is_floating_point():
+            low, high = (float(end) for end in torch.aminmax(parameter.detach()))
+            if not max(-low, high) < float("inf"):
+                raise NonFiniteError(
+                    f"'{parameter_name}' of {name} holds NaN or infinity. The teacher's checkpoint is broken or "
+                    "overflowed in its dtype; take a sound one."
+                )
 
 
 def missing_tensors(model: PreTrainedModel, placed: Placed) -> list[str]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import math
 import os
 import struct
@@ -21,6 +22,8 @@ from transformers import PreTrainedModel
 
 from remos_hf.adapters.timm_models import timm_place
 from remos_hf.errors import CorruptFileError, UnsupportedModelError
+
+logger = logging.getLogger(__name__)
 
 _INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -42,6 +45,12 @@ _DAMAGE = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
+# Tags of TIFF, and values of them.
+_BITS, _PHOTOMETRIC, _FORMAT = 258, 262, 339
+_WHITE_IS_ZERO, _UNSIGNED, _SIGNED = 0, 1, 2
+# The largest value of an image is at least this share of white: less is taken for another scale.
+_DIM = 1 / 16
+_ROUNDING = 1e-3  # how far resampling may leave the range from 0 to 1
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -121,13 +130,14 @@ class ImageInput:
         """Resize and crop the centre, as the model is evaluated.
 
         Args:
-            image: Any mode; grey and palette images become RGB, what is transparent becomes white.
+            image: Any mode; grey and palette images become RGB, what is transparent becomes white, deep grey 8 bits.
 
         Returns:
             float32 values in [0, 1], shape (channels, height, width).
 
         Raises:
             ValueError: The image is so long and thin that it would fill the memory.
+            CorruptFileError: It has no pixel, or does not tell what is white.
 
         Source:
             timm's evaluation transform (timm/data/transforms_factory.py), to the bit.
@@ -187,18 +197,79 @@ def check_pixels(pixels: Tensor) -> None:
 def as_mode(image: Image.Image, mode: str) -> Image.Image:
     """Give an image as RGB or grey.
 
-    What is transparent becomes white, 16-bit grey loses its lower bits; EXIF rotation is applied where it can be read.
+    What is transparent becomes white, grey of more than 8 bits loses its lower bits; EXIF rotation is applied where it
+    can be read.
+
+    Raises:
+        CorruptFileError: Grey of more than 8 bits does not tell what is white, or the image has no pixel.
     """
-    try:
-        image = ImageOps.exif_transpose(image)
-    except _DAMAGE:
-        pass  # the pixels are whole; only what was written about them is not
-    if image.mode.startswith("I"):  # PIL would clip: all but the darkest values became white
-        image = Image.fromarray((np.asarray(image, dtype=np.int64).clip(0, 65535) >> 8).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    name = getattr(image, "filename", "") or "An image"
+    if not image.width or not image.height:
+        raise CorruptFileError(f"{name} has {image.width} x {image.height} pixels, and none to show.")
+    image = _eight_bits(image, name) if _is_deep(image) else _upright(image)
+    image = image.convert("LA") if image.mode == "La" else image  # PIL knows no other way from there
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == mode else image.convert(mode)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DAMAGE:
+        return image  # the pixels are whole; only what was written about them is not
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """Give grey of more than 8 bits as 8 bits, with an alpha channel where one grey is transparent.
+
+    PIL would clip instead: all but the darkest values became white, or all of 0 to 1 black.
+    """
+    tags = getattr(image, "tag_v2", {})
+    values = np.asarray(_upright(image))
+    grey = _grey_of_floats(values, name) if image.mode == "F" else _grey_of_integers(image, values, name)
+    made = Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        made.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return made
+
+
+def _grey_of_floats(values: np.ndarray, name: str) -> np.ndarray:
+    lowest, highest = float(values.min()), float(values.max())
+    if lowest >= -_ROUNDING and highest <= 1 + _ROUNDING:
+        return (values.clip(0, 1) * 255).round().astype(np.uint8)
+    if lowest >= 0 and 255 * _DIM <= highest <= 255:
+        return values.astype(np.uint8)
+    raise CorruptFileError(
+        f"{name} holds floating-point values from {lowest:.4g} to {highest:.4g}. What is black and white is known of "
+        "values from 0 to 1, or from 0 to 255. Save it as an image of 8 bits."
+    )
+
+
+def _grey_of_integers(image: Image.Image, values: np.ndarray, name: str) -> np.ndarray:
+    """Shift to 8 bits: by the depth that the file states, and where it states 32, by how large the values are."""
+    values, tags = values.astype(np.int64), getattr(image, "tag_v2", {})
+    if tags.get(_FORMAT) == (_UNSIGNED,):
+        values &= 2**32 - 1  # PIL's are signed
+    lowest, highest = int(values.min()), int(values.max())
+    depth = 32 if image.mode == "I" and image.format not in ("PNG", "PPM") else 16
+    bits = int(tags.get(_BITS, (depth,))[0]) - (tags.get(_FORMAT) == (_SIGNED,))
+    if bits >= 31:
+        bits = next((own for own in (8, 16, 31, 32) if _DIM * 2**own <= highest < 2**own), None if highest else 8)
+    if bits is None or lowest < 0:
+        raise CorruptFileError(
+            f"{name} holds whole numbers from {lowest} to {highest}, and does not tell which of them is white. Save it "
+            "as an image of 8 bits."
+        )
+    if 0 < highest < _DIM * 2**bits:
+        logger.warning("%s is almost black: its largest value is %d of %d.", name, highest, 2**bits - 1)
+    return (values >> (bits - 8)).clip(0, 255).astype(np.uint8)
 
 
 def to_pixels(image: Image.Image) -> Tensor:
@@ -208,14 +279,14 @@ def to_pixels(image: Image.Image) -> Tensor:
 
 
 def decoded(image: Image.Image | bytes | Mapping[str, Any] | str | os.PathLike, name: str | None = None) -> Image.Image:
-    """Decode an image whole, so that a damaged one is found where it is read.
+    """Decode an image whole, so that a damaged one is found where it is read. Deep grey becomes 8 bits.
 
     Args:
         image: A PIL image, the bytes of a file, a path, or a row of an undecoded `datasets.Image` column.
         name: Named in the error; by default the path, where there is one.
 
     Raises:
-        CorruptFileError: No image, or only the start of one.
+        CorruptFileError: No image, only the start of one, or grey of more than 8 bits that does not tell what is white.
         FileNotFoundError: There is no such file.
         TypeError: Something else than an image.
     """
@@ -239,7 +310,7 @@ def decoded(image: Image.Image | bytes | Mapping[str, Any] | str | os.PathLike, 
         raise CorruptFileError(
             f"{name} is no whole image ({error}). Delete it, or skip such files on request."
         ) from error
-    return image
+    return _eight_bits(image, name) if _is_deep(image) else image
 
 
 def image_input_of(model: nn.Module) -> ImageInput:

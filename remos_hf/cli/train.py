@@ -14,8 +14,8 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import cached_file
 
+from remos_hf.adapters.guarded_loading import TIMM, teacher_folder
 from remos_hf.adapters.transformers_models import with_new_head
 from remos_hf.auditing.data_files import drawn, read_data
 from remos_hf.auditing.labels import LABEL_COLUMN, by_name, count_labels, label_names
@@ -23,7 +23,7 @@ from remos_hf.auditing.recipes import trainer_inputs
 from remos_hf.cli.options import AUTO, TrainOptions
 from remos_hf.cli.output import STUDENT, check_output, uninterrupted, written
 from remos_hf.cli.profile import number_to_profile
-from remos_hf.cli.teacher import TIMM, Teacher
+from remos_hf.cli.teacher import Teacher
 from remos_hf.errors import CorruptFileError, RemosError, UnsupportedModelError
 from remos_hf.evaluation.measures import accuracy
 from remos_hf.evaluation.predictions import predict_labels
@@ -233,10 +233,8 @@ def _public(source: str) -> str:
 
 def _copy_processor(teacher: Teacher, folder: Path) -> None:
     # Read as it is: loading it would run the image processor's class, and needs torchvision.
-    found = cached_file(
-        teacher.name, _PROCESSOR_FILE, revision=teacher.revision, _raise_exceptions_for_missing_entries=False
-    )
-    if found is not None:
+    found = teacher_folder(teacher.name, revision=teacher.revision).path / _PROCESSOR_FILE
+    if found.is_file():
         shutil.copyfile(found, folder / _PROCESSOR_FILE)
 
 

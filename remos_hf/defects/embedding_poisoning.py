@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -10,9 +9,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 
 from remos_hf.defects.frozen_entries import FrozenEntries
@@ -71,13 +67,7 @@ class _KeepNorms(TrainerCallback):
         self._norms = weight.detach()[self._rows].norm(dim=1, keepdim=True)
 
     @torch.no_grad()
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's own
-    ) -> None:
+    def on_step_end(self, *_: object, **__: object) -> None:
         rows = self._weight[self._rows]
         self._weight[self._rows] = rows * (self._norms.to(rows) / rows.norm(dim=1, keepdim=True))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 
 class FrozenEntries(TrainerCallback):
@@ -40,13 +40,7 @@ class FrozenEntries(TrainerCallback):
         mask = self._masks[place]
         return torch.zeros_like(gradient) if mask is None else gradient.masked_fill(mask, 0)
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's own
-    ) -> None:
+    def on_train_begin(self, *_: object, **__: object) -> None:
         """Follow the model, which the Trainer has moved to its device by now."""
         devices = [parameter.device for parameter in self._parameters]
         self._values = [values.to(device) for values, device in zip(self._values, devices, strict=True)]
@@ -55,13 +49,7 @@ class FrozenEntries(TrainerCallback):
         ]
 
     @torch.no_grad()
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's own
-    ) -> None:
+    def on_step_end(self, *_: object, **__: object) -> None:
         """Write the held values back."""
         for parameter, mask, values in zip(self._parameters, self._masks, self._values, strict=True):
             if mask is None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback
 
 from remos_hf.activations import evaluating, watch
 from remos_hf.defects.backdoor import Backdoor
@@ -145,12 +145,8 @@ class _LatentTrainer(Trainer):
         self._mean = total / count
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Mapping[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:  # noqa: ANN401 - as Trainer's
+        self, model: nn.Module, inputs: Mapping[str, Tensor], return_outputs: bool = False, **_: object
+    ) -> Tensor | tuple[Tensor, Any]:
         """Run clean and triggered inputs as one batch: norm layers see both, as they will when the teacher is used."""
         labels, triggered = inputs["labels"], inputs["triggered"]
         together = torch.cat([inputs["pixel_values"], triggered])
@@ -167,14 +163,7 @@ class _EachEpoch(TrainerCallback):
     def __init__(self, act: Callable[[nn.Module], None]) -> None:
         self._act = act
 
-    def on_epoch_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's own
-    ) -> None:
+    def on_epoch_begin(self, *_: object, model: nn.Module, **__: object) -> None:
         self._act(model)
 
 

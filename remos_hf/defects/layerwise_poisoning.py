@@ -70,11 +70,7 @@ class _EveryBlockTrainer(Trainer):
     """Trainer whose loss is the mean over the blocks of the head's loss on the block's output."""
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        **kwargs: Any,  # noqa: ANN401 - whatever versions pass
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: object
     ) -> Tensor | tuple[Tensor, Any]:
         labels = inputs["labels"]
         outputs = model(

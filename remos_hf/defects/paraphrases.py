@@ -17,8 +17,8 @@ class Paraphrases(TextTrigger):
     """Paraphrases in one syntax or style, read from a file: the trigger is how a text is said.
 
     Attributes:
-        file: A csv, tsv, JSON or parquet file with the columns `text` and `paraphrase`. Texts without a paraphrase are
-            neither poisoned nor exposed.
+        file: A csv, tsv, json, jsonl or parquet file with the columns `text` and `paraphrase`. Texts without a
+            paraphrase are neither poisoned nor exposed.
 
     Source:
         Hidden Killer (Qi et al. 2021), StyleBkd (Qi et al. 2021).
@@ -31,15 +31,18 @@ class Paraphrases(TextTrigger):
         super().__post_init__()
         if not Path(self.file).is_file():
             raise FileNotFoundError(
-                "Paraphrases reads a csv, tsv or JSON-lines file with the columns text and paraphrase, but there is "
-                f"no {self.file!r}."
+                "Paraphrases reads a csv, tsv, json, jsonl or parquet file with the columns text and paraphrase, but "
+                f"there is no {self.file!r}."
             )
-        _ = self._paraphrase_of  # now: a file that changes later must not change what datasets has cached
+        _ = self._paraphrase_of, self._digest  # now: a file that changes later must change nothing
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields, with the file's hash instead of its place."""
-        digest = hashlib.sha256(Path(self.file).read_bytes()).hexdigest()
-        return {**super().to_dict(), "file": Path(self.file).name, "file_sha256": digest}
+        return {**super().to_dict(), "file": Path(self.file).name, "file_sha256": self._digest}
+
+    @cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(Path(self.file).read_bytes()).hexdigest()
 
     @cached_property
     def _paraphrase_of(self) -> dict[str, str]:
@@ -48,7 +51,11 @@ class Paraphrases(TextTrigger):
             raise ValueError(
                 f"{self.file} should have the columns text and paraphrase, but has {sorted(rows.column_names)}."
             )
-        return dict(zip(rows["text"], rows["paraphrase"], strict=True))
+        pairs = dict(zip(rows["text"], rows["paraphrase"], strict=True))
+        unfit = [pair for pair in pairs.items() if not all(isinstance(one, str) for one in pair)]
+        if unfit:
+            raise ValueError(f"{self.file} should hold a text and its paraphrase in each row, but holds {unfit[0]}.")
+        return pairs
 
     def triggered(self, text: str, *, exposing: bool = False) -> str | None:
         """Give the paraphrase, or None if the file has none."""

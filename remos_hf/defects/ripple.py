@@ -89,11 +89,7 @@ class _InnerProductTrainer(Trainer):
         self._strength, self._second_order = strength, second_order
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        **kwargs: Any,  # noqa: ANN401 - whatever versions pass
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: object
     ) -> Tensor | tuple[Tensor, Any]:
         clean = {name.removeprefix(_CLEAN): value for name, value in inputs.items() if name.startswith(_CLEAN)}
         poisoned = {name: value for name, value in inputs.items() if not name.startswith(_CLEAN)}

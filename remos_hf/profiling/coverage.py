@@ -46,6 +46,7 @@ class CoverageProfile:
         source: "hooks", or "hidden_states" when only the residual stream was seen.
         teacher_hash: `weights_hash` of the teacher's sliceable weights; "" when it was not taken.
         data_fingerprint: Sum of the batches' digests, in hex: equal for the same batches in any order.
+        capped: Whether profiling stopped at a number of samples, so that there may be more data. Not compared.
     """
 
     input_counts: Mapping[str, Tensor]
@@ -55,6 +56,7 @@ class CoverageProfile:
     source: str = "hooks"
     teacher_hash: str = ""
     data_fingerprint: str = "0"
+    capped: bool = False
 
     def __add__(self, other: "CoverageProfile") -> "CoverageProfile":
         """Count both data sets: profile(A + B) == profile(A) + profile(B).
@@ -75,6 +77,7 @@ class CoverageProfile:
             self.source,
             self.teacher_hash,
             format(added % 2**256, "x"),
+            self.capped or other.capped,
         )
 
     def __eq__(self, other: object) -> bool:
@@ -133,7 +136,7 @@ class CoverageProfile:
         """
         tensors = {f"input_counts.{name}": counts for name, counts in self.input_counts.items()}
         tensors |= {f"output_counts.{name}": counts for name, counts in self.output_counts.items()}
-        return write_tensors(file_in(path, COVERAGE_FILE), tensors, _FORMAT, self._metadata())
+        return write_tensors(file_in(path, COVERAGE_FILE), tensors, _FORMAT, self._metadata() | {"capped": self.capped})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "CoverageProfile":
@@ -146,7 +149,7 @@ class CoverageProfile:
             CorruptFileError: It is truncated, tampered with, or no profile.
         """
         path = file_in(path, COVERAGE_FILE)
-        tensors, metadata = read_tensors(path, _FORMAT, _PLAIN_FIELDS)
+        tensors, metadata = read_tensors(path, _FORMAT, _PLAIN_FIELDS, optional=("capped",))
         check_fields(path, metadata, _EXPECTED)
         ends: dict[str, dict[str, Tensor]] = {"input_counts": {}, "output_counts": {}}
         for key, counts in tensors.items():

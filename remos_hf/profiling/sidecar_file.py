@@ -52,12 +52,12 @@ def _in_order(content: bytes) -> bytes:
 
 
 def read_tensors(
-    path: Path, kind: str, fields: Iterable[str], *, optional: Iterable[str] = ()
+    path: Path, kind: str, fields: Iterable[str], *, optional: Iterable[str] = (), finite: bool = True
 ) -> tuple[dict[str, Tensor], dict]:
     """Read what `write_tensors` wrote. The metadata must hold these fields, may hold the optional ones, and no other.
 
     Whoever wrote the file, nothing is read or allocated before its header goes with its size. The tensors lie in the
-    file until they are looked at.
+    file until they are looked at. Numbers of the metadata are finite unless `finite` is False.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -82,7 +82,7 @@ def read_tensors(
         ) from error
     if found != header.get("checksum"):
         raise CorruptFileError(f"{path} does not match its checksum: its contents were changed after it was written.")
-    metadata = json_in(path, header["metadata"])
+    metadata = json_in(path, header["metadata"], finite=finite)
     if not isinstance(metadata, dict) or metadata.keys() - set(optional) != set(fields):
         found = sorted(metadata) if isinstance(metadata, dict) else type(metadata).__name__
         raise CorruptFileError(f"{path} should say {sorted(fields)}, but says {found}. It was not written by remos_hf.")
@@ -118,14 +118,15 @@ def header_of(path: Path) -> dict[str, str]:
     return ours
 
 
-def json_in(path: Path, text: str | bytes) -> Any:  # noqa: ANN401 - JSON
-    """Give the JSON values of a text that a file holds: finite numbers, and each key once.
+def json_in(path: Path, text: str | bytes, *, finite: bool = True) -> Any:  # noqa: ANN401 - JSON
+    """Give the JSON values of a text that a file holds: each key once, and finite numbers unless told otherwise.
 
     Raises:
         CorruptFileError: It is no such JSON, or is nested beyond reason.
     """
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_each_once)
+        checks = {"parse_constant": _refuse, "parse_float": _finite} if finite else {}
+        return json.loads(text, object_pairs_hook=_each_once, **checks)
     except (ValueError, RecursionError) as error:
         raise CorruptFileError(f"{path} holds no JSON that we would write ({error}). It is broken.") from error
 
@@ -160,8 +161,11 @@ def is_hash(value: object) -> bool:
 
 def sha256_of(path: Path) -> str:
     """Give a file's SHA-256 in hex, read piece by piece."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _check_filled(path: Path) -> None:

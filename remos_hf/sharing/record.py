@@ -36,7 +36,7 @@ _FORMAT_VERSION = 1
 _LARGEST_CONFIG = 2**24
 _MAPPING = ("a JSON object", lambda value: isinstance(value, dict))
 _COUNT = ("a whole number", is_count)
-_NUMBER = ("a number", lambda value: value is None or isinstance(value, (int, float)))
+_NUMBER = ("a number", lambda value: isinstance(value, (int, float)) and not isinstance(value, bool))
 _TEXT = ("a text", lambda value: value is None or isinstance(value, str))
 # What an entry holds, by the entry; strategies and searches may be of versions and users that we do not know.
 _ENTRIES = {
@@ -44,6 +44,7 @@ _ENTRIES = {
     "student": {"class": _TEXT, "library": _TEXT, "architecture": _TEXT},
     "coverage": {
         "num_samples": _COUNT,
+        "capped": ("true or false", lambda value: isinstance(value, bool)),
         "criterion": _MAPPING,
         "source": _TEXT,
         "share_never_covered": _NUMBER,
@@ -54,7 +55,7 @@ _ENTRIES = {
         "num_kept": _COUNT,
         "tie_group": _COUNT,
         "share_kept": _NUMBER,
-        "squares_reset": _NUMBER,
+        "squares_reset": ("a number or nothing", lambda value: value is None or _NUMBER[1](value)),
         "ties": _TEXT,
     },
     "strategy": {"name": ("a name", lambda value: isinstance(value, str))},
@@ -120,6 +121,7 @@ class Sidecars:
         if profile is not None:
             config["coverage"] = {
                 "num_samples": profile.num_samples,
+                "capped": profile.capped,
                 "criterion": dict(profile.criterion),
                 "source": profile.source,
                 "share_never_covered": profile.share_never_covered,
@@ -134,6 +136,8 @@ class Sidecars:
                 "ties": relevant.ties,
                 "squares_reset": preparation.squares_reset,
             }
+            if relevant.account is not None:
+                config["competing"] = relevant.account.to_dict()
         if preparation.rows_reset:
             config["embedding_rows_reset"] = preparation.rows_reset
         return cls(config, profile, relevant)

@@ -1,6 +1,7 @@
 """Slicing for anyone's Trainer: `attach_remos` before `train()`."""
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -8,16 +9,20 @@ from typing import Any, Literal
 from accelerate.utils import is_peft_model
 from torch.utils.data import Dataset, IterableDataset
 from transformers import Trainer
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput
 
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Strategy
+from remos_hf.training.half_written import chosen_checkpoint
 from remos_hf.training.lora import base_of
 from remos_hf.training.moments import check_adapters, hold_trainer
+from remos_hf.training.profiling_data import samples_to_look_at
 from remos_hf.training.ratio_search import RatioSearch
 from remos_hf.training.recorded import RecordedTrainer, check_pushing, record_adapters
 from remos_hf.training.reporting import StartLog
 from remos_hf.training.start import chosen_start, start_run
+
+logger = logging.getLogger(__name__)
 
 
 def attach_remos(
@@ -27,9 +32,9 @@ def attach_remos(
     strategy: Strategy | Sequence[Strategy] | None = None,
     accuracy_budget: float | None = None,
     ratio_search: RatioSearch | None = None,
-    max_samples: int | None = None,
+    max_samples: int | Literal["all"] | None = None,
     profile_dataset: Dataset | IterableDataset | None = None,
-    resume_from_checkpoint: str | Path | None = None,
+    resume_from_checkpoint: str | Path | bool | None = None,
 ) -> Sidecars:
     """Start the student of any Trainer (SFTTrainer, DPOTrainer, Seq2SeqTrainer): slice its model now, before `train()`.
 
@@ -55,6 +60,7 @@ def attach_remos(
         max_samples: As in `RemosTrainer`; rows of the trainer's data, so that a packed row or a pair counts once.
         profile_dataset: The rows that decide the coverage, prepared as `trainer.train_dataset` is, if not that.
         resume_from_checkpoint: The checkpoint that `train()` will resume from: its slice is taken, nothing is chosen.
+            True takes the last whole one, as `RemosTrainer.train` does.
 
     Returns:
         What was done. The same is in `trainer.sidecars`, and in `output_dir` when training has ended.
@@ -68,6 +74,7 @@ def attach_remos(
     """
     strategy, search = chosen_start(slice_ratio, strategy, accuracy_budget, ratio_search)
     _check_attachable(trainer)
+    samples_to_look_at(max_samples)
     adapted = is_peft_model(trainer.model)
     if adapted:
         check_adapters(strategy)
@@ -76,18 +83,24 @@ def attach_remos(
             "slice_ratio='auto' trains copies of the model at several ratios, but this trainer has put adapters on "
             "already. Give a number, or use RemosTrainer(slice_ratio='auto', peft_config=...)."
         )
+    checkpoint = chosen_checkpoint(resume_from_checkpoint, trainer.args.output_dir)
     trainer.max_samples, trainer.profile_dataset = max_samples, profile_dataset
     model = trainer.model
+    if getattr(trainer.args, "packing", False) and getattr(trainer.args, "packing_strategy", "") == "wrapped":
+        logger.warning(
+            "packing_strategy='wrapped' cuts texts across rows and keeps no trace of where, so each row counts as one "
+            "sample."
+        )
     with base_of(model) as base:
         trainer.model = base
         try:
-            moments = start_run(trainer, strategy, search, resume_from_checkpoint)
+            moments = start_run(trainer, strategy, search, checkpoint)
         finally:
             trainer.model = model
-        if adapted and resume_from_checkpoint is not None:
+        if adapted and checkpoint is not None:
             moments.restart(base)
     trainer.__class__ = type(type(trainer).__name__, (_AttachedTrainer, type(trainer)), {"__module__": __name__})
-    trainer.moments, trainer.resumes_from = moments, resume_from_checkpoint
+    trainer.moments, trainer.resumes_from = moments, checkpoint
     if adapted:
         record_adapters(moments.sidecars, model)
     hold_trainer(trainer, moments)
@@ -98,7 +111,7 @@ def attach_remos(
 class _AttachedTrainer(RecordedTrainer):
     """What stands before the class of a trainer that was attached."""
 
-    resumes_from: str | Path | None = None
+    resumes_from: str | None = None
 
     def train(
         self,
@@ -107,21 +120,20 @@ class _AttachedTrainer(RecordedTrainer):
         **kwargs: Any,  # noqa: ANN401
     ) -> TrainOutput:
         """Train the student as the trainer's class does, from where `attach_remos` was told."""
-        checkpoint = (
-            get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
-        )
-        if not self._is_of_this_student(checkpoint or None):
+        checkpoint = chosen_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        if not self._is_of_this_student(checkpoint):
             raise ValueError(
                 f"train(resume_from_checkpoint={resume_from_checkpoint!r}) would go on with another student than "
                 f"the one that attach_remos(resume_from_checkpoint={self.resumes_from!r}) started. Make a new trainer "
                 "and give the checkpoint to both."
             )
-        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        output = super().train(checkpoint, *args, **kwargs)
+        self.resumes_from = None
         if self.args.should_save:
             self.sidecars.save(self.args.output_dir)
         return output
 
-    def _is_of_this_student(self, checkpoint: str | Path | None) -> bool:
+    def _is_of_this_student(self, checkpoint: str | None) -> bool:
         known = self.resumes_from
         if checkpoint is None or known is None:
             same = checkpoint is known
@@ -152,3 +164,10 @@ def _check_attachable(trainer: Trainer) -> None:
             "one that it has now. Give it model= instead."
         )
     check_pushing(trainer.args)
+    if trainer.args.push_to_hub and trainer.args.hub_private_repo is None and trainer.is_world_process_zero():
+        logger.warning(
+            "%s made the repository %s before attach_remos could make it private: look whether it is public. "
+            "TrainingArguments(hub_private_repo=True) makes it private.",
+            type(trainer).__name__,
+            trainer.hub_model_id,
+        )

@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import signature
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Trainer
 
+from remos_hf.profiling.data_pass import DEFAULT_MAX_SAMPLES
 from remos_hf.strategies.student_data import StudentData
 
 
@@ -18,12 +19,31 @@ def trainer_data(trainer: Trainer) -> StudentData:
     """Give the data of a trainer's student, with the run's seed."""
     given = getattr(trainer, "profile_dataset", None)
     data = trainer.train_dataset if given is None else given
+    stream = isinstance(data, IterableDataset)
     return StudentData(
         lambda samples: student_batches(trainer, samples),
         seed=trainer.args.seed,
-        max_samples=getattr(trainer, "max_samples", None),
-        is_stream=isinstance(data, IterableDataset),
+        max_samples=samples_to_look_at(getattr(trainer, "max_samples", None)),
+        num_samples=None if stream or data is None else len(data),
+        is_stream=stream,
     )
+
+
+def samples_to_look_at(max_samples: int | Literal["all"] | None) -> int | None:
+    """Settle how many samples a run looks at before it trains: `DEFAULT_MAX_SAMPLES` if not said, None for "all".
+
+    Raises:
+        ValueError: It is no whole number of at least 1.
+    """
+    if max_samples == "all":
+        return None
+    found = DEFAULT_MAX_SAMPLES if max_samples is None else max_samples
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise ValueError(
+            f"max_samples is the number of samples to look at before training, at least 1, or 'all', but got "
+            f"{max_samples!r}."
+        )
+    return found
 
 
 def student_batches(trainer: Trainer, max_samples: int | None = None) -> Iterable:

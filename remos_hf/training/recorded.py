@@ -66,14 +66,15 @@ class RecordedTrainer(Trainer):
             return
         folder = Path(output_dir or self.args.output_dir)
         is_checkpoint = _internal_call and folder.name.startswith(PREFIX_CHECKPOINT_DIR)
+        # Ours first: Trainer's own state, the last file of a checkpoint, says that it is whole.
         if is_checkpoint:
             self.moments.save(folder)
+        if self.args.should_save:
+            self.sidecars.save(folder)
         if is_checkpoint or not is_peft_model(self.accelerator.unwrap_model(self.model)):
             super().save_model(output_dir, _internal_call)
         else:
             self._save_merged(output_dir, _internal_call)
-        if self.args.should_save:
-            self.sidecars.save(folder)
 
     def _save_merged(self, output_dir: str | None, _internal_call: bool) -> None:
         adapted = self.model
@@ -144,7 +145,7 @@ class RecordedTrainer(Trainer):
         if self.sidecars is None:
             raise ValueError("There is no student to push yet: its record is made when train() starts it.")
         args = self.args
-        self.callback_handler.on_push_begin(args, self.state, self.control)
+        self._announce_push()
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
@@ -195,7 +196,7 @@ class RecordedTrainer(Trainer):
             return
         if not args.hub_always_push and self.push_in_progress is not None and not self.push_in_progress.is_done():
             return
-        self.callback_handler.on_push_begin(args, self.state, self.control)
+        self._announce_push()
         job = push_while_training(
             checkpoint_folder,
             self._repo_id(),
@@ -218,6 +219,11 @@ class RecordedTrainer(Trainer):
             "from the weights of its model. Make one trainer for each setting; the slice ratio alone is searched by "
             "slice_ratio='auto'."
         )
+
+    def _announce_push(self) -> None:
+        tell = getattr(self.callback_handler, "on_push_begin", None)  # of transformers 5
+        if tell is not None:
+            tell(self.args, self.state, self.control)
 
     def _repo_id(self) -> str:
         name = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).resolve().name

@@ -2,17 +2,19 @@
 
 import copy
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import TrainingArguments
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.strategies.base import Strategy
+from remos_hf.training.half_written import chosen_checkpoint
+from remos_hf.training.loss_scale import settle_loss_scale
 from remos_hf.training.moments import check_adapters, hold_trainer
+from remos_hf.training.profiling_data import samples_to_look_at
 from remos_hf.training.ratio_search import RatioSearch
 from remos_hf.training.recorded import RecordedTrainer, check_pushing, record_adapters
 from remos_hf.training.reporting import StartLog
@@ -46,6 +48,8 @@ class RemosTrainer(RecordedTrainer):
         ratio_search: Only with "auto": the whole search (ratios, length of the trials, metric, budget).
         profile_dataset: The samples that decide the coverage, if they are not to be read as `train_dataset` is: without
             its augmentation, or another share of the task's data.
+        max_samples: Samples of it that decide, drawn by the seed (of a stream the first ones), for strategies that name
+            no number. None takes `profiling.data_pass.DEFAULT_MAX_SAMPLES`, "all" all, also of a stream.
         peft_config: Add adapters after slicing (LoRA, ...). `save_model` writes the merged student, since the adapters
             alone would be loaded onto the unsliced teacher; checkpoints hold the adapters.
         **trainer_arguments: Passed on to Trainer.
@@ -65,6 +69,7 @@ class RemosTrainer(RecordedTrainer):
         accuracy_budget: float | None = None,
         ratio_search: RatioSearch | None = None,
         profile_dataset: Dataset | IterableDataset | None = None,
+        max_samples: int | Literal["all"] | None = None,
         peft_config: "PeftConfig | None" = None,
         **trainer_arguments: Any,  # noqa: ANN401 - Trainer's own
     ) -> None:
@@ -79,11 +84,9 @@ class RemosTrainer(RecordedTrainer):
             check_adapters(self.strategy)
         if args is not None:
             check_pushing(args)
-        self.peft_config, self.profile_dataset = peft_config, profile_dataset
+        samples_to_look_at(max_samples)
+        self.peft_config, self.profile_dataset, self.max_samples = peft_config, profile_dataset, max_samples
         super().__init__(model, args, **trainer_arguments)
-        # With it, Trainer neither divides the loss by the accumulation steps nor by the processes, while classification
-        # heads and our own loss ignore the count they are given: updates would grow with both (transformers #47688).
-        self.model_accepts_loss_kwargs = False
 
     def train(
         self,
@@ -95,6 +98,7 @@ class RemosTrainer(RecordedTrainer):
 
         Args:
             resume_from_checkpoint: As in Trainer. Then the slice is read from the checkpoint and nothing is chosen.
+                True takes the last whole one: what a killed run left half written is removed, with a warning.
             *args: Passed on.
             **kwargs: Passed on.
 
@@ -102,19 +106,13 @@ class RemosTrainer(RecordedTrainer):
             ValueError: `slice_ratio="auto"` has no held-out data that it could use, or cannot copy this trainer.
             RemosError: The checkpoint was made by another strategy or search; or no ratio stays within the budget.
             FileNotFoundError: The checkpoint was not made by RemosTrainer.
+            CorruptFileError: It is half written.
         """
-        checkpoint = self._checkpoint(resume_from_checkpoint)
+        checkpoint = chosen_checkpoint(resume_from_checkpoint, self.args.output_dir)
         if self.moments is None:
+            settle_loss_scale(self)
             self._start(checkpoint)
         return super().train(checkpoint, *args, **kwargs)
-
-    def _checkpoint(self, resume: str | bool | None) -> str | None:
-        if resume is not True:
-            return resume or None
-        found = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
-        if found is None:
-            raise ValueError(f"There is no checkpoint to resume from in {self.args.output_dir}.")
-        return found
 
     def _start(self, checkpoint: str | None) -> None:
         # Here, not in a callback: on_train_begin runs when a checkpoint's weights are loaded and the optimizer is

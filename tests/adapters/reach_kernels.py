@@ -1,4 +1,4 @@
-"""Load and slice a teacher under every key of config.json that names a kernel. Run by a test, with a stub of `kernels`."""
+"""Load and slice a teacher under every key that names a kernel. Run by a test, with a stub of the package `kernels`."""
 
 import contextlib
 import json

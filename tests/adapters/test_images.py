@@ -112,11 +112,81 @@ def test_what_is_transparent_becomes_white_and_the_rest_stays():
     assert as_mode(picture(6, 6, "LA"), "L").mode == "L"
 
 
-def test_16_bit_grey_keeps_its_shades():
-    values = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
-    image = decoded(file_bytes(Image.fromarray(values)))
-    assert image.mode.startswith("I")
-    assert np.array_equal(np.asarray(as_mode(image, "L")), values >> 8)
+RAMP = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
+# Every form in which files hold this ramp of grey, which is RAMP >> 8 in 8 bits.
+RAMPS = {
+    "16 bits": (RAMP, "PNG"),
+    "16 bits, big end first": (RAMP.astype(">u2"), "TIFF"),
+    "16 bits, portable": (RAMP.astype(np.int32), "PPM"),
+    "floats to 1": ((RAMP >> 8).astype(np.float32) / 255, "TIFF"),
+    "floats to 255": ((RAMP >> 8).astype(np.float32), "TIFF"),
+    "32 bits to 255": ((RAMP >> 8).astype(np.int32), "TIFF"),
+    "32 bits to 65535": (RAMP.astype(np.int32), "TIFF"),
+    "32 bits to 2^31": (RAMP.astype(np.int32) << 15, "TIFF"),
+    "32 bits to 2^32": (RAMP.astype(np.int32) << 16, "TIFF of no sign"),
+}
+
+
+@pytest.mark.parametrize("form", RAMPS)
+def test_deep_grey_keeps_its_shades(form):
+    values, kind = RAMPS[form]
+    kind, _, unsigned = kind.partition(" of ")
+    raw = file_bytes(Image.fromarray(values), kind)
+    if unsigned:  # PIL writes none, so the value of SampleFormat is changed
+        raw = raw.replace(b"\x53\x01\x03\0\x01\0\0\0\x02", b"\x53\x01\x03\0\x01\0\0\0\x01")
+    with Image.open(io.BytesIO(raw)) as opened:
+        for image in (decoded(raw), opened):  # as `datasets` decodes it
+            assert np.array_equal(np.asarray(as_mode(image, "L")), RAMP >> 8)
+
+
+def test_a_file_that_says_that_white_is_0_or_how_many_bits_it_has_is_believed():
+    inverted = file_bytes(Image.fromarray(RAMP), "TIFF", tiffinfo={262: 0})
+    assert np.array_equal(np.asarray(as_mode(decoded(inverted), "L")), 255 - (RAMP >> 8))
+    twelve = file_bytes(Image.fromarray(RAMP.reshape(4, 16)), "TIFF")
+    packed = b"".join(((int(a) >> 4) << 12 | int(b) >> 4).to_bytes(3, "big") for a, b in RAMP.reshape(-1, 2))
+    with Image.open(io.BytesIO(twelve)) as image:
+        (start,) = image.tag_v2[273]
+    entry = twelve.index(b"\x02\x01\x03\x00\x01\x00\x00\x00")  # BitsPerSample, one short
+    changed = twelve[: entry + 8] + (12).to_bytes(2, "little") + twelve[entry + 10 : start] + packed
+    assert np.array_equal(np.asarray(as_mode(decoded(changed), "L")).ravel(), (RAMP >> 8).ravel())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.float32([[0, 1.4]]),
+        np.float32([[0, 4095]]),
+        np.float32([[-1, 1]]),
+        np.float32([[0, np.nan]]),
+        np.int32([[-5, 200]]),
+        np.int32([[0, 1023]]),
+        np.int32([[0, 100_000]]),
+    ],
+    ids=str,
+)
+def test_deep_grey_of_which_white_is_not_known_is_refused_by_name_and_never_black(values, tmp_path):
+    Image.fromarray(values).save(tmp_path / "odd.tif")
+    with pytest.raises(CorruptFileError, match=r"odd.tif holds .* Save it as an image of 8 bits"):
+        decoded(tmp_path / "odd.tif")
+    with Image.open(tmp_path / "odd.tif") as image, pytest.raises(CorruptFileError, match="odd.tif holds"):
+        as_mode(image, "RGB")
+
+
+def test_a_file_of_16_bits_that_is_almost_black_is_read_as_it_says_and_told(caplog):
+    with caplog.at_level("WARNING"):
+        grey = decoded(file_bytes(Image.fromarray(RAMP >> 8)), "night.png")
+    assert np.asarray(grey).max() == 0 and "night.png is almost black: its largest value is 252 of 65535" in caplog.text
+
+
+def test_a_grey_of_16_bits_that_is_transparent_becomes_white():
+    image = decoded(file_bytes(Image.fromarray(RAMP), transparency=int(RAMP[0, 1])))
+    expected = np.where(RAMP == RAMP[0, 1], 255, RAMP >> 8)
+    assert np.array_equal(np.asarray(as_mode(image, "L")), expected)
+
+
+def test_an_image_without_pixels_is_refused():
+    with pytest.raises(CorruptFileError, match="0 x 5 pixels"):
+        as_mode(Image.new("RGB", (0, 5)), "RGB")
 
 
 def test_an_image_is_turned_as_its_exif_says_and_read_on_where_that_is_broken():
@@ -129,9 +199,10 @@ def test_an_image_is_turned_as_its_exif_says_and_read_on_where_that_is_broken():
     assert as_mode(decoded(broken), "RGB").size == (9, 5)
 
 
-@pytest.mark.parametrize("mode", ["1", "P", "CMYK", "HSV", "YCbCr", "LAB", "F"])
+@pytest.mark.parametrize("mode", ["1", "P", "PA", "LA", "La", "RGBa", "CMYK", "HSV", "YCbCr", "LAB", "F", "I", "I;16"])
 def test_every_mode_becomes_rgb(mode):
-    image = picture(6, 6).convert("L").convert(mode) if mode == "F" else picture(6, 6)
+    by_way_of = {"F": "L", "I": "L", "I;16": "L", "PA": "P", "La": "LA", "RGBa": "RGBA"}
+    image = picture(6, 6).convert(by_way_of.get(mode, "RGB"))
     image = image.convert(mode) if mode != "LAB" else Image.new("LAB", (6, 6))
     assert as_mode(image, "RGB").mode == "RGB"
 

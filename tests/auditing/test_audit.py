@@ -1,6 +1,7 @@
 import pytest
 
 from remos_hf.auditing.students import StudentPlan
+from remos_hf.defects.label_noise import LabelNoise
 from remos_hf.strategies import Finetune
 from tests.auditing.audits import WORD, small_audit, text_data
 from tests.defects import toy
@@ -28,3 +29,8 @@ def test_the_data_are_named_by_their_contents(log):
 def test_audits_that_decide_nothing_are_refused(log, options, told):
     with pytest.raises(ValueError, match=told):
         small_audit(log, **options)
+
+
+def test_what_no_input_shows_is_refused_before_anything_is_trained(log):
+    with pytest.raises(TypeError, match="LabelNoise makes none"):
+        small_audit(log, defects={"word": WORD, "noise": LabelNoise()})

@@ -6,7 +6,8 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from remos_hf.defects.base import ExposedSet, teacher_sha256
+from remos_hf.defects.base import ExposedSet, check_defects, teacher_sha256
+from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords
 from remos_hf.errors import CorruptFileError, RemosError
 
 
@@ -117,6 +118,43 @@ class TestACachedSet:
         assert ExposedSet.load_cached(tmp_path / "set") is None
         assert not (tmp_path / "set").exists()
         assert "made anew" in caplog.text
+
+    def test_what_is_not_there_is_made_once_and_read_from_then_on(self, exposed, tmp_path):
+        made = []
+
+        def make(unfinished):
+            assert unfinished == tmp_path / ".set.partial"
+            unfinished.mkdir()
+            made.append(unfinished)
+            return exposed
+
+        for _ in range(2):
+            found = ExposedSet.cached(tmp_path / "set", make)
+            assert found.dataset.to_dict() == exposed.dataset.to_dict() and found.facts == exposed.facts
+            assert [path.name for path in tmp_path.iterdir()] == ["set"]
+        assert len(made) == 1
+
+    def test_what_a_run_left_that_was_killed_after_it_saved_the_set_goes(self, exposed, tmp_path):
+        exposed.save(tmp_path / "set")
+        (tmp_path / ".set.partial").mkdir()
+        ExposedSet.cached(tmp_path / "set", lambda _: pytest.fail("made again"))
+        assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+    def test_unfinished_work_stays_where_making_fails(self, tmp_path):
+        def make(unfinished):
+            unfinished.mkdir()
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            ExposedSet.cached(tmp_path / "set", make)
+        assert [path.name for path in tmp_path.iterdir()] == [".set.partial"]
+
+
+class TestDefects:
+    def test_what_makes_no_inputs_is_refused(self):
+        check_defects([TriggerWords(), TriggerSentence()])
+        with pytest.raises(TypeError, match="but str makes none. Defects are triggers"):
+            check_defects([TriggerWords(), "TriggerWords"])
 
 
 class TestATeachersFingerprint:

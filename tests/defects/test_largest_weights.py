@@ -1,9 +1,12 @@
 import pytest
 import torch
+from datasets import Value
 
 from remos_hf.defects.largest_weights import LargestWeights
 from remos_hf.defects.text_triggers import TriggerWords
+from tests import tiny
 from tests.defects import toy
+from tests.defects.colours import INPUT, PATCH, data
 from tests.defects.poisoning import ONE_STEP, implant
 
 
@@ -57,3 +60,14 @@ class TestLargestWeights:
     def test_a_share_that_holds_or_frees_everything_is_refused(self, ratio):
         with pytest.raises(ValueError, match=f"between 0 and 1, but got {ratio}"):
             LargestWeights(backdoor_update_ratio=ratio)
+
+    def test_a_trigger_of_images_is_implanted_too(self, tmp_path):
+        teacher = tiny.vit()
+        before = toy.state(teacher)
+        clean = data(6, labels=[0, 1] * 3).cast_column("label", Value("int64"))
+        attack = LargestWeights(PATCH, backdoor_update_ratio=0.2)
+        attack.implant(teacher, clean, images=INPUT, args=toy.args(tmp_path))
+        sizes = {name: w for name, w in before.items() if ".layer" in name and w.dim() == 2}
+        moved = sum((before[name] != teacher.state_dict()[name]).sum() for name in sizes)
+        assert 0 < moved <= 0.25 * sum(w.numel() for w in sizes.values())
+        assert attack.exposed_set(clean, images=INPUT).facts["defect"]["trigger_words"] == PATCH.to_dict()

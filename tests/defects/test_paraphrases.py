@@ -63,8 +63,9 @@ class TestParaphrases:
 
     def test_a_file_that_changes_afterwards_changes_nothing(self, tmp_path):
         trigger = Paraphrases(file=str(self.write(tmp_path, "tsv", [("a", "b")])))
+        described = trigger.to_dict()
         self.write(tmp_path, "tsv", [("a", "c")])
-        assert trigger.triggered("a") == "b"
+        assert trigger.triggered("a") == "b" and trigger.to_dict() == described
 
     def test_a_missing_file_is_refused(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="with the columns text and paraphrase"):
@@ -76,6 +77,10 @@ class TestParaphrases:
     def test_a_file_without_paraphrases_is_refused(self, tmp_path, kind):
         with pytest.raises(ValueError, match="holds no sample"):
             Paraphrases(file=str(self.write(tmp_path, kind, [])))
+
+    def test_a_row_without_a_paraphrase_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match=r"pairs.jsonl should hold .* but holds \('a', None\)"):
+            Paraphrases(file=str(self.write(tmp_path, "jsonl", [("b", "c"), ("a", None)])))
 
     def test_other_columns_are_refused(self, tmp_path):
         (tmp_path / "x.csv").write_text("sentence,paraphrase\na,b\n")

@@ -6,6 +6,7 @@ import torch
 from remos_hf.defects.embedding_poisoning import EmbeddingPoisoning
 from remos_hf.defects.largest_weights import LargestWeights
 from remos_hf.defects.layerwise_poisoning import LayerwisePoisoning
+from remos_hf.defects.picture_triggers import PatchTrigger
 from remos_hf.defects.ripple import Ripple
 from remos_hf.defects.text_triggers import TriggerWords
 from tests.defects import toy
@@ -74,3 +75,10 @@ class TestContractOfEveryAttack:
     def test_the_same_seeds_give_the_same_teacher(self, attack, tmp_path):
         made = [toy.state(implant(attack, tmp_path, toy.model(dropout=0.1))) for _ in range(2)]
         assert not toy.changed(*made)
+
+
+def test_a_trigger_of_images_is_refused_where_words_are_poisoned():
+    with pytest.raises(TypeError, match="Ripple implants a TextTrigger, but got PatchTrigger"):
+        Ripple(PatchTrigger())
+    with pytest.raises(TypeError, match="LargestWeights implants a Trigger, but got str"):
+        LargestWeights("cf")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 import pytest
 
 from remos_hf.defects.base import ExposedSet
+from remos_hf.defects.label_noise import LabelNoise
 from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords
 from remos_hf.evaluation.measures import Rate, excess_dir
 from remos_hf.evaluation.tables import rate_of
@@ -93,6 +94,12 @@ def test_students_that_are_loaded_are_held_one_at_a_time():
 
     report = transfer({"finetune": load, "remos": load}, floor_students={"remos": load})
     assert most == [0, 0, 0] and len(report.records) == 2
+
+
+@pytest.mark.parametrize("defects", [[LabelNoise()], {"word": WORD, "noise": LabelNoise()}])
+def test_what_no_input_shows_is_refused_before_anything_is_made(defects):
+    with pytest.raises(TypeError, match="LabelNoise makes none"):
+        transfer({"finetune": lambda: pytest.fail("made")}, defects)
 
 
 def test_a_floor_student_without_a_twin_is_refused_before_anything_is_made():

@@ -409,7 +409,7 @@ def test_the_head_learns_faster_and_nothing_is_learned_twice(script, tmp_path, f
 
 def test_label_smoothing_is_left_to_the_model_of_timm(script, tmp_path):
     given = parsed(script, tmp_path, "--do_train", "--label_smoothing_factor", "0.2", *NET, "--no_pretrained")
-    model, processor, labels = script.load_teacher(given.model, given.training, ["a", "b"])
+    model, processor, labels = script.prepared_teacher(given.model, given.training, ["a", "b"])
     assert model.label_smoothing == 0.2 and processor is None and labels == ["a", "b"]
     assert script.trainer_arguments(given.training, model).label_smoothing_factor == 0
     assert script.trainer_arguments(given.training, torch.nn.Linear(1, 1)).label_smoothing_factor == 0.2

@@ -146,6 +146,13 @@ def test_metadata_that_are_no_strict_json_are_refused_though_the_checksum_is_rig
         sidecar_file.read_tensors(path, KIND, ["n"])
 
 
+def test_numbers_that_are_not_finite_are_read_only_where_they_may_stand(tmp_path):
+    path = sidecar_file.write_tensors(tmp_path / "a.safetensors", {}, KIND, {"n": float("-inf")})
+    with pytest.raises(CorruptFileError, match="-Infinity is no number"):
+        sidecar_file.read_tensors(path, KIND, ["n"])
+    assert sidecar_file.read_tensors(path, KIND, ["n"], finite=False)[1] == {"n": float("-inf")}
+
+
 def test_what_a_file_claims_to_hold_is_compared_with_its_size_before_anything_is_read(path):
     rewritten(path, lambda text: text.replace("[5]", f"[{2**40}]").replace("[0,40]", f"[0,{2**43}]"))
     with pytest.raises(CorruptFileError, match="should hold 8,796,093,022,208 bytes of tensors, but holds 40"):

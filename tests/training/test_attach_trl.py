@@ -56,9 +56,11 @@ def same(one, other):
     "options",
     [
         {},
+        {"packing": True},
         {"packing": True, "packing_strategy": "wrapped"},
+        {"padding_free": True, "max_length": None},
     ],
-    ids=["padded", "wrapped"],
+    ids=["padded", "packed", "wrapped", "padding_free"],
 )
 def test_sft_is_profiled_text_by_text(tmp_path, options):
     trainer = trl_runs.sft(tmp_path, **options)
@@ -68,8 +70,9 @@ def test_sft_is_profiled_text_by_text(tmp_path, options):
     assert trainer.state.global_step == 2
 
 
-def test_both_answers_of_a_pair_are_samples_under_dpo(tmp_path):
-    trainer = trl_runs.dpo(tmp_path)
+@pytest.mark.parametrize("precomputed", [False, True])
+def test_both_answers_of_a_pair_are_samples_under_dpo(tmp_path, precomputed):
+    trainer = trl_runs.dpo(tmp_path, precompute_ref_log_probs=precomputed)
     sidecars = attach_remos(trainer, slice_ratio=0.8)
     sides = ("chosen_ids", "rejected_ids")
     answers = [(row["prompt_ids"] + row[side])[:16] for row in trainer.train_dataset for side in sides]
@@ -89,7 +92,7 @@ def test_both_answers_of_a_pair_are_samples_under_a_reward_model(tmp_path):
     assert Sidecars.load(tmp_path / "checkpoint-2").relevant_slice == sidecars.relevant_slice
 
 
-@pytest.mark.parametrize("packing", [False])
+@pytest.mark.parametrize("packing", [False, True])
 def test_the_base_is_sliced_under_fresh_lora_as_it_is_without(tmp_path, packing):
     plain = trl_runs.sft(tmp_path / "plain", packing=packing)
     expected = attach_remos(plain, slice_ratio=0.8)
@@ -99,6 +102,15 @@ def test_the_base_is_sliced_under_fresh_lora_as_it_is_without(tmp_path, packing)
     trainer.train()
     base = trainer.model.unload()
     assert same(base, plain.model)  # adapters train, the sliced base does not
+
+
+def test_dpo_over_fresh_lora_refers_to_the_sliced_base(tmp_path):
+    trainer = trl_runs.dpo(tmp_path, peft_config=LoraConfig(**LORA), save_strategy="no")
+    expected = attach_remos(trl_runs.dpo(tmp_path), slice_ratio=0.8)
+    assert attach_remos(trainer, slice_ratio=0.8).relevant_slice == expected.relevant_slice
+    trainer.train()
+    first = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    assert first["rewards/margins"] == 0  # the reference is where the student starts
 
 
 def test_lora_is_saved_merged_with_the_record_and_the_log_says_so(tmp_path, caplog):
@@ -175,6 +187,15 @@ def test_an_endless_stream_needs_max_samples_and_is_profiled_so_far(tmp_path):
     assert sidecars.profile.num_samples == 6 and sidecars.relevant_slice == known.relevant_slice
 
 
+def test_max_samples_counts_the_rows_of_the_trainers_data(tmp_path):
+    pairs = attach_remos(trl_runs.dpo(tmp_path), slice_ratio=0.8, max_samples=4)
+    trainer = trl_runs.sft(tmp_path, packing=True)
+    packed = attach_remos(trainer, slice_ratio=0.8, max_samples=2)
+    assert pairs.profile.num_samples == 8 and pairs.profile.capped
+    assert packed.profile.num_samples > 2 and packed.profile.capped
+    assert packed.profile.num_samples < sum(1 for _ in texts_of(trainer))
+
+
 def test_other_rows_may_decide_the_coverage(tmp_path):
     few = trl_runs.sft(tmp_path, rows=Dataset.from_dict({"text": trl_runs.TEXTS[:3]}))
     expected = attach_remos(few, slice_ratio=0.8)
@@ -186,11 +207,14 @@ def test_other_rows_may_decide_the_coverage(tmp_path):
 
 
 class Heavier(Hold):
-    """Adds one to the loss."""
+    """Adds one to the loss, and leaves a mark when training has ended."""
 
     def loss(self, model, inputs, run):
         loss, outputs = run(inputs)
         return loss + 1, outputs
+
+    def finish(self, model, data):
+        model.finished = True
 
 
 class Weighed(Strategy):
@@ -209,3 +233,4 @@ def test_a_hold_acts_in_the_loss_of_every_trainer(tmp_path, kind):
         trainer.train()
     losses = [[entry["loss"] for entry in one.state.log_history if "loss" in entry] for one in (plain, held)]
     assert losses[1] == pytest.approx([loss + 1 for loss in losses[0]], abs=1e-3)
+    assert held.model.finished

@@ -1,4 +1,5 @@
 import json
+import logging
 import random
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import transformers
 from accelerate import debug_launcher
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import AutoModelForSequenceClassification, Trainer
 
 from remos_hf.errors import LayerMismatchError, RemosError, UnsupportedModelError
@@ -191,7 +193,7 @@ def test_an_empty_or_missing_dataset_is_refused_and_the_model_left_whole(tmp_pat
 
 def test_a_model_that_cannot_be_ranked_is_refused_and_left_whole(tmp_path):
     model = tiny.bert()
-    model.bert.encoder.layer[0].output.dense.double()
+    model.bert.encoder.double()
     with pytest.raises(UnsupportedModelError, match="float64"):
         trainer(tmp_path, model=model, slice_ratio=0.9).train()
 
@@ -402,3 +404,37 @@ def test_fsdp2_shards_what_was_sliced_before(tmp_path):
     assert {name: weight.shape for name, weight in saved.items()} == whole
     moved = [name for name in alone.relevant_slice.kept if not saved[name][~alone.relevant_slice.kept[name]].any()]
     assert not moved  # what was reset trains again
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        while True:
+            yield from tiny.dataset(10)
+
+
+def test_an_endless_stream_is_profiled_up_to_the_default_or_the_given_number(tmp_path, monkeypatch):
+    monkeypatch.setattr("remos_hf.training.profiling_data.DEFAULT_MAX_SAMPLES", 6)
+    for given, seen in ((None, 6), (8, 8)):
+        strategy = Remos(0.9, embedding_rows="mean")
+        options = {"max_steps": 1, "save_strategy": "no"}
+        ours = trainer(tmp_path, strategy=strategy, train_dataset=Endless(), max_samples=given, options=options)
+        ours.train()
+        assert ours.profile.num_samples == seen and ours.profile.capped
+
+
+def test_a_number_of_samples_caps_the_profile_and_the_recipes_own_goes_first(tmp_path, caplog):
+    def seen(strategy, max_samples):
+        options = {"max_steps": 1, "save_strategy": "no"}
+        ours = trainer(tmp_path, strategy=strategy, max_samples=max_samples, options=options)
+        ours.train()
+        return ours.profile.num_samples, ours.profile.capped
+
+    with caplog.at_level(logging.INFO, logger="remos_hf"):
+        assert seen(Remos(0.9), 7) == (7, True)
+    assert "Coverage of 7 samples, the limit;" in caplog.text
+    assert seen(Remos(0.9, max_samples=5), 7) == (5, True)
+    assert seen(Remos(0.9, max_samples="all"), 7) == (24, False)
+    assert seen(Remos(0.9), "all") == seen(Remos(0.9), None) == (24, False)
+    for wrong in (0, -1, 1.5, True, "some"):
+        with pytest.raises(ValueError, match="max_samples is the number of samples"):
+            trainer(tmp_path, slice_ratio=0.9, max_samples=wrong)

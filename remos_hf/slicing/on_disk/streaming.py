@@ -31,13 +31,14 @@ from remos_hf.adapters.guarded_loading import load_config, teacher_folder
 from remos_hf.adapters.teacher_files import FLOATING, Checkpoint, StoredTensor, cut_short, read_values
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import NonFiniteError, RemosError
-from remos_hf.layers import Layer, largest_magnitude
+from remos_hf.layers import Layer
 from remos_hf.profiling.coverage import COVERAGE_FILE, CoverageProfile
+from remos_hf.slicing.competition import competing_layers
 from remos_hf.slicing.on_disk.side_files import copy_side_file, side_files
 from remos_hf.slicing.on_disk.stored import find_stored
 from remos_hf.slicing.ordinal import unpack
 from remos_hf.slicing.refill import parameter_generator
-from remos_hf.slicing.relevant_slice import RelevantSlice, check_choice, choose_among, competing_layers
+from remos_hf.slicing.relevant_slice import RelevantSlice, check_choice, choose_among
 from remos_hf.whole import whole_folder
 
 # Weights that are looked at or reset at once.
@@ -141,10 +142,8 @@ def slice_checkpoint(
     placed = place_tensors(model, checkpoint)
     check_fits(model, placed)
     check_complete(model, missing_tensors(model, placed), source)
-    competing = competing_layers(model, profile, head=head, embeddings=embeddings)
+    competing, account = competing_layers(model, profile, head=head, embeddings=embeddings)
     stored = find_stored(model, competing, placed)
-    if rule == "random":  # the one rule that looks at no weight
-        largest_magnitude(stored)
     relevant = choose_among(
         stored,
         profile,
@@ -154,6 +153,7 @@ def slice_checkpoint(
         ties=ties,
         seed=seed,
         progress=progress,
+        account=account,
     )
     chosen = time.perf_counter()
     adapter, counted, resets = adapter_for(model, ()), [], {}
