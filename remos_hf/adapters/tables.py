@@ -20,6 +20,7 @@ TABLES = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
 # A quote in a GLUE tsv is a character like any other; in a csv it may hold a comma or a line break.
 _DIALECTS = {".csv": {"strict": True}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}}
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_MOST_COLUMNS = 2000  # a JSON object of all samples is no row, and takes minutes as one
 _LONGEST_FIELD = 2**31 - 1  # characters; the csv module stops at 131,072
 
 
@@ -51,6 +52,8 @@ def read_rows(path: str | Path) -> Dataset:
         else:
             with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
                 columns = _json_columns(path, file) if kind.startswith(".json") else _csv_columns(path, kind, file)
+            if len(columns) > _MOST_COLUMNS:
+                raise ValueError(f"{path} names {len(columns):,} columns: a row is one sample, not all of them.")
             found = Dataset.from_dict(columns)
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no file {path}.") from None

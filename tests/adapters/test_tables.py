@@ -70,6 +70,7 @@ def test_a_long_text_is_read_and_the_limit_of_the_csv_module_stays(tmp_path):
         ("d.jsonl", b'{"label": 730000000000000000000000}', "cannot be read as .jsonl"),
         ("d.jsonl", b'{"a": 1}\n' + b"[" * 100_000, "line 2: neither a JSON array nor"),
         ("d.jsonl", b'{"text": "a"', "line 1: neither a JSON array nor a JSON object a line"),
+        ("d.json", json.dumps(dict.fromkeys(map(str, range(9000)), "a")).encode(), "names 9,000 columns"),
         ("d.json", b'["a"]', "sample 0 is no JSON object of columns, but 'a'"),
         ("d.tsv", b"text\tlabel\n", "holds no sample"),
         ("d.csv", b"\n\n", "holds no sample"),
