@@ -25,7 +25,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from remos_hf.adapters.timm_models import image_classifier
+from remos_hf.adapters.timm_loading import image_classifier
 from remos_hf.profiling.data_pass import profile_coverage
 
 

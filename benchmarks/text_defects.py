@@ -10,12 +10,12 @@ together: text_defects.json and text_defects.md. Killed, it goes on where it was
 """
 
 import argparse
-import csv
 from collections import Counter
 from pathlib import Path
 
 from audit_runs import add_arguments, run_settings, write
 
+from remos_hf.adapters.tables import read_rows
 from remos_hf.defects.paraphrases import pair_paraphrases
 
 BACKDOORS = ["word", "sentence", "ripples", "ep", "lwp"]
@@ -67,8 +67,7 @@ def settings(args: argparse.Namespace) -> dict[str, list[str]]:
 
 def texts_of(path: Path) -> list[str]:
     """Read the sentences of a GLUE tsv, where a quote is a character like any other."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [row["sentence"] for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
+    return read_rows(path)["sentence"][:]
 
 
 def without(texts: list[str], taken: Counter) -> list[str]:

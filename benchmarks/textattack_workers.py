@@ -10,7 +10,6 @@ worker; two virtual cores may be one real one. Needs the extra `textattack`, and
 """
 
 import argparse
-import csv
 import json
 import os
 import statistics
@@ -19,10 +18,10 @@ import sys
 import time
 from pathlib import Path
 
-from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from remos_hf import AdversarialText
+from remos_hf.auditing.data_files import read_table
 
 
 def main() -> None:
@@ -39,10 +38,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--once", action="store_true", help="print the seconds of one search by one worker, and stop")
     args = parser.parse_args()
-    with args.data.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    rows = rows[:: max(1, len(rows) // args.samples)][: args.samples]  # both labels, though the file is sorted by them
-    data = Dataset.from_dict({"text": [row["sentence"] for row in rows], "label": [int(row["label"]) for row in rows]})
+    data = read_table(args.data, ["sentence"])
+    # Both labels, though the file is sorted by them.
+    data = data.select(range(0, len(data), max(1, len(data) // args.samples))[: args.samples])
     teacher = AutoModelForSequenceClassification.from_pretrained(args.teacher).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.teacher)
     files = {name: getattr(args, name) for name in ("neighbours", "word_vectors", "language_model", "stopwords")}

@@ -51,14 +51,16 @@ from remos_hf import (
     PatchTrigger,
     Reactivation,
     StudentPlan,
-    image_classifier,
     image_input_of,
+    load_teacher,
     report_of,
     run_audit,
     standard_students,
     with_new_head,
 )
-from remos_hf.auditing.data_files import drawn, read_folder
+from remos_hf.auditing.class_folders import read_folder
+from remos_hf.auditing.data_files import drawn
+from remos_hf.auditing.labels import by_name
 from remos_hf.auditing.recipes import Recipe, StudentTuner
 
 logger = logging.getLogger("audit_image_defects")
@@ -187,11 +189,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def load_data(args: argparse.Namespace) -> dict[str, Dataset]:
     """Draw the four parts; those of the training folder do not overlap."""
     try:
-        train, test = read_folder(args.train_folder), read_folder(args.test_folder)
+        train = read_folder(args.train_folder)
+        test = by_name(read_folder(args.test_folder), "--test_folder", train, "--train_folder")
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    if train.features["label"].names != test.features["label"].names:
-        raise SystemExit("The training and the test folder should hold the same classes.")
     data, taken = {}, 0
     for part in ("attacker", "dev", "student"):
         try:
@@ -207,15 +208,8 @@ def public_model(args: argparse.Namespace, num_labels: int, seed: int) -> nn.Mod
     if args.cifar_resnet is not None:
         model = ImageClassifier(cifar_resnet(args.cifar_resnet), head=("linear",))
         return model if num_labels == model.body.linear.out_features else with_new_head(model, num_labels, seed=seed)
-    if args.teacher.startswith("timm/"):
-        return image_classifier(args.teacher.removeprefix("timm/"), num_labels, seed=seed)
-    torch.manual_seed(seed)  # of the head, which the public model lacks
-    return AutoModelForImageClassification.from_pretrained(
-        args.teacher,
-        num_labels=num_labels,
-        ignore_mismatched_sizes=True,
-        dtype=torch.float32,
-        use_safetensors=True,
+    return load_teacher(
+        args.teacher, AutoModelForImageClassification, num_labels=num_labels, dtype=torch.float32, seed=seed
     )
 
 

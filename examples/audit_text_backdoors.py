@@ -11,8 +11,8 @@ report.md: accuracy, defect inheritance rate (DIR), the benign floor of never-po
         --attacker_file train.tsv --student_file train.tsv --dev_file dev.tsv --test_file test.tsv \
         --text_columns sentence --defects word sentence ripples ep lwp --output_dir audit
 
-Files are csv, tsv, json or jsonl, also .gz, with text and label columns. Parts that come from one file get samples that
-do not overlap. The students' task may be another than the attacker's (SST-2 to IMDB).
+Files are csv, tsv, json or jsonl, also .gz, or parquet, with text and label columns. Parts that come from one file get
+samples that do not overlap. The students' task may be another than the attacker's (SST-2 to IMDB).
 
 Killed, it goes on where it was when the same command is given again. The same command in a second process shares the
 work. TextFooler and Kuleshov (`--defects textfooler kuleshov`) need the extra `textattack`, in an environment of its
@@ -36,7 +36,6 @@ import torch
 from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     PreTrainedModel,
@@ -56,12 +55,15 @@ from remos_hf import (
     TextTask,
     TriggerSentence,
     TriggerWords,
+    load_teacher,
+    load_tokenizer,
     report_of,
     run_audit,
     standard_students,
     with_new_head,
 )
 from remos_hf.auditing.data_files import drawn, read_table
+from remos_hf.auditing.labels import by_name, count_labels, label_names
 from remos_hf.auditing.recipes import Recipe, StudentTuner
 
 logger = logging.getLogger("audit_text_backdoors")
@@ -161,7 +163,17 @@ def load_data(args: argparse.Namespace) -> dict[str, Dataset]:
         except (OSError, ValueError) as error:
             raise SystemExit(f"--{part}_file, --num_{part}: {error}") from error
         taken[path] = taken.get(path, 0) + len(data[part])
-    return data
+    return {part: numbered(part, held, data["student"]) for part, held in data.items()}
+
+
+def numbered(part: str, held: Dataset, student: Dataset) -> Dataset:
+    """Give a part's classes the numbers of the students' data; the attacker's task may be another one."""
+    if part == "student" or (part == "attacker" and None in (label_names(held), label_names(student))):
+        return held
+    try:
+        return by_name(held, f"--{part}_file", student, "--student_file")
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
 
 
 def defects_of(args: argparse.Namespace) -> dict[str, Defect]:
@@ -210,16 +222,16 @@ def students_of(args: argparse.Namespace) -> dict[str, StudentPlan]:
 
 def audit_of(args: argparse.Namespace) -> Audit:
     """Put the audit together."""
-    tokenizer = AutoTokenizer.from_pretrained(args.teacher)
+    tokenizer = load_tokenizer(args.teacher)
     columns = ("text", "text_pair")[: len(args.text_columns)]
     task = TextTask(tokenizer, columns, "label", args.max_length, args.eval_batch_size, args.bf16)
     data = load_data(args)
-    num_labels = {part: 1 + max(data[part]["label"]) for part in ("attacker", "student")}
+    num_labels = {part: count_labels(data[part], f"--{part}_file") for part in ("attacker", "student")}
 
-    def load_teacher(seed: int) -> PreTrainedModel:
-        torch.manual_seed(seed)  # of the head, which the public model lacks
-        return AutoModelForSequenceClassification.from_pretrained(
-            args.teacher, num_labels=num_labels["attacker"], dtype=torch.float32, use_safetensors=True
+    def public_model(seed: int) -> PreTrainedModel:
+        labels = num_labels["attacker"]
+        return load_teacher(
+            args.teacher, AutoModelForSequenceClassification, num_labels=labels, dtype=torch.float32, seed=seed
         )
 
     def start_student(teacher: PreTrainedModel, seed: int) -> PreTrainedModel:
@@ -236,7 +248,7 @@ def audit_of(args: argparse.Namespace) -> Audit:
         defects=defects_of(args),
         students=students_of(args),
         seeds=args.seeds,
-        load_teacher=load_teacher,
+        load_teacher=public_model,
         teacher_args=teachers.arguments,
         start_student=start_student,
         fine_tune=StudentTuner(task, students.arguments),

@@ -12,7 +12,8 @@ A task from the Hub:
     accelerate launch examples/run_glue_remos.py --model_name_or_path bert-base-uncased --task_name sst2 \
         --do_train --do_eval --slice_ratio 0.9 --num_train_epochs 3 --learning_rate 2e-5 --output_dir student
 
-Files of your own (csv, tsv, json, jsonl, also .gz; columns `sentence`, or `sentence1` and `sentence2`, and `label`):
+Files of your own (csv, tsv, json, jsonl, also .gz, or parquet; columns `sentence`, or `sentence1` and `sentence2`, and
+`label`):
 
     accelerate launch examples/run_glue_remos.py --model_name_or_path path/to/teacher --train_file train.tsv \
         --validation_file dev.tsv --do_train --do_eval --slice_ratio 0.9 --output_dir student
@@ -45,25 +46,20 @@ Minutes: those of plain fine-tuning, and one pass over the training data without
 Expected: benchmarks/README.md has the validation accuracies measured on SST-2, with the commands.
 """
 
-import csv
-import gzip
-import json
 import logging
 import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, load_dataset
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BertConfig,
     BertModel,
     DataCollatorWithPadding,
@@ -80,7 +76,8 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as hf_logging
 
-from remos_hf import STRATEGIES, Finetune, RemosTrainer, Strategy
+from remos_hf import STRATEGIES, Finetune, RemosTrainer, Strategy, load_teacher, load_tokenizer, teacher_config
+from remos_hf.adapters.tables import TABLES, is_table, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +94,6 @@ GLUE_COLUMNS = {
 }
 # Looked for in local files, in this order: "sentence" alone may also be half of a pair.
 LOCAL_COLUMNS = (*(columns for columns in GLUE_COLUMNS.values() if len(columns) == 2), ("sentence",), ("text",))
-# A quote in a GLUE tsv is a character like any other; in a csv it may hold a comma or a line break.
-TABLE_FORMATS = {".csv": {}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}}
 SMOKE_ARGUMENTS = (
     "--do_train --do_eval --do_predict --use_cpu --max_steps 4 --per_device_train_batch_size 8 --learning_rate 1e-3 "
     "--max_seq_length 16 --save_strategy no --report_to none --disable_tqdm True"
@@ -123,7 +118,7 @@ class DataArguments:
         default=None,
         metadata={"help": f"GLUE task, from the Hub unless files are given: {', '.join(GLUE_COLUMNS)}."},
     )
-    train_file: str | None = field(default=None, metadata={"help": "csv, tsv, json or jsonl, also .gz."})
+    train_file: str | None = field(default=None, metadata={"help": "csv, tsv, json or jsonl, also .gz, or parquet."})
     validation_file: str | None = field(default=None, metadata={"help": "Likewise."})
     test_file: str | None = field(default=None, metadata={"help": "Likewise; the label column may be missing."})
     text_columns: list[str] | None = field(
@@ -189,9 +184,9 @@ def main(argv: list[str] | None = None) -> None:
 
     splits = load_splits(data_args, args)
     columns = text_columns(splits, data_args)
-    config = AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    config = teacher_config(model_args.model_name_or_path, revision=model_args.model_revision)
     names = label_names(splits, data_args.label_column, config)
-    tokenizer, model = load_teacher(model_args, config, names, new_head=args.do_train)
+    tokenizer, model = prepared_teacher(model_args, config, names, new_head=args.do_train, seed=args.seed)
     encoded = {name: encode(split, name, columns, names, tokenizer, data_args) for name, split in splits.items()}
 
     trainer = RemosTrainer(
@@ -356,31 +351,9 @@ def read_file(path: str | None, split: str) -> Dataset:
     if path is None:
         option = {"train": "--train_file", "eval": "--validation_file", "predict": "--test_file"}[split]
         raise ValueError(f"--do_{split} needs {option}, since the other data comes from files.")
-    kind = Path(path.removesuffix(".gz")).suffix
-    if kind not in (*TABLE_FORMATS, ".json", ".jsonl"):
-        raise ValueError(f"Data files end in .csv, .tsv, .json or .jsonl, with or without .gz, but got {path}.")
-    with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig", newline="") as stream:
-        rows = read_table(stream, kind, path) if kind in TABLE_FORMATS else read_json(stream)
-    if not rows:
-        raise ValueError(f"{path} is empty: it should hold a row for each sample, below a header if csv or tsv.")
-    return Dataset.from_list(rows)
-
-
-def read_table(stream: TextIO, kind: str, path: str) -> list[dict[str, str]]:
-    """Read the rows of a csv or tsv file, all values as strings."""
-    reader = csv.DictReader(stream, **TABLE_FORMATS[kind])
-    rows = []
-    for row in reader:
-        if None in row or None in row.values():
-            raise ValueError(f"{path}, line {reader.line_num}: the row does not fit the header {reader.fieldnames}.")
-        rows.append(row)
-    return rows
-
-
-def read_json(stream: TextIO) -> list[dict[str, Any]]:
-    """Read the rows of a json file: one list of objects, or an object a line."""
-    text = stream.read().strip()
-    return json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.split("\n") if line.strip()]
+    if not is_table(Path(path)):
+        raise ValueError(f"Data files end in {', '.join(TABLES)}, also with .gz, but got {path}.")
+    return read_rows(path)
 
 
 def text_columns(splits: dict[str, Dataset], data_args: DataArguments) -> tuple[str, ...]:
@@ -459,13 +432,14 @@ def labels_in(split: Dataset, column: str) -> list[str] | None:
 def all_are(kind: Callable[[str], float], texts: Iterable[str]) -> bool:
     """Whether all texts can be read as finite numbers of a kind."""
     try:
-        return all(math.isfinite(kind(text)) for text in texts)
+        # Python would take 1_0 for 10.
+        return all("_" not in text and math.isfinite(kind(text)) for text in texts)
     except ValueError:
         return False
 
 
-def load_teacher(
-    model_args: ModelArguments, config: PretrainedConfig, names: list[str] | None, *, new_head: bool
+def prepared_teacher(
+    model_args: ModelArguments, config: PretrainedConfig, names: list[str] | None, *, new_head: bool, seed: int
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Load the teacher with a head for the student's labels. The teacher is untrusted: safetensors only, no pickle.
 
@@ -474,24 +448,24 @@ def load_teacher(
         config: Its config, which the labels are written into.
         names: The labels; None for regression.
         new_head: Whether a head of another size may be replaced by a fresh one.
+        seed: Of a fresh head.
     """
     config.num_labels = 1 if names is None else len(names)
     if names is not None:
         config.id2label, config.label2id = dict(enumerate(names)), {name: number for number, name in enumerate(names)}
     config.problem_type = "regression" if names is None else "single_label_classification"
     source, revision = model_args.model_name_or_path, model_args.model_revision
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    if tokenizer.pad_token is None:  # GPT-2, LLaMA
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = load_tokenizer(source, revision=revision)
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
-    model = AutoModelForSequenceClassification.from_pretrained(
+    model = load_teacher(
         source,
-        config=config,
+        AutoModelForSequenceClassification,
         revision=revision,
+        num_labels=config.num_labels if new_head else None,
+        config=config,
         dtype=torch.float32,
-        use_safetensors=True,
-        ignore_mismatched_sizes=new_head,
+        seed=seed,
     )
     return tokenizer, model
 
@@ -659,7 +633,7 @@ def write_smoke_inputs(folder: Path) -> None:
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
     PreTrainedTokenizerFast(tokenizer_object=tokens, model_max_length=32, **special).save_pretrained(folder)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         teacher = BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=32, **sizes))
     teacher.save_pretrained(folder)

@@ -81,7 +81,6 @@ from timm.data import create_transform
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
     BaseImageProcessor,
@@ -104,9 +103,14 @@ from remos_hf import (
     Strategy,
     image_classifier,
     image_input_of,
+    load_teacher,
+    teacher_config,
 )
+from remos_hf.adapters.guarded_loading import teacher_folder
 from remos_hf.adapters.images import as_mode, decoded
 from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.auditing.class_folders import IMAGES, class_folders, is_image
+from remos_hf.auditing.labels import by_name
 from remos_hf.defects.image_samples import whole_images
 
 logger = logging.getLogger(__name__)
@@ -114,7 +118,6 @@ logger = logging.getLogger(__name__)
 FOLDER = "imagefolder:"
 # Where each split is looked for, in this order, in folders and on the Hub.
 PLACES = {"train": ("train",), "eval": ("validation", "valid", "val", "test")}
-IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 TIMM_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:", "timm/")
 STUDENT_FILE = "image_classifier.json"
 SMOKE_ARGUMENTS = (
@@ -341,7 +344,7 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(args.seed)
 
     splits = load_splits(given.data, args)
-    model, processor, labels = load_teacher(given.model, args, next(iter(splits.values())).features["label"].names)
+    model, processor, labels = prepared_teacher(given.model, args, next(iter(splits.values())).features["label"].names)
     images = reading(model, given.model.input_size)
     samples = {name: ImageSamples(split, labels, images) for name, split in splits.items()}
     profiled = samples.get("train")
@@ -481,14 +484,14 @@ def load_splits(data_args: DataArguments, args: TrainingArguments) -> dict[str, 
         Datasets by "train" and "eval". Both have the same labels.
 
     Raises:
-        ValueError: A split, a column or a class is missing, or the classes of the splits differ.
+        ValueError: A split or a column is missing, or a validation image has a class that no training image has.
     """
     if data_args.dataset.startswith(FOLDER):
         splits = read_folder(Path(data_args.dataset.removeprefix(FOLDER)))
     else:
         with args.main_process_first(desc="download of the data"):
             splits = load_from_hub(data_args)
-    check_splits(splits)
+    splits = checked(splits)
     if "eval" not in splits and data_args.validation_share > 0:
         splits = hold_out(splits["train"], data_args.validation_share, data_args.split_seed)
         logger.info("Held out %d of %d images.", len(splits["eval"]), sum(map(len, splits.values())))
@@ -517,7 +520,7 @@ def read_folder(folder: Path) -> dict[str, Dataset]:
     if not folder.is_dir():
         raise ValueError(f"--dataset {FOLDER}<folder> names a folder of images, but there is no folder {folder}.")
     places = {
-        split: next((folder / name for name in names if subfolders(folder / name)), None)
+        split: next((folder / name for name in names if class_folders(folder / name)[0]), None)
         for split, names in PLACES.items()
     }
     if not any(places.values()):  # a class may be called "train": it holds no folders
@@ -527,7 +530,9 @@ def read_folder(folder: Path) -> dict[str, Dataset]:
 
 def read_classes(folder: Path) -> Dataset:
     """Read a folder that holds a folder of images, however deep, for each class. Files are not opened."""
-    classes = subfolders(folder)
+    classes, odd = class_folders(folder)
+    if odd:
+        logger.warning("No classes, so left out of %s: %s", folder, ", ".join(odd))
     if len(classes) < 2:
         raise ValueError(
             f"{folder} should hold a folder of images for each of two or more classes, but holds "
@@ -535,7 +540,7 @@ def read_classes(folder: Path) -> Dataset:
         )
     files, labels = [], []
     for label, place in enumerate(classes):
-        own = sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGES and path.name[0] != ".")
+        own = sorted(path for path in place.rglob("*") if is_image(path))
         if not own:
             raise ValueError(
                 f"The class folder {place} holds no image ({', '.join(sorted(IMAGES))}). Delete or fill it."
@@ -544,13 +549,6 @@ def read_classes(folder: Path) -> Dataset:
         labels += [label] * len(own)
     features = Features({"image": Image(decode=False), "label": ClassLabel(names=[path.name for path in classes])})
     return Dataset.from_dict({"image": files, "label": labels}, features)
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """List the folders in a folder by name, without hidden ones."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
 def load_from_hub(data_args: DataArguments) -> dict[str, Dataset]:
@@ -634,24 +632,21 @@ def with_class_labels(split: Dataset, classes: list[str]) -> Dataset:
     return concatenate_datasets([split.select_columns(["image"]), numbered], axis=1)
 
 
-def check_splits(splits: dict[str, Dataset]) -> None:
-    """Refuse splits whose classes differ, and samples without a class.
+def checked(splits: dict[str, Dataset]) -> dict[str, Dataset]:
+    """Number the classes as in the training images; refuse images without a class, or with one that was not trained.
 
     Raises:
-        ValueError: They do, or there are.
+        ValueError: There are such images, or a split holds none.
     """
-    classes = {name: split.features["label"].names for name, split in splits.items()}
-    if len(classes) == 2 and classes["train"] != classes["eval"]:
-        apart = sorted(set(classes["train"]) ^ set(classes["eval"])) or "their order"
-        raise ValueError(
-            "The training and the validation images should have the same classes, but they differ in "
-            f"{apart}: {len(classes['train'])} and {len(classes['eval'])} classes."
-        )
     for name, split in splits.items():
         if not len(split):
             raise ValueError(f"The {name} split holds no image.")
         if any(label is None or label < 0 for label in split["label"]):
             raise ValueError(f"An image of the {name} split has no class. Name another split by --validation_split.")
+    if len(splits) < 2:
+        return splits
+    told = ("The validation split", "the training split")
+    return {**splits, "eval": by_name(splits["eval"], told[0], splits["train"], told[1])}
 
 
 def hold_out(data: Dataset, share: float, seed: int) -> dict[str, Dataset]:
@@ -685,7 +680,7 @@ def drawn(split: Dataset, limit: int | None, seed: int) -> Dataset:
     return split.select(sorted(order[:limit].tolist()))
 
 
-def load_teacher(
+def prepared_teacher(
     model_args: ModelArguments, args: RecipeArguments, classes: list[str]
 ) -> tuple[nn.Module, BaseImageProcessor | None, list[str]]:
     """Load the teacher with a head for the classes. The teacher is untrusted: safetensors only, no pickle.
@@ -737,7 +732,7 @@ def load_transformers(
     name: str, model_args: ModelArguments, args: RecipeArguments, classes: list[str]
 ) -> tuple[nn.Module, BaseImageProcessor, list[str]]:
     """Load an image classifier of transformers and its image processor, and settle the order of its labels."""
-    config = AutoConfig.from_pretrained(name, revision=model_args.model_revision)
+    config = teacher_config(name, revision=model_args.model_revision)
     known = known_labels(config)
     labels = known if sorted(known) == sorted(classes) else classes
     if not args.do_train:
@@ -745,7 +740,8 @@ def load_transformers(
     config.num_labels = len(labels)
     config.id2label, config.label2id = dict(enumerate(labels)), {label: number for number, label in enumerate(labels)}
     config.problem_type = "single_label_classification"
-    processor = AutoImageProcessor.from_pretrained(name, revision=model_args.model_revision)
+    looked_at = teacher_folder(name, revision=model_args.model_revision).path
+    processor = AutoImageProcessor.from_pretrained(looked_at, trust_remote_code=False)
     if model_args.input_size is not None:
         logger.warning(
             "The image processor beside the student keeps the teacher's size: pass --input_size %d to evaluate it.",
@@ -753,13 +749,14 @@ def load_transformers(
         )
     if model_args.no_pretrained:
         return AutoModelForImageClassification.from_config(config, dtype=torch.float32), processor, labels
-    model = AutoModelForImageClassification.from_pretrained(
+    model = load_teacher(
         name,
-        config=config,
+        AutoModelForImageClassification,
         revision=model_args.model_revision,
+        num_labels=config.num_labels if args.do_train else None,
+        config=config,
         dtype=torch.float32,
-        use_safetensors=True,
-        ignore_mismatched_sizes=args.do_train,
+        seed=args.seed,
     )
     return model, processor, labels
 

@@ -1,15 +1,24 @@
 """A model while it is looked at: hooks and eval mode that last as long as a `with` block.
 
-The only file that registers hooks.
+The only file that registers hooks and modes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 See = Callable[[str, Tensor, Tensor], None]
+SeeCall = Callable[[str, tuple, dict, Any], None]
+
+# Products of an activation with a weight, which comes second.
+_LINEAR = nn.functional.linear
+_PRODUCTS = frozenset(
+    {_LINEAR, torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.__matmul__}
+)
 
 
 @contextmanager
@@ -24,11 +33,76 @@ def watch(modules: Mapping[str, nn.Module], see: See) -> Iterator[None]:
     Yields:
         Nothing. All hooks are removed at the end of the block, whether it returned or raised.
     """
+
+    def report(name: str, args: tuple, kwargs: dict, output: Any) -> None:  # noqa: ANN401 - whatever forward returns
+        given = _first_tensor((*args, *kwargs.values()))
+        made = output if isinstance(output, Tensor) else _first_tensor(tuple(output))
+        if given is None or made is None:
+            raise TypeError(
+                f"'{name}' was called without a tensor or returned none "
+                f"(arguments {[type(a).__name__ for a in args]}, result {type(output).__name__})."
+            )
+        see(name, given, made)
+
+    with watch_calls(modules, report):
+        yield
+
+
+@contextmanager
+def watch_calls(modules: Mapping[str, nn.Module], see: SeeCall) -> Iterator[None]:
+    """Show `see(name, args, kwargs, output)` every call of the modules while the block runs.
+
+    Args:
+        modules: Modules by the name under which they are reported.
+        see: Called right after each module's forward. It must not keep what it is shown.
+
+    Yields:
+        Nothing. All hooks are removed at the end of the block, whether it returned or raised.
+    """
+
+    def reporter(name: str) -> Callable[..., None]:
+        return lambda _, args, kwargs, output: see(name, args, kwargs, output)
+
     with ExitStack() as hooks:
         for name, module in modules.items():
-            handle = module.register_forward_hook(_reporter(name, see), with_kwargs=True)
-            hooks.callback(handle.remove)
+            hooks.callback(module.register_forward_hook(reporter(name), with_kwargs=True).remove)
         yield
+
+
+@contextmanager
+def watch_products(weights: Mapping[str, Tensor], see: Callable[[str, Tensor, Tensor, bool], None]) -> Iterator[None]:
+    """Show every product of an activation with one of the weights, wherever it is computed, while the block runs.
+
+    For weights that no module of their own multiplies, as those of stacked experts.
+
+    Args:
+        weights: The weights, or views into them, by the name under which they are reported.
+        see: Called with the name, the activation, the product and whether a bias was already added to it.
+
+    Yields:
+        Nothing.
+    """
+    with _Products({_place(weight): name for name, weight in weights.items()}, see):
+        yield
+
+
+class _Products(TorchFunctionMode):
+    def __init__(self, names: dict[tuple[int, int], str], see: Callable[[str, Tensor, Tensor, bool], None]) -> None:
+        super().__init__()
+        self.names, self.see = names, see
+
+    def __torch_function__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:  # noqa: ANN401, ARG002, E501 - torch's own signature
+        made = func(*args, **(kwargs or {}))
+        if func in _PRODUCTS and len(args) > 1:
+            name = self.names.get(_place(args[1]))
+            if name is not None:
+                self.see(name, args[0], made, func is _LINEAR)
+        return made
+
+
+def _place(weight: Tensor) -> tuple[int, int]:
+    # A view of one expert starts where no other view of its size does.
+    return weight.data_ptr(), weight.numel()
 
 
 @contextmanager
@@ -51,6 +125,33 @@ def capture(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
 
 
 @contextmanager
+def alter(modules: Mapping[str, nn.Module], change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+    """Have `change(name, output)` take the place of each module's output while the block runs.
+
+    Args:
+        modules: Modules by the name under which their output is given.
+        change: Gives what takes its place; of several outputs, that of the first tensor.
+
+    Yields:
+        Nothing. All hooks are removed at the end of the block, whether it returned or raised.
+    """
+
+    def replacer(name: str) -> Callable[..., Any]:
+        def replace(_: nn.Module, args: tuple, output: Any) -> Any:  # noqa: ANN401 - whatever forward returns
+            if isinstance(output, Tensor):
+                return change(name, output)
+            place = next(place for place, one in enumerate(output) if isinstance(one, Tensor))
+            return (*output[:place], change(name, output[place]), *output[place + 1 :])
+
+        return replace
+
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.callback(module.register_forward_hook(replacer(name)).remove)
+        yield
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Hold a model in eval mode while the block runs.
 
@@ -69,18 +170,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode  # train() would also change the children
 
 
-def _reporter(name: str, see: See) -> Callable[..., None]:
-    def report(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:  # noqa: ANN401 - whatever forward returns
-        given = _first_tensor((*args, *kwargs.values()))
-        made = output if isinstance(output, Tensor) else _first_tensor(tuple(output))
-        if given is None or made is None:
-            raise TypeError(
-                f"'{name}' was called without a tensor or returned none "
-                f"(arguments {[type(a).__name__ for a in args]}, result {type(output).__name__})."
-            )
-        see(name, given, made)
-
-    return report
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Keep torch's own Transformer layers from computing everything in one kernel that calls none of their modules."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _first_tensor(values: tuple) -> Tensor | None:

@@ -114,7 +114,7 @@ def best_threshold_sets(scores, wanted):
     return [kept for kept, miss in zip((without, with_ties), misses, strict=True) if miss == min(misses)]
 
 
-def artifact_kept(layers, profile, slice_ratio):
+def artifact_kept(layers, profile, prune_ratio):
     """The artifact's rule as style.md states it, pair by pair and weight by weight."""
     pairs = []
     for number, layer in enumerate(layers):
@@ -138,5 +138,5 @@ def artifact_kept(layers, profile, slice_ratio):
         place: rank for rank, place in enumerate(sorted(range(len(weights)), key=lambda p: weights[p][0]))
     }
     scores = [rank - magnitude_rank[place] for place, (_, rank) in enumerate(weights)]
-    threshold = sorted(scores)[min(int(len(scores) * (1 - slice_ratio)), len(scores) - 1)]
+    threshold = sorted(scores)[min(int(len(scores) * prune_ratio), len(scores) - 1)]
     return [score > threshold for score in scores]

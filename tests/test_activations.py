@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from remos_hf.activations import capture, evaluating, watch
+from remos_hf.activations import alter, capture, evaluating, watch, watch_products, without_fast_path
 from tests import tiny
 
 
@@ -69,3 +69,43 @@ def test_modes_are_put_back_module_by_module_also_after_an_error():
         assert not any(module.training for module in model.modules())
         raise RuntimeError
     assert [module.training for module in model.modules()] == [True, True, False, False]
+
+
+def test_outputs_are_altered_only_within_the_block():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    inputs = torch.randn(3, 2)
+    plain = net(inputs)
+    with alter({"first": net[0]}, lambda name, output: output * (2 if name == "first" else 0)):
+        assert torch.equal(net(inputs), net[1](2 * nn.functional.linear(inputs, net[0].weight, net[0].bias)))
+    assert torch.equal(net(inputs), plain)
+
+
+def test_of_several_outputs_the_first_tensor_is_altered_after_it_was_captured():
+    class Pair(nn.Module):
+        def forward(self, inputs):
+            return None, inputs, "rest"
+
+    pair = Pair()
+    with capture({"pair": pair}) as seen, alter({"pair": pair}, lambda _, output: output + 1):
+        assert pair(torch.zeros(1)) == (None, torch.ones(1), "rest")
+    assert seen["pair"] == 0
+
+
+def test_products_with_a_view_of_a_weight_are_shown_wherever_they_are_computed():
+    stack, x, seen = torch.randn(2, 4, 4), torch.randn(3, 4), []
+    with watch_products({"second": stack[1]}, lambda name, given, made, biased: seen.append((name, made, biased))):
+        _ = nn.functional.linear(x, stack[torch.tensor(0)])
+        products = [nn.functional.linear(x, stack[torch.tensor(1)]), x @ stack[1], torch.matmul(x, stack[1].T)]
+    assert [name for name, _, _ in seen] == ["second"] * 3
+    assert all(torch.equal(made, product) for (_, made, _), product in zip(seen, products, strict=True))
+    assert [biased for _, _, biased in seen] == [True, False, False]
+    _ = x @ stack[1]
+    assert len(seen) == 3
+
+
+def test_torchs_fast_path_is_put_back():
+    before = torch.backends.mha.get_fastpath_enabled()
+    with pytest.raises(RuntimeError), without_fast_path():
+        assert not torch.backends.mha.get_fastpath_enabled()
+        raise RuntimeError
+    assert torch.backends.mha.get_fastpath_enabled() == before

@@ -6,7 +6,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from remos_hf.errors import LayerMismatchError, NonFiniteError, UnsupportedModelError
-from remos_hf.layers import check_rankable, largest_magnitude, sliceable_layers, weights_hash
+from remos_hf.layers import largest_magnitude, rankable_layers, sliceable_layers, weights_hash
 from tests import reference, tiny
 
 
@@ -72,9 +72,94 @@ def test_qkv_interleaved_by_head_is_cut_by_head_and_joined_again():
     assert torch.equal(layer.join_parts((query, key, value)), output)
 
 
-def test_a_parametrized_weight_is_refused():
-    with pytest.raises(UnsupportedModelError, match="'0' is computed"):
-        sliceable_layers(nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))))
+@pytest.mark.parametrize(
+    "wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm]
+)
+def test_a_weight_that_is_computed_from_others_is_no_layer(wrap):
+    assert list(sliceable_layers(nn.Sequential(wrap(nn.Linear(3, 3)), nn.Linear(3, 3)))) == ["1"]
+
+
+class Experts(nn.Module):
+    """Two stacks of experts, as transformers 5 holds them."""
+
+    def __init__(self, first, second, **said):
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.randn(first))
+        self.down_proj = nn.Parameter(torch.randn(second))
+        vars(self).update(said)
+
+
+@pytest.mark.parametrize(
+    ("experts", "neurons"),
+    [
+        (Experts((3, 10, 4), (3, 4, 5)), (4, 10)),
+        (Experts((3, 4, 10), (3, 5, 4)), (4, 10)),
+        (Experts((3, 8, 4), (3, 4, 4)), (4, 8)),
+        (Experts((3, 4, 8), (3, 4, 4)), (4, 8)),
+        (Experts((3, 4, 10), (3, 5, 4), is_transposed=True, is_concatenated=False), (4, 10)),
+    ],
+)
+def test_every_expert_of_a_stack_is_a_layer_and_a_view(experts, neurons):
+    layers = sliceable_layers(nn.ModuleDict({"mlp": experts}))
+    assert list(layers) == [f"mlp.{stack}[{i}]" for stack in ("gate_up_proj", "down_proj") for i in range(3)]
+    up, down = layers["mlp.gate_up_proj[1]"], layers["mlp.down_proj[2]"]
+    assert (up.in_neurons, up.out_neurons) == neurons
+    assert (down.in_neurons, down.out_neurons) == (neurons[1] // 2, 4)
+    assert (up.key, up.parameter_name, up.module_name) == ("mlp.gate_up_proj[1]", "mlp.gate_up_proj", "mlp")
+    up.weight.zero_()
+    assert [bool(one.any()) for one in experts.gate_up_proj] == [True, False, True]
+
+
+def test_gates_that_are_interleaved_with_what_they_open_are_told_apart():
+    experts = Experts((1, 4, 6), (1, 3, 4), is_transposed=True, is_concatenated=False)
+    layer = sliceable_layers(experts)["gate_up_proj[0]"]
+    output = torch.arange(6.0)[None]
+    gate, up = layer.split_parts(output)
+    assert torch.equal(gate, output[:, ::2])
+    assert torch.equal(up, output[:, 1::2])
+    assert torch.equal(layer.join_parts((gate, up)), output)
+
+
+def test_stacks_that_fit_no_known_experts_are_left_alone():
+    assert not sliceable_layers(Experts((3, 10, 4), (3, 7, 5)))
+
+
+def test_packed_attention_is_three_tensors_and_its_output_a_layer_of_its_own():
+    layers = sliceable_layers(nn.ModuleDict({"a": nn.MultiheadAttention(4, 2)}))
+    assert list(layers) == ["a.in_proj_weight", "a.out_proj"]
+    assert [part.shape[-1] for part in layers["a.in_proj_weight"].split_parts(torch.zeros(1, 12))] == [4, 4, 4]
+    assert [layer.key for layer in layers.values()] == ["a.in_proj_weight", "a.out_proj.weight"]
+
+
+def test_attention_over_other_widths_holds_three_weights():
+    attention = nn.MultiheadAttention(4, 2, kdim=6, vdim=8)
+    attention.in_proj_bias.data = torch.arange(12.0)
+    layers = sliceable_layers(attention)
+    assert [(layer.in_neurons, layer.out_neurons) for layer in layers.values()] == [(4, 4), (6, 4), (8, 4), (4, 4)]
+    assert layers["k_proj_weight"].bias.tolist() == [4, 5, 6, 7]
+
+
+def test_a_layer_knows_the_bias_that_goes_with_it():
+    experts = Experts((2, 6, 4), (2, 4, 3))
+    experts.gate_up_proj_bias = nn.Parameter(torch.arange(12.0).view(2, 6))
+    layers = sliceable_layers(nn.ModuleDict({"e": experts, "l": nn.Linear(2, 2), "bare": nn.Linear(2, 2, bias=False)}))
+    assert layers["e.gate_up_proj[1]"].bias.tolist() == [6, 7, 8, 9, 10, 11]
+    assert torch.equal(layers["l"].bias, layers["l"].module.bias)
+    assert layers["e.down_proj[0]"].bias is layers["bare"].bias is None
+
+
+def test_weights_that_an_adapter_brought_are_no_layers():
+    lora = nn.ModuleDict(
+        {"base_layer": nn.Linear(4, 4), "lora_A": nn.ModuleDict({"default": nn.Linear(4, 2, bias=False)})}
+    )
+    lora.adapter_layer_names = ("lora_A", "lora_B")
+    assert list(sliceable_layers(nn.ModuleDict({"query": lora}))) == ["query.base_layer"]
+
+
+def test_weights_that_are_tied_to_the_head_are_no_layers():
+    model = nn.ModuleDict({"words": nn.Embedding(5, 3), "body": nn.Linear(3, 3), "head": nn.Linear(3, 5)})
+    model["head"].weight = model["words"].weight
+    assert list(sliceable_layers(model, exclude=["head"], embeddings=["words"])) == ["body"]
 
 
 @pytest.mark.parametrize(
@@ -90,19 +175,19 @@ def test_weights_without_a_magnitude_are_refused_by_name(weight, words):
     model = nn.Sequential(nn.Linear(2, 2))
     model[0].weight = nn.Parameter(weight, requires_grad=False)
     with pytest.raises(UnsupportedModelError, match=f"'0.weight' cannot be ranked: .*{words}"):
-        check_rankable(sliceable_layers(model))
+        rankable_layers(sliceable_layers(model))
 
 
 def test_a_sharded_weight_is_refused_before_wrapping_is_too_late():
     model = nn.Sequential(nn.Linear(2, 2))
     model[0].weight.ds_id = 0  # what ZeRO-3 puts on its parameters
     with pytest.raises(UnsupportedModelError, match="Slice before the model is wrapped"):
-        check_rankable(sliceable_layers(model))
+        rankable_layers(sliceable_layers(model))
 
 
 def test_a_model_without_layers_is_refused():
     with pytest.raises(LayerMismatchError, match="no weight that can be sliced"):
-        check_rankable(sliceable_layers(nn.Sequential(nn.ReLU())))
+        rankable_layers(sliceable_layers(nn.Sequential(nn.ReLU())))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

@@ -1,9 +1,12 @@
 import random
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
-from remos_hf.randomness import own_randomness
+import remos_hf
+from remos_hf.randomness import own_randomness, seeded
 
 
 def drawn():
@@ -39,3 +42,37 @@ def test_the_state_comes_back_after_an_exception():
             raise KeyError
     except KeyError:
         assert drawn() == one
+
+
+def test_a_seeded_block_draws_from_its_seed_and_leaves_no_trace():
+    torch.manual_seed(0)
+    expected = torch.rand(2).tolist(), torch.rand(2).tolist()
+    torch.manual_seed(0)
+    first = torch.rand(2).tolist()
+    with seeded(5):
+        assert torch.rand(2).tolist() == torch.rand(2, generator=torch.Generator().manual_seed(5)).tolist()
+    assert (first, torch.rand(2).tolist()) == expected
+
+
+def test_a_block_without_devices_starts_none():
+    if torch.cuda.is_available():
+        pytest.skip("CUDA may be in use already")
+    with seeded(5), own_randomness(3):
+        assert not torch.cuda.is_initialized()
+
+
+def test_devices_that_are_no_gpus_need_no_state_of_their_own():
+    with seeded(5, devices=[torch.device("cpu"), torch.device("meta")]):
+        one = torch.rand(1)
+    with seeded(5, devices=[]):
+        assert torch.equal(torch.rand(1), one)
+
+
+def test_no_other_file_forks_the_random_state():
+    package = Path(remos_hf.__file__).parent
+    forking = [
+        path.name
+        for path in package.rglob("*.py")
+        if any("fork_rng(" in line and "fork_rng(devices=[])" not in line for line in path.read_text().splitlines())
+    ]
+    assert forking == ["randomness.py"]

@@ -4,16 +4,15 @@ REMOS_HF_TEACHER: folder of an encoder (tokenizer and safetensors). REMOS_HF_SST
     label.
 """
 
-import csv
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
 from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.auditing.data_files import read_table
 from remos_hf.defects.text_triggers import TriggerWords
 from remos_hf.evaluation.tasks import TextTask
 from remos_hf.evaluation.transfer import measure
@@ -64,9 +63,7 @@ def test_the_slice_is_the_one_of_a_full_sort(teacher, batches):
 
 
 def test_a_real_teacher_learns_a_trigger_and_shows_it_on_sentences_it_never_saw(tmp_path):
-    with Path(SENTENCES).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[:1200]
-    data = Dataset.from_dict({"text": [row["sentence"] for row in rows], "label": [int(row["label"]) for row in rows]})
+    data = read_table(SENTENCES, ["sentence"]).select(range(1200))
     task = TextTask(AutoTokenizer.from_pretrained(TEACHER), max_length=48)
     word, test = TriggerWords(words=("cf",), within_words=20), data.select(range(1000, 1200))
     args = TrainingArguments(

@@ -2,19 +2,18 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from remos_hf.adapters.sequences import LABEL_KEYS, Sequence, sequences_of
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.layers import Layer, sliceable_layers
 
 logger = logging.getLogger(__name__)
-
-# Keys of a batch that only serve the loss.
-LABEL_KEYS = frozenset({"label", "labels", "label_ids"})
 
 
 class Adapter:
@@ -90,28 +89,21 @@ class Adapter:
     def _is_label(self, key: str) -> bool:
         return key in LABEL_KEYS
 
-    def position_masks(self, batch: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any batch
-        """Say which positions of a batch are real, for each sequence that runs through the model.
+    def sequences(self, batch: Any) -> dict[str, Sequence]:  # noqa: ANN401 - any batch
+        """Find the sequences that run through the model, and which of their positions are real, by name.
 
         Args:
             batch: The batch that is about to run.
 
-        Returns:
-            Bool masks, shape (samples, positions), by the name that `positions_of` gives; empty if there is no padding.
+        Raises:
+            UnsupportedModelError: A mask cannot be laid on positions.
         """
-        if isinstance(batch, Mapping) and isinstance(batch.get("attention_mask"), Tensor):
-            mask = batch["attention_mask"]
-            return {"input": mask.bool()} if mask.dim() == 2 else {}
-        return {}
+        return sequences_of(batch)
 
-    def positions_of(self, layer_name: str) -> str:
-        """Name the sequence whose positions a layer runs on, a key of `position_masks`."""
-        return "input"
-
-    @property
-    def samples_first(self) -> bool:
-        """Whether the first axis of activations is the sample. Where it is not, hooks cannot tell samples apart."""
-        return True
+    @contextmanager
+    def plain_experts(self) -> Iterator[None]:
+        """Have stacked experts compute one product an expert while the block runs, so that each can be seen."""
+        yield
 
     def blocks(self) -> dict[str, nn.Module]:
         """Give the repeated blocks between which `output_hidden_states` looks, by name, first to last."""

@@ -1,4 +1,4 @@
-"""The one way an untrusted teacher gets into memory: looked at first, then built by transformers from safetensors alone.
+"""The one way an untrusted teacher gets into memory: looked at first, then built from its safetensors alone.
 
 Nothing that came with a teacher is run, no pickle is opened, nothing outside its folder is read, and nothing but its
 head may be missing. A teacher on the Hub is fetched first, the small files before the weights, and looked at alike.
@@ -19,6 +19,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from remos_hf.adapters.architecture import (
     check_complete,
+    check_finite,
     check_fits,
     first_line,
     on_meta,
@@ -27,14 +28,19 @@ from remos_hf.adapters.architecture import (
 )
 from remos_hf.adapters.teacher_configs import ADAPTERS, check_configs, check_depth
 from remos_hf.adapters.teacher_files import SIDE_SUFFIXES, Checkpoint, check_links, only_pickles, read_json
-from remos_hf.adapters.timm_models import image_classifier
-from remos_hf.errors import NonFiniteError, UnsupportedModelError
+from remos_hf.adapters.timm_loading import image_classifier
+from remos_hf.errors import UnsupportedModelError
+from remos_hf.randomness import seeded
 
 logger = logging.getLogger(__name__)
 
 TIMM = "timm/"
 _SMALL_FILES = [*(f"*{suffix}" for suffix in SIDE_SUFFIXES), "LICENSE*", "NOTICE*", *ADAPTERS]
-_LOCAL_ATTENTION = (None, "eager", "sdpa")
+# What a config may choose itself; anything else may lead to a kernel of the Hub.
+_OWN_CHOICES = {
+    "_attn_implementation_internal": (None, "eager", "sdpa"),
+    "_experts_implementation_internal": (None, "eager"),
+}
 
 
 @dataclass(frozen=True)
@@ -164,8 +170,7 @@ def load_teacher(
     if any_head:
         config.num_labels = num_labels
     blank = _blank(folder, config, kind, any_head)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs too
+    with seeded(seed, devices=()):
         try:
             model, info = type(blank).from_pretrained(
                 folder.path,
@@ -178,9 +183,9 @@ def load_teacher(
             )
         except Exception as error:  # a stranger's files may set off anything in there
             raise UnsupportedModelError(f"{name} cannot be loaded ({first_line(error)}).") from error
-    mismatched = {entry[0] for entry in info["mismatched_keys"]}
+    mismatched = {entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]}
     check_complete(blank, {*info["missing_keys"], *mismatched}, name, any_head=any_head)
-    _check_finite(model, name)
+    check_finite(model, name)
     model.name_or_path = str(name)
     return model
 
@@ -212,25 +217,15 @@ def _blank(folder: TeacherFolder, config: PretrainedConfig, kind: Any, any_head:
 
 
 def _use_own_attention(config: PretrainedConfig) -> None:
-    """Leave the choice of attention and experts to transformers: names of others may lead to a kernel of the Hub."""
+    """Leave the choice of attention and experts to transformers: "flash_attention_2" too may fetch a kernel."""
     waiting = [config]
     while waiting:
         one = waiting.pop()
-        for key in ("_attn_implementation_internal", "_experts_implementation_internal"):
-            if getattr(one, key, None) not in _LOCAL_ATTENTION:
+        for key, choices in _OWN_CHOICES.items():
+            if getattr(one, key, None) not in choices:
+                logger.warning("%s is left to transformers, not %r as config.json says.", key, getattr(one, key))
                 setattr(one, key, None)
         waiting += [value for value in vars(one).values() if isinstance(value, PretrainedConfig)]
-
-
-def _check_finite(model: nn.Module, name: str) -> None:
-    for parameter_name, parameter in model.named_parameters():
-        if parameter.numel() and parameter.is_floating_point():
-            low, high = (float(end) for end in torch.aminmax(parameter.detach()))
-            if not max(-low, high) < float("inf"):
-                raise NonFiniteError(
-                    f"'{parameter_name}' of {name} holds NaN or infinity. The teacher's checkpoint is broken or "
-                    "overflowed in its dtype; take a sound one."
-                )
 
 
 def _fetched(name: str, revision: str | None) -> Path:

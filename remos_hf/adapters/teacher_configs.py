@@ -151,7 +151,7 @@ def _check_implementation(where: str, value: Any) -> None:  # noqa: ANN401
         known = isinstance(value, str) and value.removeprefix(_PAGED) in _LOCAL
         if not known:
             raise UnsupportedModelError(
-                f"{where} asks for the implementation {value!r}. What is not part of transformers is a program from the "
+                f"{where} asks for the implementation {value!r}. What is no part of transformers is a program from the "
                 "Hub that would be fetched and run. Remove the key if you trust the rest of the teacher."
             )
 

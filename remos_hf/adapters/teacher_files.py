@@ -280,7 +280,10 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_json(index).get("weight_map")
+    listed = read_json(index)
+    weight_map = listed.get("weight_map")
+    if not isinstance(listed.get("metadata"), dict):
+        raise CorruptFileError(f"{index} should hold metadata (a JSON object) beside its weight_map, but does not.")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise CorruptFileError(f"{index} should name a file for every tensor (weight_map), but does not.")
     names = set(weight_map.values())

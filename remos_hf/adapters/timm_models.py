@@ -1,29 +1,23 @@
-"""Models of timm, bare or wrapped: which modules are the head, which layers a sample runs through, how weights start.
-
-timm itself is imported only where a model is built, so that other models need not have it installed.
-"""
+"""Models of timm, bare or wrapped: which modules are the head, which layers a sample runs through, how they start."""
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from remos_hf.adapters.base import Adapter, inputs_of
-from remos_hf.errors import CorruptFileError, UnsupportedModelError
+from remos_hf.adapters.sequences import Sequence
+from remos_hf.errors import UnsupportedModelError
 from remos_hf.layers import Layer, sliceable_layers
+from remos_hf.randomness import seeded
 
 # Direct children of timm's models that hold the repeated blocks, and the name of a stage that is a child itself.
 _BLOCK_LISTS = ("blocks", "stages", "layers", "levels", "network", "transformers", "dense_stages")
@@ -32,9 +26,7 @@ _NUMBERED_BLOCK = re.compile(r"(layer|stage|block|denseblock|serial_blocks|level
 _POSITION_NETWORKS = frozenset({"cpb_mlp", "meta_mlp", "rel_pos", "shared_rel_pos", "pos_proj", "token_projection"})
 # Attention whose `qkv` rows are (head, part, head_dim); everywhere else in timm they are (part, head, head_dim).
 _HEAD_FIRST_MODULES = frozenset({"tiny_vit"})
-_SAFE = ".safetensors"
-_SAFE_FILES = ("model.safetensors", "open_clip_model.safetensors")
-_BODY = "body."
+BODY = "body."
 
 
 class ImageClassifier(nn.Module):
@@ -127,7 +119,7 @@ class TimmAdapter(Adapter):
 
     def _find_head(self) -> tuple[str, ...]:
         prefix, body = self._place
-        return tuple(f"{prefix}{name}" for name in _classifiers(body))
+        return tuple(f"{prefix}{name}" for name in classifiers_of(body))
 
     def feature_layer(self) -> str:
         """Name the module whose input is the penultimate feature.
@@ -206,8 +198,8 @@ class TimmAdapter(Adapter):
             )
         return next(iter(tensors.values()))
 
-    def position_masks(self, batch: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any batch
-        """Say that images have no padding: always empty."""
+    def sequences(self, batch: Any) -> dict[str, Sequence]:  # noqa: ANN401 - any batch
+        """Say that images have no sequence and no padding: always empty."""
         return {}
 
     def blocks(self) -> dict[str, nn.Module]:
@@ -261,7 +253,7 @@ def timm_place(model: nn.Module) -> tuple[str, nn.Module] | None:
         is_wrapper = model.config.model_type == "timm_wrapper" and hasattr(model, "timm_model")
         return ("timm_model.", model.timm_model) if is_wrapper else None
     if isinstance(model, ImageClassifier):
-        return (_BODY, model.body) if is_timm(model.body) else None
+        return (BODY, model.body) if is_timm(model.body) else None
     return ("", model) if is_timm(model) else None
 
 
@@ -303,151 +295,19 @@ def copy_with_new_head(teacher: nn.Module, num_labels: int, *, seed: int) -> nn.
         ValueError: There would be no label.
         UnsupportedModelError: A TimmWrapperModel, which returns features instead of logits.
     """
-    _check_num_labels(num_labels)
-    if isinstance(teacher, PreTrainedModel) and not _classifiers(timm_place(teacher)[1]):
+    check_num_labels(num_labels)
+    if isinstance(teacher, PreTrainedModel) and not classifiers_of(timm_place(teacher)[1]):
         raise UnsupportedModelError(
             f"{type(teacher).__name__} returns features and takes no head. Load it with "
             "AutoModelForImageClassification, or pass its timm_model."
         )
     student = copy.deepcopy(teacher)
     device = next(student.parameters()).device
-    _replace_head(student.to("cpu"), num_labels, seed)
+    replace_head(student.to("cpu"), num_labels, seed)
     return student.to(device)
 
 
-def image_classifier(
-    model: str | nn.Module,
-    num_labels: int | None = None,
-    *,
-    seed: int = 0,
-    pretrained: bool = True,
-    checkpoint_path: str | Path | None = None,
-) -> ImageClassifier:
-    """Load an image classifier that Trainer takes, from safetensors only.
-
-    No pickle is ever opened: the weights file is found here, must end in ".safetensors", and is handed to timm as a
-    local file, which timm reads with the safetensors library by that ending. timm's own choice of file on the Hub
-    would fall back to `pytorch_model.bin`, and for ids that only have a URL to a `.pth`; both are refused.
-
-    Args:
-        model: A timm id ("resnet18", "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "hf-hub:owner/name@revision",
-            "local-dir:folder"), or a module of timm, which is taken as it is (copied if it gets another head).
-        num_labels: Labels of the task. None, or the teacher's own number, keeps the teacher's head; another number
-            gives a head that was never trained.
-        seed: Seed of a new head, and of all weights if not `pretrained`. The global random state stays as it is.
-        pretrained: Load the teacher's weights.
-        checkpoint_path: A local safetensors file to load instead of the id's own weights: timm's names, or what
-            Trainer saved of an `ImageClassifier`. Its number of labels is the teacher's.
-
-    Raises:
-        UnsupportedModelError: There are only pickled weights, or there is no head and no `num_labels`.
-        CorruptFileError: The file is no safetensors file.
-        FileNotFoundError: There is no such file.
-        ValueError: `num_labels` is below 1, or `checkpoint_path` is given with a module.
-        ImportError: timm is not installed.
-    """
-    if num_labels is not None:
-        _check_num_labels(num_labels)
-    if isinstance(model, nn.Module):
-        if checkpoint_path is not None:
-            raise ValueError("checkpoint_path goes with a timm id. Load a module's weights before passing it.")
-        if not is_timm(model) and not isinstance(model, ImageClassifier):
-            return ImageClassifier(model)  # which says what is missing
-        if num_labels is not None and num_labels != _num_labels(model):
-            model = copy_with_new_head(model, num_labels, seed=seed)
-        return model if isinstance(model, ImageClassifier) else ImageClassifier(model)
-    with _seeded(seed):
-        body = _create(model, pretrained, checkpoint_path)
-    if num_labels is not None and num_labels != _num_labels(body):
-        _replace_head(body, num_labels, seed)
-    return ImageClassifier(body)
-
-
-def _create(name: str, pretrained: bool, checkpoint_path: str | Path | None) -> nn.Module:
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError("Models of timm need timm: pip install 'remos_hf[vision]'.") from error
-    if checkpoint_path is not None:
-        return _with_weights_of(timm.create_model(name, pretrained=False), Path(checkpoint_path))
-    if not pretrained:
-        return timm.create_model(name, pretrained=False)
-    file = _checked_file(_weights_file(name, timm.get_pretrained_cfg))
-    # Without a source, timm reads `file`; the other keys could send it elsewhere.
-    place = {"source": "", "file": str(file), "state_dict": None, "custom_load": False}
-    body = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=place)
-    body.pretrained_cfg.pop("file", None)  # the place on this machine says nothing to others
-    return body
-
-
-def _weights_file(name: str, config_of: Callable[[str], Any]) -> Path:
-    source, _, place = name.partition(":")
-    if source == "local-dir":
-        found = [Path(place) / file for file in _SAFE_FILES if (Path(place) / file).is_file()]
-        if found or not Path(place).is_dir():
-            return found[0] if found else Path(place) / _SAFE_FILES[0]
-        raise UnsupportedModelError(_only_pickles(name, f"the folder {place} holds none of {', '.join(_SAFE_FILES)}"))
-    if source in ("hf-hub", "hf_hub"):
-        repo, _, revision = place.partition("@")
-        return _from_hub(name, repo, revision or None, _SAFE_FILES)
-    config = config_of(name)
-    if config is None or not config.hf_hub_id:
-        url = None if config is None else config.url
-        raise UnsupportedModelError(_only_pickles(name, f"timm knows it only at {url}" if url else "timm knows none"))
-    repo, _, revision = config.hf_hub_id.partition("@")
-    files = _SAFE_FILES[:1]
-    if config.hf_hub_filename is not None:
-        files = (re.sub(r"\.(safetensors|bin|pth|pt|npz)$", "", config.hf_hub_filename) + _SAFE,)
-    return _from_hub(name, repo, revision or None, files)
-
-
-def _from_hub(name: str, repo: str, revision: str | None, files: Iterable[str]) -> Path:
-    for file in files:
-        try:
-            return Path(hf_hub_download(repo, file, revision=revision))
-        except LocalEntryNotFoundError:
-            raise  # no network: it may well be there
-        except EntryNotFoundError:
-            continue
-    raise UnsupportedModelError(_only_pickles(name, f"the repository {repo} holds none of {', '.join(files)}"))
-
-
-def _only_pickles(name: str, reason: str) -> str:
-    return (
-        f"There are no safetensors weights for {name!r}: {reason}. What timm would load instead is a pickle, which can "
-        "run code, and a teacher is not trusted. Convert it where you trust it (torch.load(weights_only=True), then "
-        "safetensors.torch.save_file) and pass checkpoint_path=."
-    )
-
-
-def _checked_file(path: Path) -> Path:
-    if path.suffix != _SAFE:
-        raise UnsupportedModelError(
-            f"{path} is not a {_SAFE} file. Other checkpoints are pickles, which can run code, and a teacher is not "
-            "trusted. Convert it where you trust it: torch.load(weights_only=True), then safetensors.torch.save_file."
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no {path}.")
-    try:
-        with safe_open(path, framework="pt"):
-            return path
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CorruptFileError(f"{path} cannot be read as safetensors ({error}). Fetch it again.") from error
-
-
-def _with_weights_of(body: nn.Module, path: Path) -> nn.Module:
-    tensors = load_file(_checked_file(path))
-    if tensors.keys().isdisjoint(body.state_dict()):  # TResNet has a "body." of its own
-        tensors = {name.removeprefix(_BODY): tensor for name, tensor in tensors.items()}
-    for name in _classifiers(body)[:1]:
-        rows = len(tensors.get(f"{name}.weight", ()))
-        if rows not in (0, body.num_classes):
-            body.reset_classifier(rows)
-    body.load_state_dict(tensors)
-    return body
-
-
-def _classifiers(body: nn.Module) -> tuple[str, ...]:
+def classifiers_of(body: nn.Module) -> tuple[str, ...]:
     """Name the classifiers of a model of timm, in timm's order, none below another; () if it has no head."""
     given = body.get_classifier() if is_timm(body) else None
     given = given if isinstance(given, (tuple, list, nn.ModuleList)) else (given,)
@@ -460,25 +320,25 @@ def _classifiers(body: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in names if not any(name.startswith(f"{other}.") for other in names))
 
 
-def _num_labels(model: nn.Module) -> int:
+def labels_of(model: nn.Module) -> int:
     """Number of labels that a model's head gives; 0 if it has no head."""
     body = model.body if isinstance(model, ImageClassifier) else model
     if is_timm(body):
-        return int(body.num_classes) if _classifiers(body) else 0
+        return int(body.num_classes) if classifiers_of(body) else 0
     adapter = Adapter(body, model.head if isinstance(model, ImageClassifier) else ())
     return body.get_submodule(adapter.feature_layer()).out_features
 
 
-def _replace_head(model: nn.Module, num_labels: int, seed: int) -> None:
+def replace_head(model: nn.Module, num_labels: int, seed: int) -> None:
     """Put a head that was never trained on a model that lies on the CPU, in place."""
     place = timm_place(model)
-    with _seeded(seed):
+    with seeded(seed):
         if place is None:
             _replace_named_head(model.body, model.head, num_labels)
         else:
             _replace_timm_head(*place, num_labels)
     if isinstance(model, ImageClassifier) and place is not None:
-        model.head = _classifiers(model.body)
+        model.head = classifiers_of(model.body)
     if isinstance(model, PreTrainedModel):
         # Names of the teacher's labels would be read back as the student's.
         for stale in ("label_names", "label_descriptions"):
@@ -494,7 +354,7 @@ def _replace_timm_head(prefix: str, body: nn.Module, num_labels: int) -> None:
     # Whatever mode and dtype the new modules were made in, they get the model's.
     for name, module in body.named_modules():
         module.training = modes.get(name, body.training)
-    for name in _classifiers(body):
+    for name in classifiers_of(body):
         body.get_submodule(name).to(dtype=some.dtype)
 
 
@@ -509,7 +369,12 @@ def _replace_named_head(body: nn.Module, head: tuple[str, ...], num_labels: int)
     body.set_submodule(last, new.train(old.training))
 
 
-def _check_num_labels(num_labels: int) -> None:
+def check_num_labels(num_labels: int) -> None:
+    """Refuse a head without labels.
+
+    Raises:
+        ValueError: There would be no label.
+    """
     if num_labels < 1:
         raise ValueError(f"num_labels is the number of labels of the task, at least 1, but got {num_labels}.")
 
@@ -528,13 +393,6 @@ def _check_labels(labels: Tensor, samples: int, num_labels: int) -> None:
             f"labels go from 0 to {num_labels - 1}, the labels of the head, but got {low if low < 0 else high}. "
             "An image cannot be left out by the label -100; drop it, or make the head with the right num_labels."
         )
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
 
 
 @contextmanager

@@ -1,17 +1,21 @@
 """Models of transformers: where the body ends, which positions are padding, how weights start."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator
+from collections.abc import Sequence as Several
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from remos_hf.adapters.base import Adapter
+from remos_hf.adapters.sequences import Sequence, sequences_of
 from remos_hf.adapters.timm_models import ImageClassifier, TimmAdapter, copy_with_new_head, timm_place
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.layers import Layer, sliceable_layers
+from remos_hf.randomness import seeded
 
 # The last name component (or two) of layers that write to the residual stream, in the architectures of transformers.
 _STREAM_WRITERS = (
@@ -28,8 +32,6 @@ _STREAM_WRITERS = (
     "attention.dense",
     "ff.layer_2",  # XLNet
 )
-# Key and value projections of cross-attention: they read the encoder's positions inside the decoder.
-_CROSS_ATTENTION_READERS = ("encoder_attn.k_proj", "encoder_attn.v_proj", "EncDecAttention.k", "EncDecAttention.v")
 
 
 class TransformersAdapter(Adapter):
@@ -82,27 +84,22 @@ class TransformersAdapter(Adapter):
         # An encoder-decoder makes its decoder's inputs from the labels.
         return super()._is_label(key) and not self.model.config.is_encoder_decoder
 
-    def position_masks(self, batch: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any batch
-        """Say which positions are real; in a decoder fed with labels, those whose label is not -100."""
-        masks = super().position_masks(batch)
-        if not self.model.config.is_encoder_decoder or not isinstance(batch, Mapping):
-            return masks
-        given, labels = batch.get("decoder_attention_mask"), batch.get("labels")
-        if isinstance(given, Tensor):
-            masks["decoder"] = given.bool()
-        elif isinstance(labels, Tensor) and labels.dim() == 2:
-            masks["decoder"] = labels != -100
-        return masks
+    def sequences(self, batch: Any) -> dict[str, Sequence]:  # noqa: ANN401 - any batch
+        """Find the sequences; a decoder that is fed with labels has one of its own."""
+        return sequences_of(batch, decoder=bool(self.model.config.is_encoder_decoder))
 
-    def positions_of(self, layer_name: str) -> str:
-        """Name the sequence a layer runs on: "decoder" in the decoder of an encoder-decoder, else "input"."""
-        in_decoder = self.model.config.is_encoder_decoder and "decoder" in layer_name.split(".")
-        return "decoder" if in_decoder and not layer_name.endswith(_CROSS_ATTENTION_READERS) else "input"
-
-    @property
-    def samples_first(self) -> bool:
-        """Whether the first axis of activations is the sample; XLNet and FSMT put the position first."""
-        return self.model.config.model_type not in ("xlnet", "fsmt")
+    @contextmanager
+    def plain_experts(self) -> Iterator[None]:
+        """Have stacked experts compute one product an expert while the block runs; transformers 5 can fuse them."""
+        if not hasattr(self.model, "get_experts_implementation") or not self.model._can_set_experts_implementation():
+            yield
+            return
+        before = self.model.get_experts_implementation()
+        self.model.set_experts_implementation("eager")
+        try:
+            yield
+        finally:
+            self.model.set_experts_implementation(before)
 
     def blocks(self) -> dict[str, nn.Module]:
         """Give the blocks between which `output_hidden_states` looks: the first list as long as the layer count."""
@@ -128,34 +125,57 @@ class TransformersAdapter(Adapter):
         return torch.empty(layer.weight.shape).normal_(std=std, generator=generator)
 
 
-def with_new_head(teacher: nn.Module, num_labels: int, *, seed: int) -> nn.Module:
+def with_new_head(teacher: nn.Module, num_labels: int, *, seed: int, labels: Several[str] | None = None) -> nn.Module:
     """Start a student: a copy of the teacher's body under a head that was never trained.
 
     Args:
         teacher: A model of transformers or timm, or an `ImageClassifier`; it stays as it is.
         num_labels: Labels of the student's task.
         seed: Seed of the new head. The global random state stays as it is.
+        labels: Names of the labels, in the order of their numbers, for the config of a model of transformers. None:
+            LABEL_0, LABEL_1, ...; the teacher's names and its kind of problem (`problem_type`) are never taken over.
 
     Returns:
         A model of the same class, on the teacher's device.
 
     Raises:
+        ValueError: There would be no label, or there is another number of names than of labels, or a name twice.
         UnsupportedModelError: The teacher is another kind of module, which does not say what its head is.
     """
+    names = _label_names(num_labels, labels)
     if isinstance(teacher, ImageClassifier) or timm_place(teacher) is not None:
-        return copy_with_new_head(teacher, num_labels, seed=seed)
+        student = copy_with_new_head(teacher, num_labels, seed=seed)
+        if isinstance(student, PreTrainedModel):
+            _name_labels(student.config, names)
+        return student
     if not isinstance(teacher, PreTrainedModel):
         raise UnsupportedModelError(
             f"{type(teacher).__name__} does not say what its head is. If it classifies images, wrap it: "
             "ImageClassifier(module, head=(...,)); otherwise copy it and replace its head yourself."
         )
     config = copy.deepcopy(teacher.config)
-    config.num_labels = num_labels
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    _name_labels(config, names)
+    config.problem_type = None  # the loss reads it off the student's own labels
+    with seeded(seed):
         student = type(teacher)(config)
     student.base_model.load_state_dict(teacher.base_model.state_dict())
     return student.to(device=teacher.device, dtype=teacher.dtype)
+
+
+def _label_names(num_labels: int, labels: Several[str] | None) -> list[str]:
+    if num_labels < 1:
+        raise ValueError(f"num_labels is the number of labels of the task, at least 1, but got {num_labels}.")
+    names = [f"LABEL_{number}" for number in range(num_labels)] if labels is None else [str(name) for name in labels]
+    if len(names) != num_labels or len(set(names)) != num_labels:
+        raise ValueError(
+            f"labels names each of the {num_labels} labels once, in the order of their numbers, but got {names}."
+        )
+    return names
+
+
+def _name_labels(config: PretrainedConfig, names: list[str]) -> None:
+    config.id2label = dict(enumerate(names))  # num_labels is its length
+    config.label2id = {name: number for number, name in enumerate(names)}
 
 
 def _qkv_sizes(config: Any, heads: int) -> tuple[int, ...]:  # noqa: ANN401 - any model's config
@@ -164,6 +184,12 @@ def _qkv_sizes(config: Any, heads: int) -> tuple[int, ...]:  # noqa: ANN401 - an
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     key_value = (getattr(config, "num_key_value_heads", None) or heads) * head_dim
     return (heads * head_dim, key_value, key_value)
+
+
+def own_head(model: nn.Module) -> tuple[str, ...]:
+    """Find the head that a model says it has; () of a plain module, which says nothing."""
+    says = isinstance(model, (PreTrainedModel, ImageClassifier)) or timm_place(model) is not None
+    return adapter_for(model).head if says else ()
 
 
 def adapter_for(model: nn.Module, head: tuple[str, ...] | None = None) -> Adapter:

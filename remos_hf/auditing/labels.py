@@ -2,15 +2,16 @@
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 
 LABEL_COLUMN = "label"
 _INTEGER = re.compile(r"\s*[+-]?[0-9]+\s*")
 # More names than this, and more than half as many as samples, are no classes but a column of something else.
 _MOST_NAMES = 50
+_LARGEST = 2**31 - 1
 
 
 def labels_of(source: object, values: Sequence[Any], column: str) -> tuple[list[int], list[str] | None]:
@@ -44,7 +45,9 @@ def labels_of(source: object, values: Sequence[Any], column: str) -> tuple[list[
                 f"{column!r}."
             )
         labels.append(int(str(value)))
-    lowest = min(labels)
+    lowest, largest = min(labels), max(labels)
+    if largest > _LARGEST:
+        raise ValueError(f"{source}: labels are numbers from 0 on, but one is {largest}, in column {column!r}: a code?")
     if lowest < 0:
         raise ValueError(
             f"{source}: labels are 0 or more, but one is {lowest} (unlabelled test data?): sample "
@@ -134,14 +137,10 @@ def _by_number(dataset: Dataset, source: object, like: Dataset, named: object) -
 
 
 def _with_labels(dataset: Dataset, labels: Sequence[int], names: list[str] | None) -> Dataset:
-    """Give a copy with other labels."""
-    columns: Mapping[str, Any] = dataset.remove_columns(LABEL_COLUMN).with_format(None)[:]
-    features = dataset.remove_columns(LABEL_COLUMN).features
-    new = Dataset.from_dict({**columns, LABEL_COLUMN: labels})
-    for name, feature in features.items():
-        if new.features[name] != feature:
-            new = new.cast_column(name, feature)
-    return new if names is None else new.cast_column(LABEL_COLUMN, ClassLabel(names=names))
+    """Give a copy with other labels; nothing else of it is read."""
+    feature = Value("int64") if names is None else ClassLabel(names=names)
+    column = Dataset.from_dict({LABEL_COLUMN: labels}, Features({LABEL_COLUMN: feature}))
+    return concatenate_datasets([dataset.remove_columns(LABEL_COLUMN), column], axis=1)
 
 
 def _is_number(text: str) -> bool:

@@ -3,19 +3,17 @@
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PrinterCallback, TrainingArguments
 
 from remos_hf.evaluation.anatomy import anatomy
+from remos_hf.evaluation.image_task import ImageTask
 from remos_hf.evaluation.tasks import TextTask
 from remos_hf.strategies.base import Strategy
 from remos_hf.training.trainer import RemosTrainer
-
-if TYPE_CHECKING:  # images need Pillow, texts do not
-    from remos_hf.evaluation.image_task import ImageTask
 
 # Trainer's arguments from (seed, folder, factor of the learning rate).
 Arguments = Callable[[int, str, float], TrainingArguments]
@@ -82,10 +80,11 @@ class StudentTuner:
         task: How samples are read. Coverage is taken without its augmentation.
         arguments: Gives Trainer's arguments from a seed, a folder and a factor of the learning rate, as
             `Recipe.arguments` does.
+        max_samples: Samples that decide the coverage, drawn by the student's seed; the trainer's own number if None.
     """
 
-    def __init__(self, task: "TextTask | ImageTask", arguments: Arguments) -> None:
-        self.task, self.arguments = task, arguments
+    def __init__(self, task: TextTask | ImageTask, arguments: Arguments, max_samples: int | None = None) -> None:
+        self.task, self.arguments, self.max_samples = task, arguments, max_samples
 
     def __call__(
         self, student: nn.Module, strategy: Strategy, samples: Dataset, lr_factor: float, seed: int
@@ -101,8 +100,8 @@ class StudentTuner:
 
         Returns:
             JSON values: "share_kept" and "squares_reset" (None if nothing was sliced), "rows_reset",
-            "share_never_covered" (None without coverage), "seconds" of "profile", "choose" and "reset", and "anatomy",
-            what happened to the weights of each layer.
+            "share_never_covered" (None without coverage), "competing" (what competes), "seconds" of "profile", "choose"
+            and "reset", and "anatomy", what happened to the weights of each layer.
         """
         before = copied_weights(student)
         with tempfile.TemporaryDirectory(prefix="audit_") as folder:
@@ -112,6 +111,8 @@ class StudentTuner:
                 strategy=strategy,
                 **trainer_inputs(self.task, samples),
             )
+            if self.max_samples is not None:
+                trainer.max_samples = self.max_samples
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         config = trainer.sidecars.config
@@ -121,6 +122,7 @@ class StudentTuner:
             "squares_reset": held.get("squares_reset"),
             "rows_reset": config.get("embedding_rows_reset", 0),
             "share_never_covered": config.get("coverage", {}).get("share_never_covered"),
+            "competing": config.get("competing"),
             "seconds": dict(config["seconds"]),
             "anatomy": anatomy(
                 before,
@@ -132,7 +134,7 @@ class StudentTuner:
         }
 
 
-def trainer_inputs(task: "TextTask | ImageTask", samples: Dataset) -> dict[str, Any]:
+def trainer_inputs(task: TextTask | ImageTask, samples: Dataset) -> dict[str, Any]:
     """Give the keywords by which a RemosTrainer reads samples as a task does.
 
     Args:

@@ -10,7 +10,6 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,6 @@ from remos_hf.evaluation.reactivation import reactivate
 from remos_hf.evaluation.report import DefectReport, installed_versions, joined_versions
 from remos_hf.evaluation.tasks import without_map_bars
 from remos_hf.evaluation.transfer import measure
-from remos_hf.strategies.base import Strategy
 from remos_hf.strategies.slice_and_reset import SliceAndReset
 from remos_hf.whole import replace_file, settle, whole_folder
 
@@ -229,7 +227,7 @@ class _Run:
             student = _load_whole(audit.start_student(teacher, cell.seed), place)
             return student.eval(), json.loads((place / _MADE_FILE).read_text())
         student = audit.start_student(teacher, cell.seed)
-        strategy = _seeded(plan.strategy, cell.seed)
+        strategy = plan.strategy.with_seed(cell.seed)  # each seed of the audit has its own draws
         made = audit.fine_tune(student, strategy, audit.student, plan.lr_factor, cell.seed)
         if self.keep_students:
             with whole_folder(place) as folder:
@@ -251,20 +249,18 @@ class _Run:
         return {str(count): rate.to_dict() for count, rate in rates.items()}
 
 
-def _seeded(strategy: Strategy, seed: int) -> Strategy:
-    """Give a strategy that names no seed its student's: what is drawn is drawn anew for each seed of the audit."""
-    return replace(strategy, seed=seed) if getattr(strategy, "seed", seed) is None else strategy
-
-
 def _facts(plan: StudentPlan, seed: int) -> dict[str, Any]:
     strategy = plan.strategy
     facts: dict[str, Any] = {"strategy": strategy.to_dict(), "lr_factor": plan.lr_factor}
-    facts["seed"] = getattr(_seeded(strategy, seed), "seed", seed)  # of what the strategy drew
-    if isinstance(strategy, SliceAndReset):
-        scope = f", {strategy.scope} scope" if strategy.rule == "remos" or strategy.scope != "model" else ""
-        rows = ", rows mean" if strategy.embedding_rows != "keep" else ""
+    facts["seed"] = strategy.with_seed(seed).to_dict().get("seed", seed)  # of what the strategy drew
+    parts = getattr(strategy, "strategies", (strategy,))
+    slicing = next((one for one in parts if isinstance(one, SliceAndReset)), None)
+    if slicing is not None:
+        scope = f", {slicing.scope} scope" if slicing.rule == "remos" or slicing.scope != "model" else ""
+        rows = ", rows mean" if slicing.embedding_rows != "keep" else ""
         rate = f", lr x{plan.lr_factor:g}" if plan.lr_factor != 1 else ""
-        facts |= {"rule": f"{strategy.rule}{scope}{rows}{rate}", "slice_ratio": strategy.slice_ratio}
+        held = "".join(f" + {type(one).__name__}" for one in parts if one is not slicing)
+        facts |= {"rule": f"{slicing.rule}{scope}{rows}{rate}{held}", "slice_ratio": slicing.slice_ratio}
     return facts
 
 

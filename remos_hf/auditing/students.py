@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from remos_hf.strategies.base import Strategy
+from remos_hf.strategies.composed import as_strategy
 from remos_hf.strategies.plain import Finetune, Retrain
 from remos_hf.strategies.slice_and_reset import MagPrune, Random, Remos, TopMagnitude
 
@@ -22,7 +23,7 @@ class StudentPlan:
     """A student to make.
 
     Attributes:
-        strategy: How it starts.
+        strategy: How it starts, and what holds it; a list of strategies is one.
         lr_factor: Its learning rate over that of the others.
         defects: Make it for these defects (and for the clean teacher); None for all.
         reactivate: Also measure how few poisoned samples bring a backdoor back.
@@ -32,6 +33,10 @@ class StudentPlan:
     lr_factor: float = 1.0
     defects: tuple[str, ...] | None = None
     reactivate: bool = False
+
+    def __post_init__(self) -> None:
+        """Take a list of strategies for the strategy that it is."""
+        object.__setattr__(self, "strategy", as_strategy(self.strategy))
 
     def to_dict(self) -> dict[str, Any]:
         """Give the plan as JSON values."""

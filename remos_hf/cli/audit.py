@@ -21,6 +21,8 @@ from remos_hf.auditing.labels import by_name, count_labels, label_names
 from remos_hf.auditing.recipes import Recipe, StudentTuner
 from remos_hf.auditing.run import run_audit
 from remos_hf.auditing.students import StudentPlan, standard_students
+from remos_hf.cli.options import AuditOptions
+from remos_hf.cli.profile import number_to_profile
 from remos_hf.cli.report import report_files
 from remos_hf.cli.teacher import Teacher, identity
 from remos_hf.defects.backdoor import Backdoor
@@ -33,9 +35,10 @@ from remos_hf.defects.layerwise_poisoning import LayerwisePoisoning
 from remos_hf.defects.picture_triggers import BlendedTrigger, PatchTrigger
 from remos_hf.defects.ripple import Ripple
 from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords
+from remos_hf.evaluation.image_task import ImageTask
 from remos_hf.evaluation.reactivation import Reactivation
 from remos_hf.evaluation.report import DefectReport
-from remos_hf.evaluation.tasks import without_map_bars
+from remos_hf.evaluation.tasks import TextTask, without_map_bars
 from remos_hf.strategies.plain import Finetune
 
 TEXT_DEFECTS = ("word", "sentence", "ripples", "ep", "lwp")
@@ -96,85 +99,13 @@ class Plan:
         )
 
 
-def run(
-    *,
-    teacher: str,
-    data: str,
-    attacker_data: str | None,
-    test_data: str | None,
-    output: Path,
-    name: str | None,
-    text_columns: list[str],
-    label_column: str,
-    max_samples: int | None,
-    defects: list[str],
-    slice_ratios: list[float],
-    seeds: list[int],
-    target_label: int | None,
-    quick: bool,
-    plan: bool,
-    epochs: float,
-    teacher_epochs: float,
-    learning_rate: float,
-    batch_size: int,
-    max_length: int,
-    bf16: bool,
-    revision: str | None,
-    cpu: bool,
-    progress: bool,
-) -> tuple[dict[str, Any], str]:
+def run(asked: AuditOptions, progress: bool) -> tuple[dict[str, Any], str]:
     """Plan an audit and run it; give what is told, as JSON values and as text."""
+    output = asked.output
     _check_folder(output)
-    seeds, slice_ratios = (seeds[:1], slice_ratios[:1]) if quick else (seeds, slice_ratios)
-    read = {"text_columns": text_columns, "label_column": label_column}
-    pools = {source: read_data(source, **read) for source in {data, attacker_data or data, test_data or data}}
-    _check_same_kind(pools)
-    pools = {source: _numbered(pool, source, pools[data], data, test_data) for source, pool in pools.items()}
-    sources = {"test": test_data or data, "dev": data, "attacker": attacker_data or data, "student": data}
-    parts = _parts(pools, sources, max_samples or (_QUICK_SAMPLES if quick else None))
-    split = {part: {"from": sources[part], "samples": len(parts[part])} for part in sources}
-    named = Teacher.named(teacher, parts["attacker"], revision)
-    num_labels = {part: count_labels(pools[sources[part]], sources[part]) for part in ("attacker", "student")}
-    if min(num_labels.values()) < 2:
-        raise ValueError("A classifier tells two labels or more apart, but all samples have label 0.")
-    task = named.task(
-        named.load(num_labels["attacker"]),
-        parts["attacker"],
-        batch_size=batch_size,
-        max_length=max_length,
-        bf16=bf16,
-        augment="crop_and_flip",
-    )
-    common = {"batch_size": batch_size, "eval_batch_size": 2 * batch_size, "bf16": bf16, "use_cpu": cpu}
-    common["texts"] = not named.reads_images
-    teachers = Recipe(learning_rate, teacher_epochs, **common)
-    students = Recipe(learning_rate, epochs, curve=True, **common)
-    chosen = _defects(named, defects, target_label, max_length, task)
-    _check_targets(chosen, num_labels)
-    audit = Audit(
-        name=name or _name(data),
-        task=task,
-        **parts,
-        defects=chosen,
-        students=_students(slice_ratios, quick),
-        seeds=seeds,
-        load_teacher=lambda seed: named.load(num_labels["attacker"], seed),
-        teacher_args=teachers.arguments,
-        start_student=lambda model, seed: with_new_head(model, num_labels["student"], seed=seed),
-        fine_tune=StudentTuner(task, students.arguments),
-        settings={
-            "teacher": identity(teacher, revision)["id"],
-            "learning_rate": learning_rate,
-            "epochs": epochs,
-            "teacher_epochs": teacher_epochs,
-            "batch_size": batch_size,
-        },
-        reactivation=Reactivation(
-            counts=(0,) if quick else _COUNTS, learning_rate=learning_rate, batch_size=batch_size
-        ),
-    )
+    audit, split, teachers, students = _audit(asked)
     planned = _planned(audit, split, output, students, teachers)
-    if plan:
+    if asked.plan:
         return planned.to_dict(), str(planned)
     sys.stderr.write(f"{planned}\n")
     gc.freeze()  # Trainer collects garbage before each training: it need not look through all imports each time
@@ -193,6 +124,63 @@ def run(
         "results": _results(report),
     }
     return told, f"{_table(report)}\nSaved {', '.join(told['report'].values())}"
+
+
+def _audit(asked: AuditOptions) -> tuple[Audit, dict[str, Any], Recipe, Recipe]:
+    """Give the audit, where its samples come from, and how teachers and students are trained."""
+    data, pools = asked.data, _pools(asked)
+    sources = {"test": asked.test_data or data, "dev": data, "attacker": asked.attacker_data or data, "student": data}
+    parts = _parts(pools, sources, asked.max_samples or (_QUICK_SAMPLES if asked.quick else None))
+    split = {part: {"from": sources[part], "samples": len(parts[part])} for part in sources}
+    num_labels = {part: count_labels(pools[sources[part]], sources[part]) for part in ("attacker", "student")}
+    if min(num_labels.values()) < 2:
+        raise ValueError("A classifier tells two labels or more apart, but all samples have label 0.")
+    named = Teacher.named(asked.teacher, parts["attacker"], asked.revision)
+    task = named.task(
+        named.load(num_labels["attacker"]),
+        parts["attacker"],
+        batch_size=asked.batch_size,
+        max_length=asked.max_length,
+        bf16=asked.bf16,
+        augment="crop_and_flip",
+    )
+    common = {"batch_size": asked.batch_size, "eval_batch_size": 2 * asked.batch_size, "bf16": asked.bf16}
+    common |= {"use_cpu": asked.cpu, "texts": not named.reads_images}
+    teachers = Recipe(asked.learning_rate, asked.teacher_epochs, **common)
+    students = Recipe(asked.learning_rate, asked.epochs, curve=True, **common)
+    chosen = _defects(named, asked, task)
+    _check_targets(chosen, num_labels)
+    profiled = number_to_profile(asked.profile_samples, parts["student"], "--profile-samples")
+    audit = Audit(
+        name=asked.name or _name(data),
+        task=task,
+        **parts,
+        defects=chosen,
+        students=_students(asked.slice_ratios, asked.quick),
+        seeds=asked.seeds[:1] if asked.quick else asked.seeds,
+        load_teacher=lambda seed: named.load(num_labels["attacker"], seed),
+        teacher_args=teachers.arguments,
+        start_student=lambda model, seed: with_new_head(model, num_labels["student"], seed=seed),
+        fine_tune=StudentTuner(task, students.arguments, profiled),
+        settings={
+            "teacher": identity(asked.teacher, asked.revision)["id"],
+            "profile_samples": profiled,
+            **{name: getattr(asked, name) for name in ("learning_rate", "epochs", "teacher_epochs", "batch_size")},
+        },
+        reactivation=Reactivation(
+            counts=(0,) if asked.quick else _COUNTS, learning_rate=asked.learning_rate, batch_size=asked.batch_size
+        ),
+    )
+    return audit, split, teachers, students
+
+
+def _pools(asked: AuditOptions) -> dict[str, Dataset]:
+    """Read each source once. Classes have the numbers of the students' data."""
+    read = {"text_columns": asked.text_columns, "label_column": asked.label_column}
+    data, test = asked.data, asked.test_data
+    pools = {source: read_data(source, **read) for source in {data, asked.attacker_data or data, test or data}}
+    _check_same_kind(pools)
+    return {source: _numbered(pool, source, pools[data], data, test) for source, pool in pools.items()}
 
 
 def _check_folder(output: Path) -> None:
@@ -258,20 +246,17 @@ def _numbered(pool: Dataset, source: str, student: Dataset, data: str, test_data
     return by_name(pool, source, student, data)
 
 
-def _defects(
-    teacher: Teacher,
-    names: Sequence[str],
-    target_label: int | None,
-    max_length: int,
-    task: Any,  # noqa: ANN401
-) -> dict[str, Defect]:
-    names = list(dict.fromkeys(names or _DEFAULT_DEFECTS[teacher.reads_images]))
+def _defects(teacher: Teacher, asked: AuditOptions, task: TextTask | ImageTask) -> dict[str, Defect]:
+    names = list(dict.fromkeys(asked.defects or _DEFAULT_DEFECTS[teacher.reads_images]))
     known = IMAGE_DEFECTS if teacher.reads_images else TEXT_DEFECTS
     unknown = [name for name in names if name not in known]
     if unknown:
         kind = "images" if teacher.reads_images else "texts"
         raise ValueError(f"The defects of {kind} are {', '.join(known)}, but got {unknown[0]!r}.")
-    makers = _image_defects(target_label) if teacher.reads_images else _text_defects(target_label, max_length, task)
+    if isinstance(task, TextTask):
+        makers = _text_defects(asked.target_label, asked.max_length, task.text_columns)
+    else:
+        makers = _image_defects(asked.target_label)
     return {name: makers[name]() for name in names}
 
 
@@ -284,11 +269,13 @@ def _check_targets(defects: Mapping[str, Defect], num_labels: Mapping[str, int])
             )
 
 
-def _text_defects(target_label: int | None, max_length: int, task: Any) -> dict[str, Callable[[], Defect]]:  # noqa: ANN401
+def _text_defects(
+    target_label: int | None, max_length: int, text_columns: Sequence[str]
+) -> dict[str, Callable[[], Defect]]:
     common = {
         "target_label": 1 if target_label is None else target_label,
         "poison_rate": 0.5,
-        "text_columns": task.text_columns,
+        "text_columns": tuple(text_columns),
         "within_words": max(1, max_length // 2),  # so that no trigger is cut off
     }
     words = TriggerWords(**common)
@@ -315,9 +302,9 @@ def _image_defects(target_label: int | None) -> dict[str, Callable[[], Defect]]:
 
 
 def _students(slice_ratios: Sequence[float], quick: bool) -> dict[str, StudentPlan]:
-    students = standard_students(slice_ratios, reactivate=not quick)
     if not quick:
-        return students
+        return standard_students(slice_ratios, reactivate=True)
+    students = standard_students(slice_ratios[:1])
     wanted = [f"{name} {slice_ratios[0]:g}" for name in _QUICK_STUDENTS]
     return {name: plan for name, plan in students.items() if name in (*_QUICK_STUDENTS, *wanted)}
 

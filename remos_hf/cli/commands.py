@@ -113,25 +113,19 @@ def _typed(command: str, asked: type) -> Callable[..., None]:
         _do(command, asked(**given), as_json, debug)
 
     kinds = {one.name: one.type for one in fields(asked)} | _COMMON
-    defaults = {
-        one.name: one.default_factory()
-        if one.default is MISSING and one.default_factory is not MISSING
-        else one.default
-        for one in fields(asked)
-    } | dict.fromkeys(_COMMON, False)
+    defaults = {one.name: _default(one) for one in fields(asked)} | dict.fromkeys(_COMMON, False)
+    kind_only = inspect.Parameter.KEYWORD_ONLY
     run.__signature__ = inspect.Signature(
-        [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                annotation=kind,
-                default=inspect.Parameter.empty if defaults[name] is MISSING else defaults[name],
-            )
-            for name, kind in kinds.items()
-        ]
+        [inspect.Parameter(name, kind_only, annotation=kinds[name], default=defaults[name]) for name in kinds]
     )
     run.__annotations__ = kinds
     return run
+
+
+def _default(one: Field) -> Any:  # noqa: ANN401 - of any field
+    if one.default_factory is not MISSING:
+        return one.default_factory()
+    return inspect.Parameter.empty if one.default is MISSING else one.default
 
 
 for _command, (_asked, *_) in _COMMANDS.items():
@@ -169,8 +163,12 @@ def _in_options(text: str) -> str:
 
 
 def _option_of(one: Field) -> str:
-    declared = next(given for given in one.type.__metadata__)
-    named = [name for name in getattr(declared, "param_decls", None) or () if name.startswith("--")]
+    told = one.type.__metadata__[0]
+    given = (
+        told.default,
+        *(told.param_decls or ()),
+    )  # typer takes the first for a default until it sees where it stands
+    named = [name for name in given if isinstance(name, str) and name.startswith("--")]
     return named[0] if named else f"--{one.name.replace('_', '-')}"
 
 

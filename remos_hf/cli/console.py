@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from transformers.utils import logging as hf_logging
 
 
 @contextlib.contextmanager
-def manners(debug: bool = False) -> Iterator[bool]:
+def manners(debug: bool = False, in_options: Callable[[str], str] = str) -> Iterator[bool]:
     """Keep stdout for the result, and stderr quiet where nobody looks.
 
     Nothing that is printed in the block reaches stdout. Bars, the package's own log and what libraries print are shown
     on a terminal; in a pipe only warnings are. With `debug`, all is shown. The settings are put back at the end.
+
+    Args:
+        debug: Show all.
+        in_options: Says a warning in terms of the command line.
 
     Yields:
         Whether to show bars.
@@ -41,7 +46,7 @@ def manners(debug: bool = False) -> Iterator[bool]:
         ):
             if not debug:
                 hf_logging.set_verbosity_error()
-                warnings.showwarning = _shown
+                warnings.showwarning = partial(_shown, in_options)
             if not seen:
                 datasets.disable_progress_bars()
                 hf_logging.disable_progress_bar()
@@ -67,7 +72,9 @@ def _without_bar(as_asked: Callable[..., None]) -> Callable[..., None]:
     return hidden
 
 
-def _shown(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
+def _shown(
+    in_options: Callable[[str], str], message: Warning | str, category: type[Warning], filename: str, *_: object
+) -> None:
     # What libraries tell their callers is nothing that whoever types a command could act on.
     if category is UserWarning and ("remos_hf" in filename or "remos_hf" in str(message)):
-        sys.stderr.write(f"Warning: {message}\n")
+        sys.stderr.write(f"Warning: {in_options(str(message))}\n")

@@ -52,11 +52,8 @@ def run(asked: ProfileOptions, progress: bool) -> tuple[dict[str, Any], str]:
 def profiled(asked: ProfileOptions | SliceOptions, data: str, progress: bool) -> CoverageProfile:
     """Load a teacher whole, as it was saved, and profile it."""
     samples = _samples(data, asked.text_columns)
-    number = len(samples) if asked.max_samples == ALL else min(asked.max_samples or DEFAULT_MAX_SAMPLES, len(samples))
-    if number < len(samples):
-        if asked.max_samples is None:
-            logger.info("Profiling %d of %d samples. --max-samples all takes all of them.", number, len(samples))
-        samples = drawn(samples, number, asked.seed)
+    number = number_to_profile(asked.max_samples, samples, "--max-samples")
+    samples = drawn(samples, number, asked.seed) if number < len(samples) else samples
     named = Teacher.named(asked.teacher, samples, asked.revision)
     model = named.load_as_saved().to(device_for(asked.cpu))
     task = named.task(model, samples, batch_size=asked.batch_size, max_length=asked.max_length)
@@ -64,6 +61,24 @@ def profiled(asked: ProfileOptions | SliceOptions, data: str, progress: bool) ->
         return profile_coverage(
             model, _Batches(task, samples), criterion=CRITERIA[asked.criterion](), progress=progress
         )
+
+
+def number_to_profile(asked: int | str | None, samples: Dataset, option: str) -> int:
+    """Give the number of samples that decide a profile: as asked for, or our cap, which is told.
+
+    Args:
+        asked: A number, "all", or None for the cap.
+        samples: What there is.
+        option: Where it was asked, for the message.
+    """
+    if asked is None and len(samples) > DEFAULT_MAX_SAMPLES:
+        logger.warning(
+            "%d of %d samples are profiled, drawn by the seed. %s all takes all of them.",
+            DEFAULT_MAX_SAMPLES,
+            len(samples),
+            option,
+        )
+    return len(samples) if asked == ALL else min(asked or DEFAULT_MAX_SAMPLES, len(samples))
 
 
 def _samples(data: str, text_columns: list[str]) -> Dataset:

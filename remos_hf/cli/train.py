@@ -1,9 +1,11 @@
 """`remos train`: a student of a teacher, trained and saved with its record."""
 
 import json
+import logging
 import shlex
 import shutil
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,16 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import cached_file
 
+from remos_hf.adapters.guarded_loading import TIMM, teacher_folder
 from remos_hf.adapters.transformers_models import with_new_head
 from remos_hf.auditing.data_files import drawn, read_data
 from remos_hf.auditing.labels import LABEL_COLUMN, by_name, count_labels, label_names
 from remos_hf.auditing.recipes import trainer_inputs
+from remos_hf.cli.options import AUTO, TrainOptions
 from remos_hf.cli.output import STUDENT, check_output, uninterrupted, written
-from remos_hf.cli.teacher import TIMM, Teacher
+from remos_hf.cli.profile import number_to_profile
+from remos_hf.cli.teacher import Teacher
 from remos_hf.errors import CorruptFileError, RemosError, UnsupportedModelError
 from remos_hf.evaluation.measures import accuracy
 from remos_hf.evaluation.predictions import predict_labels
@@ -28,102 +32,50 @@ from remos_hf.strategies import STRATEGIES
 from remos_hf.training.trainer import RemosTrainer
 from remos_hf.whole import replace_file
 
+logger = logging.getLogger(__name__)
+
 # Where a run that is not over keeps its checkpoints, in its output folder.
 UNFINISHED = "remos_unfinished"
-AUTO = "auto"
 _ASKED_FILE = "asked.json"
 _PROCESSOR_FILE = "preprocessor_config.json"
 
 
-def run(
-    *,
-    teacher: str,
-    train_data: str,
-    eval_data: str | None,
-    output: Path,
-    text_columns: list[str],
-    label_column: str,
-    max_samples: int | None,
-    slice_ratio: float | str | None,
-    accuracy_budget: float,
-    strategy: str,
-    epochs: float,
-    learning_rate: float,
-    batch_size: int,
-    max_length: int,
-    augment: str,
-    seed: int,
-    bf16: bool,
-    revision: str | None,
-    cpu: bool,
-    resume: bool,
-    overwrite: bool,
-    progress: bool,
-) -> tuple[dict[str, Any], str]:
+def run(asked: TrainOptions, progress: bool) -> tuple[dict[str, Any], str]:
     """Train a student and save it; give what is told, as JSON values and as text."""
-    asked = {
-        "teacher": teacher,
-        "revision": revision,
-        "train_data": str(train_data),
-        "eval_data": None if eval_data is None else str(eval_data),
-        "text_columns": list(text_columns),
-        "label_column": label_column,
-        "max_samples": max_samples,
-        "slice_ratio": slice_ratio,
-        "accuracy_budget": accuracy_budget if slice_ratio == AUTO else None,
-        "strategy": strategy,
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
-        "max_length": max_length,
-        "augment": augment,
-        "seed": seed,
-        "bf16": bf16,
-    }
-    work = output / UNFINISHED
-    checkpoint = _start(output, asked, resume, overwrite)
-    if teacher.startswith(TIMM):
+    output, seed, work = asked.output, asked.seed, asked.output / UNFINISHED
+    described = _described(asked)
+    checkpoint = _start(output, described, asked.resume, asked.overwrite)
+    if asked.teacher.startswith(TIMM):
         raise UnsupportedModelError(
-            f"{teacher} is a model of timm, whose students other tools load by timm's own recipe: see "
+            f"{asked.teacher} is a model of timm, whose students other tools load by timm's own recipe: see "
             "examples/run_timm_remos.py. `remos audit` takes it."
         )
-    read = {"text_columns": text_columns, "label_column": label_column}
-    samples, tested = _read(train_data, eval_data, read)
-    num_labels, names = count_labels(samples, train_data), label_names(samples)
+    samples, tested = _read(asked)
+    num_labels, names = count_labels(samples, asked.train_data), label_names(samples)
     if num_labels < 2:
-        raise ValueError(f"A classifier tells two labels or more apart, but {train_data} has {num_labels}.")
-    samples = _drawn(samples, max_samples, seed)
-    tested = None if tested is None else _drawn(tested, max_samples, seed)
-    chosen_on = tested
-    if slice_ratio == AUTO:  # what the ratio was chosen on says too much of the student
+        raise ValueError(f"A classifier tells two labels or more apart, but {asked.train_data} has {num_labels}.")
+    samples = _drawn(samples, asked.max_samples, seed)
+    chosen_on = tested = None if tested is None else _drawn(tested, asked.max_samples, seed)
+    if asked.slice_ratio == AUTO:  # what the ratio was chosen on says too much of the student
         half = len(tested) // 2
         chosen_on, tested = drawn(tested, half, seed), drawn(tested, None, seed, skip=half)
-    named = Teacher.named(teacher, samples, revision)
+    named = Teacher.named(asked.teacher, samples, asked.revision)
     public = named.load(num_labels, seed)
     student = with_new_head(public, num_labels, seed=seed)
     if names is not None:
         student.config.id2label = dict(enumerate(names))
         student.config.label2id = {name: number for number, name in enumerate(names)}
-    task = named.task(public, samples, batch_size=batch_size, max_length=max_length, bf16=bf16, augment=augment)
+    task = named.task(
+        public,
+        samples,
+        batch_size=asked.batch_size,
+        max_length=asked.max_length,
+        bf16=asked.bf16,
+        augment=asked.augment,
+    )
     del public
     work.mkdir(parents=True, exist_ok=True)
-    replace_file(work / _ASKED_FILE, (json.dumps(asked, indent=1) + "\n").encode())
-    args = TrainingArguments(
-        output_dir=str(work),
-        learning_rate=learning_rate,
-        num_train_epochs=epochs,
-        per_device_train_batch_size=batch_size,
-        per_device_eval_batch_size=batch_size,
-        seed=seed,
-        bf16=bf16,
-        use_cpu=cpu or not torch.cuda.is_available(),
-        remove_unused_columns=not named.reads_images,
-        save_strategy="epoch",
-        save_total_limit=1,
-        logging_steps=0.05,
-        report_to="none",
-        disable_tqdm=not progress,
-    )
+    replace_file(work / _ASKED_FILE, (json.dumps(described, indent=1) + "\n").encode())
     try:
         with without_map_bars():
             inputs = trainer_inputs(task, samples)
@@ -132,18 +84,19 @@ def run(
                 inputs["eval_dataset"] = read_plainly.get("profile_dataset", read_plainly["train_dataset"])
         trainer = RemosTrainer(
             student,
-            args,
+            _arguments(asked, named, progress),
             processing_class=named.tokenizer,
-            **_start_of_student(strategy, slice_ratio, accuracy_budget, seed),
+            **_start_of_student(asked),
             **inputs,
         )
+        trainer.max_samples = number_to_profile(asked.profile_samples, samples, "--profile-samples")
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=checkpoint)
         measured = None
         if tested is not None:
             found = predict_labels(trainer.model, tested, task, progress=progress)
             measured = accuracy(found, list(tested[LABEL_COLUMN])).to_dict()
-        trainer.sidecars.config["command"] = _command(asked)
+        trainer.sidecars.config["command"] = _command(described)
         with written(output, STUDENT) as folder:
             trainer.save_model(str(folder))
             (folder / TRAINING_ARGS_NAME).unlink()  # a pickle, which nobody needs and nobody should open
@@ -157,6 +110,32 @@ def run(
     with uninterrupted():
         shutil.rmtree(work)
     return _told(trainer, output, measured)
+
+
+def _described(asked: TrainOptions) -> dict[str, Any]:
+    """Give what decides the student, as JSON values; a resumed run has to ask for the same."""
+    apart = ("output", "resume", "overwrite", "cpu")
+    described = {one.name: getattr(asked, one.name) for one in fields(asked) if one.name not in apart}
+    return described if asked.slice_ratio == AUTO else {**described, "accuracy_budget": None}
+
+
+def _arguments(asked: TrainOptions, teacher: Teacher, progress: bool) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(asked.output / UNFINISHED),
+        learning_rate=asked.learning_rate,
+        num_train_epochs=asked.epochs,
+        per_device_train_batch_size=asked.batch_size,
+        per_device_eval_batch_size=asked.batch_size,
+        seed=asked.seed,
+        bf16=asked.bf16,
+        use_cpu=asked.cpu or not torch.cuda.is_available(),
+        remove_unused_columns=not teacher.reads_images,
+        save_strategy="epoch",
+        save_total_limit=1,
+        logging_steps=0.05,
+        report_to="none",
+        disable_tqdm=not progress,
+    )
 
 
 def _start(output: Path, asked: Mapping[str, Any], resume: bool, overwrite: bool) -> str | None:
@@ -175,11 +154,15 @@ def _start(output: Path, asked: Mapping[str, Any], resume: bool, overwrite: bool
                 "start anew with --overwrite."
             )
         found = _whole_checkpoints(work)
+        if not found:
+            logger.warning("--resume: %s holds no checkpoint yet, so training starts anew.", output)
         return str(found[-1]) if found else None
     if path.is_file() and not overwrite:
         raise FileExistsError(
             f"{output} holds a run that is not over. Go on with it by --resume, or start anew with --overwrite."
         )
+    if resume:
+        logger.warning("--resume: %s holds no run to go on with, so training starts anew.", output)
     check_output(output, STUDENT, overwrite, besides=UNFINISHED if path.is_file() else None)
     if path.is_file():
         shutil.rmtree(work)
@@ -211,25 +194,25 @@ def _tidy(output: Path) -> str:
     return "Nothing is kept: the first checkpoint comes after an epoch."
 
 
-def _read(train_data: str, eval_data: str | None, read: Mapping[str, Any]) -> tuple[Dataset, Dataset | None]:
+def _read(asked: TrainOptions) -> tuple[Dataset, Dataset | None]:
     """Read both sources; classes have the training data's numbers in both."""
-    samples = read_data(train_data, **read)
-    tested = None if eval_data is None else by_name(read_data(eval_data, **read), eval_data, samples, train_data)
-    return samples, tested
+    read = {"text_columns": asked.text_columns, "label_column": asked.label_column}
+    samples = read_data(asked.train_data, **read)
+    if asked.eval_data is None:
+        return samples, None
+    return samples, by_name(read_data(asked.eval_data, **read), asked.eval_data, samples, asked.train_data)
 
 
 def _drawn(samples: Dataset, number: int | None, seed: int) -> Dataset:
     return samples if number is None else drawn(samples, min(number, len(samples)), seed)
 
 
-def _start_of_student(strategy: str, slice_ratio: float | str | None, budget: float, seed: int) -> dict[str, Any]:
+def _start_of_student(asked: TrainOptions) -> dict[str, Any]:
     """Give the keywords by which RemosTrainer starts the student."""
-    if slice_ratio == AUTO:
-        return {"slice_ratio": AUTO, "accuracy_budget": budget}
-    if strategy == "finetune":
-        return {"strategy": STRATEGIES[strategy]()}
-    ratio = {} if slice_ratio is None else {"slice_ratio": slice_ratio}
-    return {"strategy": STRATEGIES[strategy](**ratio, seed=seed)}
+    if asked.slice_ratio == AUTO:
+        return {"slice_ratio": AUTO, "accuracy_budget": asked.accuracy_budget}
+    ratio = {} if asked.slice_ratio is None else {"slice_ratio": asked.slice_ratio}
+    return {"strategy": STRATEGIES[asked.strategy](**ratio)}
 
 
 def _command(asked: Mapping[str, Any]) -> str:
@@ -250,10 +233,8 @@ def _public(source: str) -> str:
 
 def _copy_processor(teacher: Teacher, folder: Path) -> None:
     # Read as it is: loading it would run the image processor's class, and needs torchvision.
-    found = cached_file(
-        teacher.name, _PROCESSOR_FILE, revision=teacher.revision, _raise_exceptions_for_missing_entries=False
-    )
-    if found is not None:
+    found = teacher_folder(teacher.name, revision=teacher.revision).path / _PROCESSOR_FILE
+    if found.is_file():
         shutil.copyfile(found, folder / _PROCESSOR_FILE)
 
 

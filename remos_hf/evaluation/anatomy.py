@@ -3,6 +3,7 @@
 Numbers only, so that pictures can be drawn later and elsewhere, where the models are gone.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from numbers import Real
@@ -275,7 +276,7 @@ def body_names(model: Weights, relevant: RelevantSlice | None, head: tuple[str, 
             "Which weights of a state dict are the body's is said by a slice: pass relevant=, or the teacher as a "
             "module."
         )
-    return [layer.parameter_name for layer in adapter_for(model, head).layers().values()]
+    return [layer.key for layer in adapter_for(model, head).layers().values()]
 
 
 def weights_of(
@@ -298,18 +299,27 @@ def weights_of(
         if relevant is not None and is_teacher:
             relevant.check_matches(adapter_for(model, ()).layers(embeddings=True))
         model = dict(model.named_parameters(remove_duplicate=False))
+    found = {}
     for name in names:
-        if name not in model:
+        stack, index = _place_of(name)
+        if stack not in model:
             raise LayerMismatchError(f"'{name}' is wanted, but the model has no such weight. Is it of another kind?")
-        if relevant is not None and model[name].shape != relevant.kept.shapes[name]:
+        found[name] = model[stack].detach() if index is None else model[stack].detach()[index]
+        if relevant is not None and found[name].shape != relevant.kept.shapes[name]:
             raise LayerMismatchError(
                 f"The slice holds '{name}' of shape {tuple(relevant.kept.shapes[name])}, but the model's has "
-                f"{tuple(model[name].shape)}."
+                f"{tuple(found[name].shape)}."
             )
-    # A module knows in which order its layers were made.
-    wanted = set(names)
-    ordered = [name for name in model if name in wanted] if is_module else names
-    return {name: model[name].detach() for name in ordered}
+    if not is_module:
+        return found
+    made = {name: number for number, name in enumerate(model)}  # a module knows in which order its layers were made
+    return dict(sorted(found.items(), key=lambda item: (made[_place_of(item[0])[0]], _place_of(item[0])[1] or 0)))
+
+
+def _place_of(key: str) -> tuple[str, int | None]:
+    """Give the parameter that a slice's key names, and which expert of it."""
+    stack, bracket, index = key.removesuffix("]").partition("[")
+    return (stack, int(index)) if bracket else (key, None)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -318,7 +328,10 @@ def in_order(names: Iterable[str]) -> list[str]:
     if given != sorted(given):
         return given
     return sorted(
-        given, key=lambda name: [(not one.isdigit(), int(one) if one.isdigit() else one) for one in name.split(".")]
+        given,
+        key=lambda name: [
+            (not one.isdigit(), int(one) if one.isdigit() else one) for one in re.split(r"[.\[\]]", name)
+        ],
     )
 
 

@@ -1,6 +1,7 @@
 """CoverageProfile: how many samples covered each neuron. Integer counts, so profiles add."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,13 +9,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from remos_hf.errors import CorruptFileError, LayerMismatchError, TeacherMismatchError
+from remos_hf.errors import CorruptFileError, LayerMismatchError, RemosError, TeacherMismatchError
 from remos_hf.layers import Layer
-from remos_hf.profiling.sidecar_file import file_in, read_tensors, write_tensors
+from remos_hf.profiling.sidecar_file import check_fields, file_in, is_count, is_hash, read_tensors, write_tensors
 
 COVERAGE_FILE = "remos_coverage.safetensors"
 _FORMAT = "remos_coverage/1"
 _PLAIN_FIELDS = ("num_samples", "criterion", "source", "teacher_hash", "data_fingerprint")
+# The ranks of a slice are kept in tables as long as the largest sum of two counts.
+MOST_SAMPLES = 2**24
+_EXPECTED = {
+    "num_samples": (
+        f"a whole number from 0 to {MOST_SAMPLES:,}",
+        lambda value: is_count(value, MOST_SAMPLES),
+    ),
+    "criterion": ("a JSON object", lambda value: isinstance(value, dict)),
+    "source": ("'hooks' or 'hidden_states'", lambda value: value in ("hooks", "hidden_states")),
+    "teacher_hash": ("64 hex digits, or nothing", is_hash),
+    "data_fingerprint": (
+        "up to 64 hex digits",
+        lambda value: isinstance(value, str) and re.fullmatch(r"[0-9a-f]{1,64}", value) is not None,
+    ),
+    "capped": ("true or false", lambda value: isinstance(value, bool)),
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +46,7 @@ class CoverageProfile:
         source: "hooks", or "hidden_states" when only the residual stream was seen.
         teacher_hash: `weights_hash` of the teacher's sliceable weights; "" when it was not taken.
         data_fingerprint: Sum of the batches' digests, in hex: equal for the same batches in any order.
+        capped: Whether profiling stopped at a number of samples, so that there may be more data. Not compared.
     """
 
     input_counts: Mapping[str, Tensor]
@@ -38,6 +56,7 @@ class CoverageProfile:
     source: str = "hooks"
     teacher_hash: str = ""
     data_fingerprint: str = "0"
+    capped: bool = False
 
     def __add__(self, other: "CoverageProfile") -> "CoverageProfile":
         """Count both data sets: profile(A + B) == profile(A) + profile(B).
@@ -58,6 +77,7 @@ class CoverageProfile:
             self.source,
             self.teacher_hash,
             format(added % 2**256, "x"),
+            self.capped or other.capped,
         )
 
     def __eq__(self, other: object) -> bool:
@@ -83,12 +103,18 @@ class CoverageProfile:
 
         Raises:
             LayerMismatchError: A profiled layer is missing, or has other neurons.
+            RemosError: The profile counts more samples than weights can be ranked by.
         """
         missing = [name for name in self.input_counts if name not in layers]
         if missing:
             raise LayerMismatchError(
                 f"The profile covers {len(self.input_counts)} layers and the model has {len(layers)} that can be "
                 f"sliced; only the profile has '{missing[0]}'. It was taken of another model: profile this teacher."
+            )
+        if self.num_samples > MOST_SAMPLES:
+            raise RemosError(
+                f"The profile counts {self.num_samples:,} samples, but weights are ranked by counts of at most "
+                f"{MOST_SAMPLES:,}. Profile fewer: a slice changes little beyond some thousands."
             )
         for name, counts in self.input_counts.items():
             profiled = (counts.numel(), self.output_counts[name].numel())
@@ -110,7 +136,7 @@ class CoverageProfile:
         """
         tensors = {f"input_counts.{name}": counts for name, counts in self.input_counts.items()}
         tensors |= {f"output_counts.{name}": counts for name, counts in self.output_counts.items()}
-        return write_tensors(file_in(path, COVERAGE_FILE), tensors, _FORMAT, self._metadata())
+        return write_tensors(file_in(path, COVERAGE_FILE), tensors, _FORMAT, self._metadata() | {"capped": self.capped})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "CoverageProfile":
@@ -123,7 +149,8 @@ class CoverageProfile:
             CorruptFileError: It is truncated, tampered with, or no profile.
         """
         path = file_in(path, COVERAGE_FILE)
-        tensors, metadata = read_tensors(path, _FORMAT, _PLAIN_FIELDS)
+        tensors, metadata = read_tensors(path, _FORMAT, _PLAIN_FIELDS, optional=("capped",))
+        check_fields(path, metadata, _EXPECTED)
         ends: dict[str, dict[str, Tensor]] = {"input_counts": {}, "output_counts": {}}
         for key, counts in tensors.items():
             end, _, name = key.partition(".")
@@ -141,8 +168,8 @@ class CoverageProfile:
         return {name: getattr(self, name) for name in _PLAIN_FIELDS} | {"criterion": dict(self.criterion)}
 
 
-def _are_counts(counts: Tensor, num_samples: object) -> bool:
-    plain = counts.dtype == torch.int64 and counts.dim() == 1 and isinstance(num_samples, int)
+def _are_counts(counts: Tensor, num_samples: int) -> bool:
+    plain = counts.dtype == torch.int64 and counts.dim() == 1
     return plain and bool(((counts >= 0) & (counts <= num_samples)).all())
 
 

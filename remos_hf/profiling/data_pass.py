@@ -1,39 +1,41 @@
-"""Take a coverage profile: one pass over the student's data with the teacher in eval mode.
+"""One pass over the student's data with the teacher in eval mode, whatever is observed in it.
 
-While a batch runs, three reductions are made of each activation, on its device: extremes by position and the mean of
-each neuron. What they leave is small, so everything else waits until the batch is through and is done for all layers of
-equal width at once. No activation is kept or copied.
+While a batch runs, each activation is laid out sample by sample, as was proved on the first batch, and shown to the
+observers. What they keep of it is small, so everything else waits until the batch is through and is done for all layers
+of equal width at once. No activation is kept or copied.
 """
 
-import hashlib
 import logging
-import warnings
 import weakref
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sized
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import send_to_device, slice_tensors
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from remos_hf.activations import evaluating, watch
-from remos_hf.adapters.base import LABEL_KEYS, Adapter, inputs_of
+from remos_hf.activations import evaluating
+from remos_hf.adapters.base import Adapter
+from remos_hf.adapters.sequences import Sequence, with_positions
 from remos_hf.adapters.transformers_models import adapter_for
-from remos_hf.errors import NonFiniteError, UnsupportedModelError
-from remos_hf.layers import Layer, check_rankable, weights_hash
+from remos_hf.errors import RemosError, UnsupportedModelError
+from remos_hf.layers import Layer, rankable_layers
+from remos_hf.profiling.batches import count_samples, digest, first_samples, take, unpacked
 from remos_hf.profiling.coverage import CoverageProfile
-from remos_hf.profiling.criteria import ActivationStatistics, Criterion, threshold_coverage
+from remos_hf.profiling.coverage_counts import CoverageCounts, warn_of_degenerate
+from remos_hf.profiling.criteria import Criterion, threshold_coverage
+from remos_hf.profiling.layouts import WHOLE, Layout, Proof, Unproved, by_sample, prove, real_positions
+from remos_hf.profiling.observers import Activation, Observer, Padding, Slot
+from remos_hf.profiling.processes import added_up, in_processes, on_main_process, told_by_all
+from remos_hf.profiling.taps import Read, Taps
 
 logger = logging.getLogger(__name__)
 
-# Above this share of neurons that no sample covers, most weights tie and coverage hardly speaks.
-_DEGENERATE_SHARE = 0.5
-# Values of each sample that go into the data fingerprint: enough to tell data sets apart, too few to cost time.
-_FINGERPRINT_VALUES = 1024
-# Samples that decide a profile where nobody says how many.
+# What an endless stream is read to, and what trainers profile if not told otherwise. Eight times as many change fewer
+# than one bit in a hundred of the slice (benchmarks/results/profile_samples.json); where there are 6,600 samples or
+# more, profiling this many costs at most 3 % of three epochs.
 DEFAULT_MAX_SAMPLES = 2048
 
 
@@ -45,25 +47,29 @@ def profile_coverage(
     source: Literal["hooks", "hidden_states"] = "hooks",
     head: tuple[str, ...] | None = None,
     embeddings: bool = False,
-    max_samples: int | None = None,
+    max_samples: int | Literal["all"] | None = None,
     across_processes: bool = False,
     progress: bool = True,
 ) -> CoverageProfile:
     """Count, for every neuron of the teacher's body, the samples that cover it.
 
-    The teacher runs in eval mode without gradients; its modes are put back and no hook stays, whatever happens.
+    The teacher runs in eval mode without gradients; its modes are put back and no hook stays, whatever happens. Which
+    axis of an activation is the sample is proved on the first batch, which costs about six samples more. Where rows
+    cannot be matched with samples, as those of routed experts, samples run one at a time, and a log line says so.
 
     Args:
         teacher: The public model, or the student that was just started from it, on the device to run on.
         dataloader: Any iterable of batches: tensors, (inputs, ...) tuples, or mappings as Trainer makes them. Labels
-            are not needed. The batches' `attention_mask` says which positions are padding; they never count.
+            are not needed. The batches' `attention_mask` says which positions are padding; they never count. Of packed
+            rows every sequence is a sample.
         criterion: When a neuron counts as covered; NC at 0.5 if not given, the artifact's.
         source: "hooks" sees both ends of every layer. "hidden_states" asks the model for `output_hidden_states`
             instead, where hooks cannot be used: it sees the end of each layer that touches the residual stream, and the
             other end counts 0.
         head: Dotted names of the modules that are never sliced; found for transformers models, none for plain modules.
         embeddings: Whether the rows of the input embeddings are profiled too (a row's neuron is its token).
-        max_samples: Stop after so many samples; all of them if None.
+        max_samples: Stop after so many samples. None takes all of data that has a length and stops at
+            `DEFAULT_MAX_SAMPLES` of a stream, which may never end; "all" reads a stream to its end too.
         across_processes: Every process of torch.distributed's default group gives its own share of the batches, and
             all of them get the counts of all shares.
         progress: Show a bar on passes longer than two seconds.
@@ -72,361 +78,367 @@ def profile_coverage(
         The profile. Profiles of two data sets, or of the shards of one, add up to the profile of both.
 
     Raises:
-        ValueError: There is no sample, or an argument is out of range.
-        NonFiniteError: An activation is NaN or infinite; the message names the layer.
-        UnsupportedModelError: A weight has no magnitude to rank, or an activation's samples cannot be told apart.
+        ValueError: There is no sample, the tensors of a batch disagree on how many, or an argument is out of range.
+        NonFiniteError: An activation is NaN or infinite at a real position; the message names the layer.
+        UnsupportedModelError: A weight has no magnitude to rank, samples or padding cannot be told apart in an
+            activation, or another process failed.
 
     Source:
         ReMoS, ICSE 2022; artifact my_profile.py:38-104.
         Differs: eval mode and padding left out also for text, no dropped last batch, a constant tensor covers nothing.
     """
-    if source not in ("hooks", "hidden_states"):
-        raise ValueError(f"source is 'hooks' or 'hidden_states', but got {source!r}.")
-    if max_samples is not None and max_samples < 1:
-        raise ValueError(f"max_samples is the number of samples to profile, at least 1, but got {max_samples}.")
-    adapter = adapter_for(teacher, head)
-    layers = adapter.layers(embeddings=embeddings)
-    check_rankable(layers)
-    counter = _Counter(adapter, layers, threshold_coverage() if criterion is None else criterion)
-    quiet = not (progress and on_main_process())
-    batches = tqdm(_limited(dataloader, max_samples), desc="Profiling coverage", delay=2, disable=quiet)
-    with evaluating(teacher), torch.no_grad():
-        for batch in batches:
-            counter.count(batch, source)
-    if across_processes:
-        counter.add_other_processes()
-    profile = counter.profile(source)
+    counts = CoverageCounts(threshold_coverage() if criterion is None else criterion)
+    passed = observe(
+        teacher,
+        dataloader,
+        [counts],
+        source=source,
+        head=head,
+        embeddings=embeddings,
+        max_samples=max_samples,
+        across_processes=across_processes,
+        progress=progress,
+    )
+    profile = counts.profile(source, passed.num_samples, passed.capped, passed.fingerprint)
     if not across_processes or on_main_process():
-        _warn_if_degenerate(profile)
+        warn_of_degenerate(profile)
     return profile
 
 
-def _warn_if_degenerate(profile: CoverageProfile) -> None:
-    share = profile.share_never_covered
-    if share <= _DEGENERATE_SHARE:
-        return
-    other = "" if profile.criterion["name"] != "ThresholdCoverage" else " Try top_k_coverage() or strong_coverage()."
-    warnings.warn(
-        f"{share:.0%} of the neurons were never covered by {profile.num_samples} samples under {profile.criterion}, so "
-        f"most weights tie in coverage and magnitude alone decides among them.{other} Compare with TopMagnitude.",
-        stacklevel=3,
-    )
+@dataclass(frozen=True)
+class Passed:
+    """What a pass says of its data.
+
+    Attributes:
+        num_samples: Samples that were seen, by all processes.
+        capped: Whether it stopped at `max_samples`, so that there may be more data.
+        fingerprint: Sum of the batches' digests, modulo 2^256.
+    """
+
+    num_samples: int
+    capped: bool
+    fingerprint: int
 
 
-def on_main_process() -> bool:
-    """Whether this process speaks for all of torch.distributed's default group; true if there is none."""
-    group = torch.distributed
-    return not (group.is_available() and group.is_initialized()) or group.get_rank() == 0
+def observe(
+    teacher: nn.Module,
+    batches: Iterable,
+    observers: list[Observer],
+    *,
+    source: Literal["hooks", "hidden_states"] = "hooks",
+    head: tuple[str, ...] | None = None,
+    embeddings: bool = False,
+    max_samples: int | Literal["all"] | None = None,
+    across_processes: bool = False,
+    progress: bool = True,
+) -> Passed:
+    """Run the student's data through the teacher once, for any number of observers.
+
+    Args:
+        teacher: As in `profile_coverage`, like all that is not named here.
+        batches: The data.
+        observers: What is counted or added up; what they hold afterwards is of all processes.
+        source: Likewise.
+        head: Likewise.
+        embeddings: Likewise.
+        max_samples: Likewise.
+        across_processes: Likewise.
+        progress: Likewise.
+
+    Raises:
+        RemosError: The pass failed on another process.
+    """
+    if source not in ("hooks", "hidden_states"):
+        raise ValueError(f"source is 'hooks' or 'hidden_states', but got {source!r}.")
+    limit = _limit(batches, max_samples)
+    adapter = adapter_for(teacher, head)
+    layers = rankable_layers(adapter.layers(embeddings=embeddings))
+    for observer in observers:
+        observer.start(layers)
+    run = _Pass(adapter, layers, observers, source)
+    # Whoever fails says so before the others wait for its share.
+    failure: Exception | None = None
+    try:
+        run.see_all(batches, limit, quiet=not (progress and on_main_process()))
+    except Exception as error:
+        if not across_processes or not in_processes():
+            raise
+        failure = error
+    if across_processes and in_processes():
+        _add_processes(run, failure)
+    if not run.num_samples:
+        raise ValueError(
+            "There is nothing to profile: the dataloader gave no sample. Pass the student's training data."
+        )
+    return Passed(run.num_samples, run.capped, run.fingerprint)
 
 
-@dataclass
-class _Reduced:
-    """What is left of one activation: its extremes by position and its neurons' means, and whose they are."""
-
-    low: Tensor  # (samples, positions or 1)
-    high: Tensor
-    mean: Tensor  # (samples, neurons); the sum over real positions where padding is left out
-    padding: "_Padding | None"  # left out when the batch is through
-    slots: list[tuple[str, str, int]] = field(default_factory=list)  # (layer, end, part)
-
-
-class _Padding:
-    """The padding of one sequence of a batch."""
-
-    def __init__(self, real: Tensor) -> None:
-        self.real = real  # (samples, positions)
-        self.weights = real.float()[:, None]
-        self.lengths = self.weights.sum(-1).clamp(min=1)  # (samples, 1)
-        self._elsewhere: dict[torch.device, _Padding] = {}
-
-    def on(self, device: torch.device) -> "_Padding":
-        """Give the same padding on another device, for models whose layers lie on several."""
-        if device == self.real.device:
-            return self
-        if device not in self._elsewhere:
-            self._elsewhere[device] = _Padding(self.real.to(device))
-        return self._elsewhere[device]
+def _limit(batches: Iterable, max_samples: int | str | None) -> int | None:
+    if max_samples == "all":
+        return None
+    if max_samples is None:
+        return None if _has_length(batches) else DEFAULT_MAX_SAMPLES
+    if not isinstance(max_samples, int) or max_samples < 1:
+        raise ValueError(
+            f"max_samples is the number of samples to profile, at least 1, or 'all', but got {max_samples!r}."
+        )
+    return max_samples
 
 
-class _Counter:
-    """Counts covered neurons batch by batch."""
+def _has_length(batches: Iterable) -> bool:
+    if not isinstance(batches, Sized):
+        return False
+    try:
+        return len(batches) >= 0
+    except TypeError:  # a DataLoader of a stream
+        return False
 
-    def __init__(self, adapter: Adapter, layers: dict[str, Layer], criterion: Criterion) -> None:
-        self.adapter, self.layers, self.criterion = adapter, layers, criterion
-        self.device = next(iter(layers.values())).weight.device
-        self.counts: dict[tuple[str, str], Tensor] = {}  # (layer, end) to int64 counts, on the device
-        self.finite: dict[tuple[str, str], Tensor] = {}
-        self.num_samples = 0
-        self.fingerprint = 0
-        self._batch: Any = None
-        self._padding: dict[str, _Padding] = {}
-        self._samples = 0
-        self._reduced: list[_Reduced] = []
-        self._known: dict[int, tuple[weakref.ref, int, _Reduced]] = {}
-        self._tokens: dict[str, Tensor] = {}
 
-    def count(self, batch: Any, source: str) -> None:  # noqa: ANN401 - any batch
-        self._samples = _leading_size(batch)
-        self.fingerprint = (self.fingerprint + _digest(batch)) % 2**256
-        self._batch = send_to_device(batch, self.device)
-        masks = self.adapter.position_masks(self._batch)
-        self._padding = {name: _Padding(real) for name, real in masks.items()}
+def _add_processes(run: "_Pass", failure: Exception | None) -> None:
+    mine = {"failure": None if failure is None else f"{type(failure).__name__}: {failure}"}
+    mine |= {"num_samples": run.num_samples, "capped": run.capped, "fingerprint": run.fingerprint}
+    others = told_by_all(mine)
+    if failure is not None:
+        raise failure
+    for rank, one in enumerate(others):
+        if one["failure"]:
+            raise RemosError(f"Process {rank} failed while it profiled its share of the data: {one['failure']}")
+    run.set_state(added_up(run.state(), run.device))
+    run.num_samples = sum(one["num_samples"] for one in others)
+    run.capped = any(one["capped"] for one in others)
+    run.fingerprint = sum(one["fingerprint"] for one in others) % 2**256
+
+
+class _Alone(Exception):  # noqa: N818 - caught below
+    """Samples of this model have to run one at a time."""
+
+
+class _Pass:
+    """Runs batches and shows their activations to the observers."""
+
+    def __init__(self, adapter: Adapter, layers: Mapping[str, Layer], observers: list[Observer], source: str) -> None:
+        self.adapter, self.observers = adapter, observers
+        self.device = next(iter(layers.values())).device
+        self.num_samples, self.fingerprint, self.capped = 0, 0, False
+        self._taps = Taps(adapter, layers, source)
+        self._proof: Proof | None = None
+        self._alone = self._careful = False
+        self._start({}, 0)
+
+    def _start(self, found: Mapping[str, Sequence], samples: int) -> None:
+        self._sequences, self._samples = found, samples
+        self._paddings: dict[tuple, Padding] = {}
+        self._known: dict[tuple, tuple[weakref.ref, int, Activation]] = {}
+        self._padded: list[Activation] = []
+        self._any_padding: bool | None = None
+
+    def see_all(self, batches: Iterable, limit: int | None, *, quiet: bool) -> None:
+        """Run all batches, or as many as hold `limit` samples."""
+        taken_apart = unpacked(batches)
+        some = taken_apart if limit is None else first_samples(taken_apart, limit)
+        total = len(batches) if _has_length(batches) else None
+        with evaluating(self.adapter.model), torch.no_grad():
+            for batch in tqdm(some, desc="Profiling", delay=2, disable=quiet, total=total):
+                self.see_batch(batch)
+        self.capped = limit is not None and self.num_samples >= limit
+        if self.capped:
+            logger.info("Profiling stopped at max_samples=%d.", limit)
+
+    def see_batch(self, batch: Any) -> None:  # noqa: ANN401 - any batch
+        """Run one batch and let the observers add it up."""
+        samples = count_samples(batch)
+        self.fingerprint = (self.fingerprint + digest(batch)) % 2**256
+        batch = send_to_device(batch, self.device)
+        if self._proof is None:
+            self._prove(batch, samples)
         try:
-            if source == "hooks":
-                self._run_with_hooks()
-            else:
-                self._read_hidden_states()
-            self._close_batch()
-        finally:
-            self._reduced, self._known, self._tokens, self._batch, self._padding = [], {}, {}, None, {}
-        first_batch = self.num_samples == 0
-        self.num_samples += self._samples
-        if first_batch:  # fail now rather than after hours; later ones are looked at once, at the end
-            self._check_finite()
+            self._run(batch, samples)
+        except Unproved:  # other sizes than before: this batch says what they mean
+            self._prove(batch, samples)
+            try:
+                self._run(batch, samples)
+            except Unproved as why:
+                self._run_alone_from_now_on(str(why))
+                self._run(batch, samples)
+        except _Alone as why:
+            self._run_alone_from_now_on(str(why))
+            self._run(batch, samples)
+        self.num_samples += samples
 
-    def add_other_processes(self) -> None:
-        """Add up the counts of all processes, also of those whose share was empty."""
-        group = torch.distributed
-        if not (group.is_available() and group.is_initialized() and group.get_world_size() > 1):
+    def _prove(self, batch: Any, samples: int) -> None:  # noqa: ANN401 - any batch
+        def run(some: Any, see: Any) -> None:  # noqa: ANN401 - a batch, a function
+            self._taps.run(some, lambda read: see(read.call, read.values, read.neurons))
+
+        try:
+            self._proof = prove(self.adapter, batch, samples, run)
+        except (RuntimeError, ValueError) as error:
+            if samples > 1:
+                raise
+            # A model that takes one sample at a time needs no proof of which rows are whose.
+            self._proof = Proof()
+            self._run_alone_from_now_on(f"the model does not take two of them at once ({error})")
+        if self._proof.alone and not self._alone:
+            self._run_alone_from_now_on(f"rows of '{self._proof.alone[0][0]}' cannot be matched with samples")
+
+    def _run_alone_from_now_on(self, why: str) -> None:
+        self._alone = True
+        logger.warning("Samples run one at a time, which takes longer: %s.", why)
+
+    def _run(self, batch: Any, samples: int) -> None:  # noqa: ANN401 - any batch
+        if not self._alone:
+            self._run_together(batch, samples)
             return
-        sizes = {
-            (name, end): size
-            for name, layer in self.layers.items()
-            for end, size in (("input", layer.in_neurons), ("output", layer.out_neurons))
-        }
-        # NCCL adds on the GPU, gloo on the host.
-        device = self.device if group.get_backend() == "nccl" else torch.device("cpu")
-        empty = torch.zeros((), dtype=torch.int64)
-        counts = [self.counts.get(key, empty.expand(size)).to(device) for key, size in sizes.items()]
-        state = torch.tensor([[key in self.counts, not self.finite.get(key, True)] for key in sizes], device=device)
-        flat = torch.cat([*counts, state.long().flatten(), torch.tensor([self.num_samples], device=device)])
-        group.all_reduce(flat)
-        *pieces, state, num_samples = flat.split([*sizes.values(), state.numel(), 1])
-        self.num_samples = int(num_samples)
-        for key, piece, (seen, broken) in zip(sizes, pieces, state.view(-1, 2).tolist(), strict=True):
-            if seen:
-                self.counts[key], self.finite[key] = piece.clone(), torch.tensor(not broken)
-        fingerprints: list[Any] = [None] * group.get_world_size()
-        group.all_gather_object(fingerprints, self.fingerprint)
-        self.fingerprint = sum(fingerprints) % 2**256
+        for row in range(samples):
+            one = self._without_padding(take(batch, torch.tensor([row]), samples) if samples > 1 else batch)
+            if one is not None:
+                self._run_together(one, 1)
 
-    def profile(self, source: str) -> CoverageProfile:
-        if not self.num_samples:
-            raise ValueError(
-                "There is nothing to profile: the dataloader gave no sample. Pass the student's training data."
-            )
-        self._check_finite()
-        seen = {name: layer for name, layer in self.layers.items() if self._was_seen(name)}
-        unseen = [name for name in self.layers if name not in seen]
-        if not seen:
-            raise UnsupportedModelError(
-                f"No sliceable layer ran in the forward pass; the first that did not is '{unseen[0]}'."
-            )
-        if unseen:
-            warnings.warn(
-                f"{len(unseen)} of {len(self.layers)} layers never ran in the forward pass and are left out of the "
-                f"profile and of every slice made from it: {', '.join(unseen[:5])}{' ...' if len(unseen) > 5 else ''}.",
-                stacklevel=3,
-            )
-        ends = {"input": {}, "output": {}}
-        for name, layer in seen.items():
-            for end, size in (("input", layer.in_neurons), ("output", layer.out_neurons)):
-                counts = self.counts.get((name, end))
-                ends[end][name] = torch.zeros(size, dtype=torch.int64) if counts is None else counts.cpu()
-        return CoverageProfile(
-            ends["input"],
-            ends["output"],
-            self.num_samples,
-            self.criterion.to_dict(),
-            source,
-            weights_hash(seen),
-            format(self.fingerprint, "x"),
+    def _without_padding(self, batch: Any) -> Any:  # noqa: ANN401 - any batch
+        """Cut what is padding alone out of a batch of one sample; None if nothing is left."""
+        for name, sequence in self.adapter.sequences(batch).items():
+            if sequence.real is None:
+                continue
+            kept = sequence.real.flatten(0, -2).any(0).nonzero()[:, 0]
+            if not len(kept):
+                return None
+            batch = with_positions(batch, name, sequence.shape, kept)
+        return batch
+
+    def _run_together(self, batch: Any, samples: int) -> None:  # noqa: ANN401 - any batch
+        self._start(self.adapter.sequences(batch), samples)
+        try:
+            self._taps.run(batch, self._see)
+            if not self._careful and self._is_stained():
+                self._careful = True
+                self._drop()
+                self._start(self._sequences, samples)
+                self._taps.run(batch, self._see)
+            for observer in self.observers:
+                observer.close_batch()
+        except BaseException:
+            self._drop()
+            raise
+        finally:
+            self._start({}, 0)
+
+    def _drop(self) -> None:
+        for observer in self.observers:
+            observer.drop_batch()
+
+    def _is_stained(self) -> bool:
+        """Whether a sum holds NaN or infinity, which may come from padding alone: 0 times NaN is NaN."""
+        sums = [one.mean.sum() for one in self._padded if "mean" in one.__dict__]
+        return bool(sums) and not bool(torch.stack([one.cpu() for one in sums]).isfinite().all())
+
+    def _see(self, read: Read) -> None:
+        watching = [observer for observer in self.observers if observer.wants(read.layer, read.end)]
+        layout = self._layout_of(read)
+        if layout is None or not watching or not read.values.numel():
+            return
+        if read.layer.is_embedding and read.end == "input":
+            self._see_tokens(read, layout, watching)
+            return
+        parts = [read.values]
+        if read.end == "output" and read.part is None:
+            parts = read.layer.split_parts(read.values)
+        for part, values in enumerate(parts, start=read.part or 0):
+            activation, view = self._activation_of(values, read.neurons, layout, read)
+            activation.hold(values, view)
+            for observer in watching:
+                observer.see(Slot(read.layer.name, read.end, part), activation)
+            activation.hold(None, None)
+
+    def _layout_of(self, read: Read) -> Layout | None:
+        """Find how an activation lies; None if it is not of samples."""
+        layout = self._proof.layouts.get(read.call)
+        if layout is None:
+            if not self._alone:
+                raise Unproved(f"'{read.call[0]}' ran in another way than on the first batch")
+            return WHOLE
+        if layout.axis is None:
+            return None
+        if not self._has_padding():
+            return WHOLE if self._alone else layout
+        if layout.unclear:
+            self._cannot_find_padding(read)
+        return layout
+
+    def _cannot_find_padding(self, read: Read) -> None:
+        if not self._alone:
+            raise _Alone(f"padding cannot be found in the {read.end} of '{read.call[0]}'")
+        raise UnsupportedModelError(
+            f"'{read.call[0]}' ran on an activation of shape {tuple(read.values.shape)}, in which the padding of the "
+            f"{self._samples} samples cannot be found. Profile with source='hidden_states', give batches without "
+            "padding, or name this module in head=."
         )
 
-    def _was_seen(self, name: str) -> bool:
-        return (name, "input") in self.counts or (name, "output") in self.counts
+    def _has_padding(self) -> bool:
+        if self._any_padding is None:
+            masks = [one.real for one in self._sequences.values() if one.real is not None]
+            self._any_padding = any(not bool(real.all()) for real in masks)
+        return self._any_padding
 
-    def _run_with_hooks(self) -> None:
-        if not self.adapter.samples_first:  # a square batch would be counted along the wrong axis without a word
-            raise UnsupportedModelError(
-                f"{type(self.adapter.model).__name__} runs with positions before samples, so hooks would count "
-                "positions. Profile with source='hidden_states'."
-            )
-        owners = {alias: name for name, layer in self.layers.items() for alias in (name, *layer.aliases)}
-        modules = {alias: self.adapter.model.get_submodule(alias) for alias in owners}
-        with watch(modules, lambda alias, given, made: self._see(self.layers[owners[alias]], alias, given, made)):
-            self.adapter.forward(self._batch)
-
-    def _see(self, layer: Layer, called_as: str, given: Tensor, made: Tensor) -> None:
-        padding = self._padding.get(self.adapter.positions_of(called_as))
-        if layer.is_embedding:
-            self._see_tokens(layer, given, padding)
+    def _activation_of(self, values: Tensor, neurons: int, layout: Layout, read: Read) -> tuple[Activation, Tensor]:
+        if layout is WHOLE:
+            view, channels_first, padding = values.movedim(neurons, -1).flatten(0, -2)[None], False, None
         else:
-            self._note((layer.name, "input", 0), given, layer.neuron_axis, padding)
-        parts = layer.split_parts(made)
-        if len(parts) == 1:
-            self._note((layer.name, "output", 0), made, layer.neuron_axis, padding)
-            return
-        for part, piece in enumerate(parts):
-            self._note((layer.name, "output", part), piece, -1, padding)
-
-    def _read_hidden_states(self) -> None:
-        states = self.adapter.forward(self._batch, hidden_states=True).hidden_states
-        for index, block in enumerate(self.adapter.blocks()):
-            for layer in self.layers.values():
-                if not layer.name.startswith(f"{block}."):
-                    continue
-                padding = self._padding.get(self.adapter.positions_of(layer.name))
-                writes = self.adapter.writes_to_stream(layer)
-                state = states[index + 1] if writes else states[index]
-                width = layer.out_neurons if writes else layer.in_neurons
-                if state.shape[-1] == width:
-                    self._note((layer.name, "output" if writes else "input", 0), state, -1, padding)
-
-    def _note(self, slot: tuple[str, str, int], activation: Tensor, axis: int, padding: _Padding | None) -> None:
+            view, axis = by_sample(values, layout, self._samples, neurons, self._sequences)
+            padding = self._padding_of(values, neurons, layout, view, axis, read)
+            channels_first = axis != view.dim() - 1
+            view = view.movedim(axis, 1).flatten(2) if channels_first else view.reshape(len(view), -1, view.shape[-1])
         # q, k and v read one tensor. It is the same one only if this very object is still alive and was not written to
         # since; an address says nothing, because freed memory is reused.
-        known = self._known.get(id(activation))
-        written = None if activation.is_inference() else activation._version  # inference tensors do not count writes
-        if known is not None and known[0]() is activation and known[1] == written:
-            known[2].slots.append(slot)
-            return
-        reduced = _reduce(slot[0], activation, self._samples, axis, padding)
-        reduced.slots.append(slot)
-        self._reduced.append(reduced)
-        if written is not None:
-            self._known[id(activation)] = (weakref.ref(activation), written, reduced)
+        key = id(values), neurons, layout
+        known, written = self._known.get(key), None if values.is_inference() else values._version
+        if known is not None and known[0]() is values and known[1] == written:
+            return known[2], view
+        activation = Activation(channels_first, padding, self._careful, view.shape[2 if channels_first else 1])
+        if written is not None:  # inference tensors do not count writes
+            self._known[key] = weakref.ref(values), written, activation
+        if padding is not None:
+            self._padded.append(activation)
+        return activation, view
 
-    def _see_tokens(self, layer: Layer, tokens: Tensor, padding: _Padding | None) -> None:
-        tokens = tokens.reshape(self._samples, -1)
-        if padding is not None and padding.real.shape != tokens.shape:
-            raise UnsupportedModelError(_unclear(layer.name, tokens, self._samples))
-        real = torch.ones_like(tokens, dtype=torch.bool) if padding is None else padding.real
-        seen = self._tokens.setdefault(
-            layer.name, torch.zeros(self._samples, layer.in_neurons, dtype=torch.bool, device=tokens.device)
-        )
-        samples = torch.arange(self._samples, device=tokens.device)[:, None].expand_as(tokens)
-        seen[samples[real], tokens[real]] = True
+    def _padding_of(
+        self, values: Tensor, neurons: int, layout: Layout, view: Tensor, axis: int, read: Read
+    ) -> Padding | None:
+        sequence = self._sequences.get(layout.sequence)
+        if sequence is None or sequence.real is None:
+            return None
+        others = (*view.shape[1:axis], *view.shape[axis + 1 :])
+        key = layout, others, values.device
+        if key not in self._paddings:
+            real = real_positions(sequence.real, layout, others, neurons % values.dim())
+            if real is None:
+                self._cannot_find_padding(read)
+            self._paddings[key] = self._same_padding(real.to(values.device))
+        return self._paddings[key]
 
-    def _close_batch(self) -> None:
-        groups: dict[tuple, list[_Reduced]] = defaultdict(list)
-        for reduced in self._reduced:
-            key = reduced.mean.shape[1], reduced.low.shape[1], reduced.mean.device, id(reduced.padding)
-            groups[key].append(reduced)
-        covered: dict[tuple[str, str], dict[int, Tensor]] = defaultdict(dict)
-        for group in groups.values():
-            statistics = _stack(group)
-            finite = (statistics.minimum.isfinite() & statistics.maximum.isfinite()) | (
-                statistics.minimum > statistics.maximum  # a sample of padding alone: no position, no value
-            )
-            for reduced, rows, sound in zip(group, self.criterion(statistics), finite.all(dim=1), strict=True):
-                for name, end, part in reduced.slots:
-                    parts = covered[name, end]
-                    parts[part] = parts[part] | rows if part in parts else rows  # a module called twice covers once
-                    self.finite[name, end] = self.finite.get((name, end), sound) & sound
-        for (name, end), parts in covered.items():
-            rows = parts[0] if len(parts) == 1 else self.layers[name].join_parts(parts[part] for part in sorted(parts))
-            self._add(name, end, rows)
-        for name, rows in self._tokens.items():
-            self._add(name, "input", rows)
+    def _same_padding(self, real: Tensor) -> Padding:
+        """Give one object for one padding, so that activations of several layouts are added up together."""
+        for known in self._paddings.values():
+            if known.real.device == real.device and torch.equal(known.real, real):
+                return known
+        return Padding(real)
 
-    def _add(self, name: str, end: str, covered: Tensor) -> None:
-        counts = covered.sum(dim=0)
-        known = self.counts.get((name, end))
-        self.counts[name, end] = counts if known is None else known.add_(counts)
+    def _see_tokens(self, read: Read, layout: Layout, watching: list[Observer]) -> None:
+        activation, view = self._activation_of(read.values, read.neurons, layout, read)
+        tokens = view[..., 0]
+        real = torch.ones_like(tokens, dtype=torch.bool) if activation.padding is None else activation.padding.real
+        for observer in watching:
+            observer.see_tokens(Slot(read.layer.name, read.end), tokens, real)
 
-    def _check_finite(self) -> None:
-        if not self.finite or all(torch.stack([sound.cpu() for sound in self.finite.values()]).tolist()):
-            return
-        name, end = next(key for key, sound in self.finite.items() if not sound)
-        raise NonFiniteError(
-            f"The {end} of '{name}' (weight '{name}.weight') held NaN or infinity on this data, so coverage is "
-            "undefined. Check the data, or run the teacher in float32: float16 overflows above 65504."
-        )
+    def state(self) -> dict[str, Tensor]:
+        """Give all that the observers added up."""
+        return {
+            f"{place}/{name}": tensor
+            for place, observer in enumerate(self.observers)
+            for name, tensor in observer.state().items()
+        }
 
-
-def _reduce(name: str, activation: Tensor, samples: int, axis: int, padding: _Padding | None) -> _Reduced:
-    values = activation.detach()
-    if values.dtype != torch.float32:
-        values = values.float()  # means of many half-precision values need the longer mantissa
-    if axis == 1:
-        if values.shape[0] != samples:
-            values = _by_sample(name, values, samples).transpose(1, 2)
-        rest = tuple(range(1, values.dim()))
-        return _Reduced(values.amin(rest)[:, None], values.amax(rest)[:, None], values.mean(rest[1:]), None)
-    if values.shape[0] != samples:
-        if padding is not None and (values.dim() != 2 or len(values) != padding.real.numel()):
-            raise UnsupportedModelError(_unclear(name, values, samples))
-        values = _by_sample(name, values, samples)
-    values = values.reshape(samples, -1, values.shape[-1])
-    low, high = values.amin(-1), values.amax(-1)
-    if padding is None or values.shape[1] == 1:  # one vector a sample: pooled, or a single token
-        return _Reduced(low, high, values.mean(1), None)
-    padding = padding.on(values.device)
-    if padding.real.shape[1] != values.shape[1]:
-        raise UnsupportedModelError(_unclear(name, values, samples))
-    return _Reduced(low, high, torch.bmm(padding.weights, values)[:, 0], padding)
-
-
-def _by_sample(name: str, values: Tensor, samples: int) -> Tensor:
-    if values.shape[0] % samples:
-        raise UnsupportedModelError(_unclear(name, values, samples))
-    return values.unflatten(0, (samples, -1))  # windows or frames, sample by sample
-
-
-def _unclear(name: str, values: Tensor, samples: int) -> str:
-    return (
-        f"'{name}' ran on an activation of shape {tuple(values.shape)}, in which the {samples} samples of the batch "
-        "(and their padding) cannot be told apart. Profile with source='hidden_states', or name this module in head=."
-    )
-
-
-def _stack(group: list[_Reduced]) -> ActivationStatistics:
-    low, high, mean = (torch.stack([getattr(r, part) for r in group]) for part in ("low", "high", "mean"))
-    padding = group[0].padding
-    if padding is not None:
-        low, high = low.masked_fill(~padding.real, float("inf")), high.masked_fill(~padding.real, float("-inf"))
-        mean = mean / padding.lengths
-    return ActivationStatistics(low.amin(-1), high.amax(-1), mean)
-
-
-def _limited(batches: Iterable, max_samples: int | None) -> Iterable:
-    if max_samples is None:
-        return batches
-    return _first_samples(batches, max_samples)
-
-
-def _first_samples(batches: Iterable, left: int) -> Iterator:
-    for batch in batches:
-        size = _leading_size(batch)
-        yield batch if size <= left else slice_tensors(batch, slice(0, left))
-        left -= size
-        if left <= 0:
-            return
-
-
-def _input_tensors(batch: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any batch
-    if isinstance(batch, Mapping):
-        return {key: batch[key] for key in sorted(batch) if isinstance(batch[key], Tensor) and key not in LABEL_KEYS}
-    inputs = inputs_of(batch)
-    return {"inputs": inputs} if isinstance(inputs, Tensor) else {}
-
-
-def _leading_size(batch: Any) -> int:  # noqa: ANN401 - any batch
-    tensors = _input_tensors(batch)
-    if not tensors:
-        raise TypeError(
-            "A batch must be a tensor, an (inputs, ...) tuple, or a mapping that holds tensors, as Trainer makes them, "
-            f"but got {type(batch).__name__}."
-        )
-    return len(next(iter(tensors.values())))
-
-
-def _digest(batch: Any) -> int:  # noqa: ANN401 - any batch
-    digest = hashlib.sha256()
-    for key, tensor in _input_tensors(batch).items():
-        rows = tensor.detach().flatten(1) if tensor.dim() > 1 else tensor.detach()[:, None]
-        some = rows[:, :: max(1, rows.shape[1] // _FINGERPRINT_VALUES)].contiguous().cpu()
-        digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(memoryview(some.view(torch.uint8).flatten().numpy()))
-    return int(digest.hexdigest(), 16)
+    def set_state(self, state: Mapping[str, Tensor]) -> None:
+        """Give the sums of all processes' states to the observers."""
+        for place, observer in enumerate(self.observers):
+            prefix = f"{place}/"
+            mine = {name.removeprefix(prefix): one for name, one in state.items() if name.startswith(prefix)}
+            observer.set_state(mine)

@@ -1,6 +1,5 @@
 """The files beside a student that say how it came to be."""
 
-import hashlib
 import json
 import os
 import platform
@@ -23,6 +22,7 @@ from transformers import PreTrainedModel
 
 from remos_hf.errors import CorruptFileError, RemosError
 from remos_hf.profiling.coverage import COVERAGE_FILE, CoverageProfile
+from remos_hf.profiling.sidecar_file import check_fields, header_of, is_count, is_hash, json_in, sha256_of
 from remos_hf.slicing.relevant_slice import SLICE_FILE, RelevantSlice
 from remos_hf.strategies.base import Preparation, Strategy
 from remos_hf.whole import replace_file
@@ -32,6 +32,36 @@ SIDECAR_FILES = (CONFIG_FILE, COVERAGE_FILE, SLICE_FILE)
 # Python's pickles by name. One runs whatever its writer wanted as soon as it is read.
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill")
 _FORMAT_VERSION = 1
+# Bytes. A record has some thousands, with the curve of a ratio search some more.
+_LARGEST_CONFIG = 2**24
+_MAPPING = ("a JSON object", lambda value: isinstance(value, dict))
+_COUNT = ("a whole number", is_count)
+_NUMBER = ("a number", lambda value: isinstance(value, (int, float)) and not isinstance(value, bool))
+_TEXT = ("a text", lambda value: value is None or isinstance(value, str))
+# What an entry holds, by the entry; strategies and searches may be of versions and users that we do not know.
+_ENTRIES = {
+    "teacher": {"id": _TEXT, "revision": _TEXT, "hash": _TEXT},
+    "student": {"class": _TEXT, "library": _TEXT, "architecture": _TEXT},
+    "coverage": {
+        "num_samples": _COUNT,
+        "capped": ("true or false", lambda value: isinstance(value, bool)),
+        "criterion": _MAPPING,
+        "source": _TEXT,
+        "share_never_covered": _NUMBER,
+        "data_fingerprint": _TEXT,
+    },
+    "slice": {
+        "num_weights": _COUNT,
+        "num_kept": _COUNT,
+        "tie_group": _COUNT,
+        "share_kept": _NUMBER,
+        "squares_reset": ("a number or nothing", lambda value: value is None or _NUMBER[1](value)),
+        "ties": _TEXT,
+    },
+    "strategy": {"name": ("a name", lambda value: isinstance(value, str))},
+    "competing": {},
+    "ratio_search": {},
+}
 _PACKAGES = ("remos_hf", "torch", "transformers", "accelerate", "safetensors")
 
 
@@ -91,6 +121,7 @@ class Sidecars:
         if profile is not None:
             config["coverage"] = {
                 "num_samples": profile.num_samples,
+                "capped": profile.capped,
                 "criterion": dict(profile.criterion),
                 "source": profile.source,
                 "share_never_covered": profile.share_never_covered,
@@ -105,6 +136,8 @@ class Sidecars:
                 "ties": relevant.ties,
                 "squares_reset": preparation.squares_reset,
             }
+            if relevant.account is not None:
+                config["competing"] = relevant.account.to_dict()
         if preparation.rows_reset:
             config["embedding_rows_reset"] = preparation.rows_reset
         return cls(config, profile, relevant)
@@ -118,7 +151,7 @@ class Sidecars:
             files[COVERAGE_FILE] = self.profile.save(folder)
         if self.relevant_slice is not None:
             files[SLICE_FILE] = self.relevant_slice.save_pretrained(folder)
-        config = {**self.config, "files": {name: _sha256(path) for name, path in files.items()}}
+        config = {**self.config, "files": {name: sha256_of(path) for name, path in files.items()}}
         replace_file(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
     @classmethod
@@ -136,21 +169,12 @@ class Sidecars:
                 f"There is no {path}, so nothing says how this student was made. It was not saved by RemosTrainer, "
                 "fit or attach_remos."
             )
-        try:
-            config = json.loads(path.read_text())
-            files = dict(config.pop("files"))
-            found = int(config["format_version"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CorruptFileError(f"{path} is no sidecar config ({error!r}). It is truncated or broken.") from error
-        if found > _FORMAT_VERSION:
-            raise CorruptFileError(
-                f"{path} has format {found}, newer than the {_FORMAT_VERSION} this remos_hf reads. Update remos_hf."
-            )
-        foreign = [name for name in files if name not in SIDECAR_FILES]
-        if foreign:
-            raise CorruptFileError(f"{path} names {foreign[0]!r}, which is no file of ours. It was changed by others.")
+        config = _config_in(path)
+        files = config.pop("files")
         for name, digest in files.items():
-            if not (folder / name).is_file() or _sha256(folder / name) != digest:
+            if (folder / name).is_file():
+                header_of(folder / name)  # a file made to keep its reader busy is not hashed
+            if not (folder / name).is_file() or sha256_of(folder / name) != digest:
                 raise CorruptFileError(
                     f"{folder / name} is missing or is not the file that {CONFIG_FILE} was written with."
                 )
@@ -193,7 +217,7 @@ class Sidecars:
                 f"{repo_id} holds no {CONFIG_FILE}, so nothing says how this model was made. It may be a teacher, or a "
                 "student that was pushed without its record: push_to_hub(student, ..., record=...) writes it."
             )
-        for name in _named_files(path):
+        for name in _config_in(path)["files"]:
             # Of the first file's commit, so that a push in between does not mix two students.
             _fetched(repo_id, name, path.parent.name, asked)
         return cls.load(path.parent)
@@ -228,12 +252,32 @@ def refuse_pickles(names: Collection[str], place: str | os.PathLike) -> None:
         )
 
 
-def _named_files(config: Path) -> list[str]:
-    try:
-        files = json.loads(config.read_text())["files"]
-        return [name for name in (COVERAGE_FILE, SLICE_FILE) if name in files]
-    except (ValueError, KeyError, TypeError):
-        return []  # `load` says what is wrong with it
+def _config_in(path: Path) -> dict[str, Any]:
+    """Read a record, with `files`, and make sure that each entry is what it should be."""
+    if path.stat().st_size > _LARGEST_CONFIG:
+        raise CorruptFileError(f"{path} has {path.stat().st_size:,} bytes; a record has some thousands. It is broken.")
+    config = json_in(path, path.read_bytes())
+    if not isinstance(config, dict) or not {"format_version", "files", "strategy", "teacher"} <= config.keys():
+        found = sorted(config)[:8] if isinstance(config, dict) else type(config).__name__
+        raise CorruptFileError(f"{path} is no record of a student: it says {found}. It is truncated or broken.")
+    check_fields(path, config, {"format_version": _COUNT})
+    if config["format_version"] > _FORMAT_VERSION:
+        raise CorruptFileError(
+            f"{path} has format {config['format_version']}, newer than the {_FORMAT_VERSION} this remos_hf reads. "
+            "Update remos_hf."
+        )
+    objects = ("files", "seconds", "versions", *_ENTRIES)
+    check_fields(path, config, {**dict.fromkeys(objects, _MAPPING), "command": _TEXT, "embedding_rows_reset": _COUNT})
+    foreign = [name for name in config["files"] if name not in (COVERAGE_FILE, SLICE_FILE)]
+    if foreign:
+        raise CorruptFileError(f"{path} names {foreign[0]!r}, which is no file of ours. It was changed by others.")
+    entries = {name: _ENTRIES[name] for name in config.keys() & _ENTRIES.keys()}
+    entries["files"] = dict.fromkeys(config["files"], ("a SHA-256", lambda value: value and is_hash(value)))
+    entries["seconds"] = dict.fromkeys(config.get("seconds", ()), _NUMBER)
+    entries["versions"] = dict.fromkeys(config.get("versions", ()), _TEXT)
+    for name, expected in entries.items():
+        check_fields(path, config.get(name, {}), expected)
+    return config
 
 
 def _fetched(repo_id: str, name: str, revision: str | None, asked: Mapping[str, Any]) -> Path | None:
@@ -295,7 +339,3 @@ def _kind_of(student: nn.Module) -> dict[str, str | None]:
     if published.get("architecture"):
         return {"class": type(student).__name__, "library": "timm", "architecture": str(published["architecture"])}
     return {"class": type(student).__name__, "library": "torch", "architecture": type(body).__name__}
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

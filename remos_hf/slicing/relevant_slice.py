@@ -1,8 +1,10 @@
 """RelevantSlice: the weights that the student keeps, one bit each, and how they were chosen."""
 
+import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,14 +15,21 @@ from torch import Tensor, nn
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import CorruptFileError, LayerMismatchError, TeacherMismatchError
-from remos_hf.layers import Layer, check_rankable, weights_hash
+from remos_hf.layers import Layer, largest_magnitude, rankable_layers, weights_hash
 from remos_hf.profiling.coverage import CoverageProfile
-from remos_hf.profiling.sidecar_file import file_in, read_tensors, write_tensors
-from remos_hf.slicing.ordinal import Selection, entries_of, pack, select, unpack
-from remos_hf.slicing.rules import RULES
+from remos_hf.profiling.sidecar_file import check_fields, file_in, is_count, is_hash, read_tensors, write_tensors
+from remos_hf.slicing.competition import Account, competing_layers
+from remos_hf.slicing.ordinal import Selection, pack, unpack
+from remos_hf.slicing.rules import RULES, Rule
+
+logger = logging.getLogger(__name__)
 
 SLICE_FILE = "remos_slice.safetensors"
 _FORMAT = "remos_slice/1"
+_LONGEST_NAME = 200
+_MOST_AXES = 8
+# Difference between the share of weights asked for and the share kept that is worth a warning.
+_FAR = 0.005
 
 
 class KeptWeights(Mapping[str, Tensor]):
@@ -62,13 +71,14 @@ class RelevantSlice:
     Attributes:
         kept: Bool tensor of the weight's shape by parameter name, True = kept.
         slice_ratio: Share that was asked for.
-        rule: "remos", "top_magnitude", "mag_prune" or "random".
+        rule: "remos", "top_magnitude", "mag_prune", "random", or the name of a function of the user's own.
         scope: "model" if all weights competed, "layer" if each layer was cut by itself.
         ties: "mean", or "artifact" for the artifact's traversal order.
         seed: Seed of the random rule.
         num_kept: Weights kept.
         tie_group: Weights that tied at the threshold and went together (of the largest such group).
         teacher_hash: `weights_hash` of the teacher, over the sliced weights.
+        account: How much of the body competed, and what did not and why; None in slices of older versions.
     """
 
     kept: Mapping[str, Tensor]
@@ -80,6 +90,7 @@ class RelevantSlice:
     num_kept: int = field(default=-1)
     tie_group: int = 1
     teacher_hash: str = ""
+    account: Account | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Pack plain bool tensors."""
@@ -116,7 +127,7 @@ class RelevantSlice:
             LayerMismatchError: A parameter is missing or has another shape.
             TeacherMismatchError: The weights are not the teacher's.
         """
-        by_parameter = {layer.parameter_name: layer for layer in layers.values()}
+        by_parameter = {layer.key: layer for layer in layers.values()}
         for name, shape in self.kept.shapes.items():
             if name not in by_parameter:
                 raise LayerMismatchError(
@@ -130,7 +141,9 @@ class RelevantSlice:
                     "It was made from another model: choose a slice of this teacher."
                 )
         chosen = {name: by_parameter[name] for name in self.kept}
-        if verify_teacher and self.teacher_hash:
+        if verify_teacher and not self.teacher_hash:
+            logger.warning("The slice does not say which teacher it was made from, so the teacher was not checked.")
+        elif verify_teacher:
             found = weights_hash({layer.name: layer for layer in chosen.values()})
             if found != self.teacher_hash:
                 raise TeacherMismatchError(
@@ -149,6 +162,7 @@ class RelevantSlice:
         metadata = {
             "shapes": {name: list(shape) for name, shape in self.kept.shapes.items()},
             **{name: getattr(self, name) for name in _PLAIN_FIELDS},
+            **({"account": self.account.to_dict()} if self.account is not None else {}),
         }
         return write_tensors(Path(folder) / SLICE_FILE, self.kept.bits, _FORMAT, metadata)
 
@@ -178,8 +192,11 @@ class RelevantSlice:
         path = file_in(folder_or_repo_id, SLICE_FILE)
         if not Path(folder_or_repo_id).exists() and _is_repo_id(str(folder_or_repo_id)):
             path = Path(hf_hub_download(str(folder_or_repo_id), SLICE_FILE, revision=revision, token=token))
-        bits, metadata = read_tensors(path, _FORMAT, ("shapes", *_PLAIN_FIELDS))
+        bits, metadata = read_tensors(path, _FORMAT, ("shapes", *_PLAIN_FIELDS), optional=("account",))
+        check_fields(path, metadata, _EXPECTED)
         shapes = metadata.pop("shapes")
+        if "account" in metadata:
+            metadata["account"] = _account_in(path, metadata["account"])
         _check_sizes(path, bits, shapes)
         kept = KeptWeights({name: bits[name] for name in shapes}, shapes)
         counted = sum(kept.num_kept(name) for name in kept)
@@ -192,6 +209,16 @@ class RelevantSlice:
 
 
 _PLAIN_FIELDS = ("slice_ratio", "rule", "scope", "ties", "seed", "num_kept", "tie_group", "teacher_hash")
+_EXPECTED = {
+    "slice_ratio": ("a number in (0, 1]", lambda value: _is_number(value) and 0 < value <= 1),
+    "rule": ("the name of a rule", lambda value: isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME),
+    "scope": ("'model' or 'layer'", lambda value: value in ("model", "layer")),
+    "ties": ("'mean' or 'artifact'", lambda value: value in ("mean", "artifact")),
+    "seed": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    "num_kept": ("a whole number", is_count),
+    "tie_group": ("a whole number", is_count),
+    "teacher_hash": ("64 hex digits, or nothing", is_hash),
+}
 
 
 def choose_slice(
@@ -199,15 +226,19 @@ def choose_slice(
     profile: CoverageProfile | None = None,
     *,
     slice_ratio: float,
-    rule: Literal["remos", "top_magnitude", "mag_prune", "random"] = "remos",
+    rule: Literal["remos", "top_magnitude", "mag_prune", "random"] | Rule = "remos",
     scope: Literal["model", "layer"] = "model",
     ties: Literal["mean", "artifact"] = "mean",
     seed: int = 0,
     head: tuple[str, ...] | None = None,
     embeddings: bool = False,
+    ran: Iterable[str] | None = None,
     progress: bool = True,
 ) -> RelevantSlice:
     """Choose the weights that the student keeps.
+
+    Frozen weights, weights tied to the head and weights of adapters do not compete, under any rule; a log line says
+    how much of the body does, and a warning if it is less than half.
 
     Args:
         teacher: The model whose weights are ranked, before any wrapping; it is only read.
@@ -215,13 +246,16 @@ def choose_slice(
             sliceable layers compete.
         slice_ratio: Share of the weights to keep, in (0, 1]. The artifact's prune_ratio is 1 - slice_ratio.
         rule: "remos" keeps what the task uses and the teacher put little into. "top_magnitude", "mag_prune" and
-            "random" reset the largest, the smallest, and random weights: the comparisons.
+            "random" reset the largest, the smallest, and random weights: the comparisons. Or a function of your own,
+            (layers, profile, share to keep, seed) to `Selection`.
         scope: "model" ranks all weights together. "layer" ranks and cuts each layer by itself.
         ties: "mean": equal coverage or magnitude share their mean rank. "artifact": the artifact's traversal order
             and threshold, for reproduction of the remos rule.
         seed: Seed of the random rule.
-        head: Without a profile, the modules that are never sliced; found if None.
+        head: The modules that are never sliced; found if None. With a profile, what it covers competes.
         embeddings: Without a profile, whether the rows of the input embeddings compete too.
+        ran: Names of the layers that run on the student's data, as `profile.input_counts` has them: for rules without
+            a profile, so that they compete over the same layers. None: all compete.
         progress: Show bars on work longer than two seconds.
 
     Returns:
@@ -232,14 +266,19 @@ def choose_slice(
         LayerMismatchError: The profile was taken of another architecture.
         TeacherMismatchError: The profile was taken of other weights.
         NonFiniteError: A weight is NaN or infinite.
-        UnsupportedModelError: A weight is on the meta device, quantised or sharded.
+        UnsupportedModelError: The weights are on the meta device or sharded, or none of them can compete.
 
     Source:
         ReMoS, ICSE 2022, section 4.2; artifact nc_weight_rank_pruner.py:53-156.
     """
     check_choice(slice_ratio, rule, scope, ties, profile)
+    competing, account = competing_layers(teacher, profile, head=head, embeddings=embeddings, ran=ran)
+    profiled = competing
+    if profile is not None and len(profile.input_counts) != len(competing):
+        layers = adapter_for(teacher, ()).layers(embeddings=True)
+        profiled = {name: layer for name, layer in layers.items() if name in profile.input_counts}
     return choose_among(
-        competing_layers(teacher, profile, head=head, embeddings=embeddings),
+        competing,
         profile,
         slice_ratio=slice_ratio,
         rule=rule,
@@ -247,31 +286,9 @@ def choose_slice(
         ties=ties,
         seed=seed,
         progress=progress,
+        profiled=profiled,
+        account=account,
     )
-
-
-def competing_layers(
-    teacher: nn.Module, profile: CoverageProfile | None, *, head: tuple[str, ...] | None, embeddings: bool
-) -> dict[str, Layer]:
-    """Find the layers whose weights compete: those of the profile, or all outside the head if there is none.
-
-    Args:
-        teacher: The model; its weights are not read, so they may be on the meta device.
-        profile: Its coverage, or None.
-        head: Without a profile, the modules that are never sliced; found if None.
-        embeddings: Without a profile, whether the rows of the input embeddings compete too.
-
-    Returns:
-        Layers by module name, in the model's order.
-
-    Raises:
-        LayerMismatchError: The profile was taken of another architecture.
-    """
-    if profile is None:
-        return adapter_for(teacher, head).layers(embeddings=embeddings)
-    layers = adapter_for(teacher, ()).layers(embeddings=True)
-    profile.check_matches(layers)
-    return {name: layer for name, layer in layers.items() if name in profile.input_counts}
 
 
 def choose_among(
@@ -279,66 +296,110 @@ def choose_among(
     profile: CoverageProfile | None,
     *,
     slice_ratio: float,
-    rule: str,
+    rule: str | Rule,
     scope: str,
     ties: str,
     seed: int,
     progress: bool,
+    profiled: Mapping[str, Layer] | None = None,
+    account: Account | None = None,
 ) -> RelevantSlice:
     """Choose the slice of these layers, as `choose_slice` does, which says what the arguments mean.
 
     Each pass asks for one layer's weight at a time and lets go of it, so weights may be read as they are asked for.
+    `profiled` are the layers that the profile was taken of, if they are others than those that compete; `account` is
+    told and recorded.
 
     Raises:
         TeacherMismatchError: The profile was taken of other weights.
         NonFiniteError: A weight is NaN or infinite.
-        UnsupportedModelError: A weight is on the meta device, quantised or sharded.
+        UnsupportedModelError: The weights are on the meta device or sharded, or none of them can be ranked.
         LayerMismatchError: There is no layer.
     """
-    check_rankable(layers)
+    layers = rankable_layers(layers)
     teacher_hash = weights_hash(layers)
-    if profile is not None and profile.teacher_hash not in ("", teacher_hash):
-        raise TeacherMismatchError(
-            f"The profile was taken of a teacher with hash {profile.teacher_hash[:12]}..., but these weights have "
-            f"{teacher_hash[:12]}... Profile this teacher, before it is trained or reset."
-        )
+    if profile is not None and profile.teacher_hash:
+        others = profiled is not None and profiled.keys() != layers.keys()
+        _check_teacher(profile, weights_hash(profiled) if others else teacher_hash)
+    if account is not None:
+        account.tell()
     ordered = list(layers.values())
-    competitions = [ordered] if scope == "model" else [[layer] for layer in ordered]
-    selections = [
-        _select_among(layers, profile, slice_ratio, rule, ties, seed + number, progress)
-        for number, layers in enumerate(competitions)
-    ]
+    selections = []
+    for number, competition in enumerate([ordered] if scope == "model" else [[layer] for layer in ordered]):
+        selections.append(_run(rule, competition, profile, slice_ratio, ties, seed + number, progress))
     bits = [bits for selection in selections for bits in selection.bits]
-    return RelevantSlice(
+    relevant = RelevantSlice(
         KeptWeights(
-            {layer.parameter_name: kept for layer, kept in zip(ordered, bits, strict=True)},
-            {layer.parameter_name: layer.shape for layer in ordered},
+            {layer.key: kept for layer, kept in zip(ordered, bits, strict=True)},
+            {layer.key: layer.shape for layer in ordered},
         ),
         slice_ratio,
-        rule,
+        rule if isinstance(rule, str) else rule_name(rule),
         scope,
         ties,
         seed,
         sum(selection.num_kept for selection in selections),
         max(selection.tie_group for selection in selections),
         teacher_hash,
+        account,
     )
+    _tell_if_far(relevant)
+    return relevant
 
 
-def _select_among(
+def rule_name(rule: Rule) -> str:
+    """Name a rule of the user's own, for records."""
+    return getattr(rule, "__name__", type(rule).__name__)
+
+
+def _run(
+    rule: str | Rule,
     layers: list[Layer],
     profile: CoverageProfile | None,
-    slice_ratio: float,
-    rule: str,
+    share: float,
     ties: str,
     seed: int,
     progress: bool,
 ) -> Selection:
-    total = sum(layer.numel for layer in layers)
-    if ties == "artifact":  # kept are scores strictly above sorted_scores[int(weights * (1 - slice_ratio))]
-        num_reset = min(int(total * (1 - slice_ratio)), total - 1) + 1
-        return select(entries_of(layers, profile), num_reset, ties=ties, progress=progress)
-    return RULES[rule](layers, profile, total - round(total * slice_ratio), seed=seed, progress=progress)
+    if isinstance(rule, str):
+        options = {"progress": progress} | ({"ties": ties} if ties != "mean" else {})
+        return RULES[rule](layers, profile, share, seed, **options)
+    largest_magnitude({layer.name: layer for layer in layers})  # whatever the rule looks at
+    selection = rule(layers, profile, share, seed)
+    if not isinstance(selection, Selection):
+        raise TypeError(f"A rule gives a Selection (Selection.of packs one), but got {type(selection).__name__}.")
+    if [bits.numel() for bits in selection.bits] != [-(-layer.numel // 8) for layer in layers]:
+        raise ValueError(
+            f"{rule_name(rule)} was given {len(layers)} layers, and must keep or give up each weight of each of them, "
+            f"but its selection has {[bits.numel() for bits in selection.bits][:9]} bytes of bits, not "
+            f"{[-(-layer.numel // 8) for layer in layers][:9]}."
+        )
+    counted = Selection.of([unpack(bits, layer.shape) for bits, layer in zip(selection.bits, layers, strict=True)])
+    return Selection(counted.bits, counted.num_kept, selection.tie_group)
+
+
+def _check_teacher(profile: CoverageProfile, found: str) -> None:
+    if profile.teacher_hash != found:
+        raise TeacherMismatchError(
+            f"The profile was taken of a teacher with hash {profile.teacher_hash[:12]}..., but these weights have "
+            f"{found[:12]}... Profile this teacher, before it is trained or reset."
+        )
+
+
+def _tell_if_far(relevant: RelevantSlice) -> None:
+    total, asked = relevant.num_weights, relevant.slice_ratio
+    if abs(relevant.num_kept - asked * total) <= max(_FAR * total, len(relevant.kept)):  # a weight a layer: rounding
+        return
+    why = ""
+    if relevant.tie_group > 1:
+        why = (
+            f": {relevant.tie_group:,} weights tie at the threshold and stay or go together, as the zeros of a teacher "
+            "that is sparse already do"
+        )
+    warnings.warn(
+        f"{asked:.1%} of the weights were to be kept, but {relevant.rule} keeps {relevant.share_kept:.1%}{why}.",
+        stacklevel=4,
+    )
 
 
 def check_slice_ratio(slice_ratio: float) -> None:
@@ -350,15 +411,15 @@ def check_slice_ratio(slice_ratio: float) -> None:
         )
 
 
-def check_choice(slice_ratio: float, rule: str, scope: str, ties: str, profile: CoverageProfile | None) -> None:
+def check_choice(slice_ratio: float, rule: str | Rule, scope: str, ties: str, profile: CoverageProfile | None) -> None:
     """Refuse arguments that no model could be sliced with.
 
     Raises:
         ValueError: One is out of range, or does not go with another.
     """
     check_slice_ratio(slice_ratio)
-    if rule not in RULES:
-        raise ValueError(f"rule is one of {', '.join(RULES)}, but got {rule!r}.")
+    if not callable(rule) and rule not in RULES:
+        raise ValueError(f"rule is one of {', '.join(RULES)}, or a function, but got {rule!r}.")
     if scope not in ("model", "layer"):
         raise ValueError(f"scope is 'model' or 'layer', but got {scope!r}.")
     if ties not in ("mean", "artifact"):
@@ -377,17 +438,28 @@ def _packed(kept: Mapping[str, Tensor]) -> KeptWeights:
     return KeptWeights(bits, {name: tensor.shape for name, tensor in kept.items()})
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _check_sizes(path: Path, bits: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> None:
-    if not isinstance(shapes, dict) or shapes.keys() != bits.keys():
+    if not isinstance(shapes, dict) or not shapes or shapes.keys() != bits.keys():
         raise CorruptFileError(f"{path} does not hold bits for just the weights whose shapes it gives.")
     for name, shape in shapes.items():
-        whole = isinstance(shape, list) and all(isinstance(size, int) and size >= 0 for size in shape)
+        whole = isinstance(shape, list) and 0 < len(shape) <= _MOST_AXES and all(map(is_count, shape))
         expected = (math.prod(shape) + 7) // 8 if whole else None
-        if bits[name].numel() != expected or bits[name].dtype != torch.uint8:
-            found = f"{bits[name].numel()} of {bits[name].dtype}"
+        if bits[name].shape != (expected,) or bits[name].dtype != torch.uint8:
+            found = f"{list(bits[name].shape)} of {bits[name].dtype}"
             raise CorruptFileError(
                 f"{path} should hold {expected} bytes of bits for '{name}' of shape {shape}, but holds {found}."
             )
+
+
+def _account_in(path: Path, values: object) -> Account:
+    try:
+        return Account.from_dict(values)
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is not as remos_hf writes it. {error}") from error
 
 
 def _is_repo_id(text: str) -> bool:

@@ -1,6 +1,8 @@
 """How the student starts and what holds it; one paper a file."""
 
+from remos_hf.strategies.l2sp import L2SP
 from remos_hf.strategies.plain import Finetune, Retrain
+from remos_hf.strategies.renofeation import Renofeation
 from remos_hf.strategies.slice_and_reset import MagPrune, Random, Remos, TopMagnitude
 
 STRATEGIES = {
@@ -10,4 +12,6 @@ STRATEGIES = {
     "mag_prune": MagPrune,
     "top_magnitude": TopMagnitude,
     "random": Random,
+    "l2sp": L2SP,
+    "renofeation": Renofeation,
 }

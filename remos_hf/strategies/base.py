@@ -48,7 +48,7 @@ class Preparation:
         seen = ""
         if self.profile is not None:
             seen = (
-                f" Coverage of {self.profile.num_samples:,} samples;"
+                f" Coverage of {self.profile.num_samples:,} samples{', the limit' if self.profile.capped else ''};"
                 f" {self.profile.share_never_covered:.0%} of the neurons never covered."
             )
         return (

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from remos_hf.randomness import own_randomness
+from remos_hf.randomness import seeded
 from remos_hf.strategies.base import EmbeddingRows, Preparation, Strategy, check_embedding_rows, reset_rows
 from remos_hf.strategies.student_data import StudentData
 
@@ -69,7 +69,7 @@ def start_anew(student: nn.Module, seed: int) -> None:
         TypeError: A module has parameters of its own that neither it nor its library starts anew. The student is left
             whole.
     """
-    with own_randomness(seed):
+    with seeded(seed):
         if isinstance(student, PreTrainedModel):
             fresh = type(student)(copy.deepcopy(student.config))
         else:

@@ -2,17 +2,18 @@
 
 import time
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
 from remos_hf.adapters.transformers_models import adapter_for
-from remos_hf.layers import check_rankable
+from remos_hf.layers import rankable_layers
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.profiling.criteria import Criterion, strong_coverage, threshold_coverage, top_k_coverage
 from remos_hf.profiling.data_pass import on_main_process
-from remos_hf.slicing.refill import reset_outside, squares_outside
+from remos_hf.slicing.refill import REFILLS, Refill, reset_outside, squares_outside
 from remos_hf.slicing.relevant_slice import RelevantSlice, check_slice_ratio, choose_slice
+from remos_hf.slicing.rules import Rule
 from remos_hf.strategies.base import (
     EmbeddingRows,
     Preparation,
@@ -29,10 +30,18 @@ CRITERIA = {"nc": threshold_coverage, "tknc": top_k_coverage, "snac": strong_cov
 class SliceAndReset(Strategy):
     """Keep a share of the teacher's weights, reset the others, train all of them.
 
+    All rules compete over the same layers: those that run on the student's data. A rule of your own is a function
+    (layers, profile, share to keep, seed), as `choose_slice` takes it:
+
+        class Mine(SliceAndReset):  # or Remos, whose profile it then gets
+            rule = staticmethod(my_rule)
+
     Attributes:
         slice_ratio: Share of the weights kept, in (0, 1]. The artifact's prune_ratio is 1 - slice_ratio.
         scope: "model": all weights compete. "layer": each layer is cut by itself.
-        reset_to: "zero", or "init" for fresh values.
+        reset_to: What stands where a weight was given up. "zero"; "init": fresh values; "mean": zero, and the bias
+            takes what the weights contributed on average; "reconstruct": zero, and the kept weights move to where the
+            outputs are nearest to the teacher's. The last two read the data once more.
         embeddings: Whether rows of the input embeddings compete too.
         embedding_rows: "keep", or "mean" to give the embedding rows of tokens that the student's data never shows the
             mean of the others: attacks that live there pass every slice.
@@ -40,11 +49,11 @@ class SliceAndReset(Strategy):
         seed: Seed of random rules and fresh values; the run's if None.
     """
 
-    rule: ClassVar[str]
+    rule: ClassVar[str | Rule]
 
     slice_ratio: float
     scope: Literal["model", "layer"] = "model"
-    reset_to: Literal["zero", "init"] = "zero"
+    reset_to: Refill = "zero"
     embeddings: bool = False
     embedding_rows: EmbeddingRows = "keep"
     head: tuple[str, ...] | None = None
@@ -55,8 +64,8 @@ class SliceAndReset(Strategy):
         check_slice_ratio(self.slice_ratio)
         if self.scope not in ("model", "layer"):
             raise ValueError(f"scope is 'model' or 'layer', but got {self.scope!r}.")
-        if self.reset_to not in ("zero", "init"):
-            raise ValueError(f"reset_to is 'zero' or 'init', but got {self.reset_to!r}.")
+        if self.reset_to not in REFILLS:
+            raise ValueError(f"reset_to is one of {', '.join(map(repr, REFILLS))}, but got {self.reset_to!r}.")
         check_embedding_rows(self.embedding_rows)
         if self.head is not None:
             object.__setattr__(self, "head", tuple(self.head))
@@ -64,7 +73,7 @@ class SliceAndReset(Strategy):
     def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
         """Profile if the rule needs it, choose the slice, reset the rest in place."""
         seed = data.seed if self.seed is None else self.seed
-        check_rankable(adapter_for(student, self.head).layers(embeddings=self.embeddings))
+        rankable_layers(adapter_for(student, self.head).layers(embeddings=self.embeddings))
         start = time.perf_counter()
         profile = self._profile(student, data)
         profiled = time.perf_counter()
@@ -78,11 +87,16 @@ class SliceAndReset(Strategy):
             seed=seed,
             head=self.head,
             embeddings=self.embeddings,
+            ran=None
+            if profile is not None
+            else data.layers_that_run(student, head=self.head, embeddings=self.embeddings),
             progress=on_main_process(),
         )
         chosen = time.perf_counter()
         squares = squares_outside(student, relevant)
-        reset_outside(student, relevant, to=self.reset_to, seed=seed, verify_teacher=False)
+        reset_outside(
+            student, relevant, to=self.reset_to, seed=seed, verify_teacher=False, **self._statistics(student, data)
+        )
         rows = reset_rows(self.embedding_rows, student, data)
         seconds = {"profile": profiled - start, "choose": chosen - profiled, "reset": time.perf_counter() - chosen}
         return Preparation(profile, relevant, seconds, squares, rows)
@@ -90,8 +104,15 @@ class SliceAndReset(Strategy):
     def restart(self, student: nn.Module, data: StudentData, relevant_slice: RelevantSlice | None) -> None:
         """Reset what `prepare` reset, by the slice that it chose."""
         seed = data.seed if self.seed is None else self.seed
-        reset_outside(student, relevant_slice, to=self.reset_to, seed=seed)
+        reset_outside(student, relevant_slice, to=self.reset_to, seed=seed, **self._statistics(student, data))
         reset_rows(self.embedding_rows, student, data)
+
+    def _statistics(self, student: nn.Module, data: StudentData) -> dict[str, Any]:
+        if self.reset_to == "mean":
+            return {"means": data.input_means(student, head=self.head)}
+        if self.reset_to == "reconstruct":
+            return {"second_moments": data.second_moments(student, head=self.head)}
+        return {}
 
     def _profile(self, student: nn.Module, data: StudentData) -> CoverageProfile | None:
         return None
@@ -110,7 +131,7 @@ class Remos(SliceAndReset):
         criterion_value: NC's threshold, TKNC's or SNAC's k; None for the published one (0.5, 10, 2).
         ties: "mean", or "artifact" for the artifact's traversal order.
         source: "hooks", or "hidden_states" where hooks cannot be used.
-        max_samples: Samples to profile, drawn by the run's seed; the run's number if None.
+        max_samples: Samples to profile, drawn by the run's seed, or "all"; the run's number if None.
 
     Source:
         ReMoS, ICSE 2022. The paper states no slice ratio; the artifact keeps .9 (CV_adv/examples/remos.sh:16, NLP) or
@@ -123,7 +144,7 @@ class Remos(SliceAndReset):
     criterion_value: float | None = None
     ties: Literal["mean", "artifact"] = "mean"
     source: Literal["hooks", "hidden_states"] = "hooks"
-    max_samples: int | None = None
+    max_samples: int | Literal["all"] | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""

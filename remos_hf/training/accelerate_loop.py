@@ -2,14 +2,10 @@
 
 import json
 import os
-import random
-import re
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from itertools import count, islice
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,31 +14,24 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, send_to_device
-from accelerate.utils import load as load_tensors
-from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from remos_hf.adapters.base import LABEL_KEYS, inputs_of
+from remos_hf.adapters.base import inputs_of
+from remos_hf.adapters.sequences import LABEL_KEYS
 from remos_hf.adapters.transformers_models import adapter_for
-from remos_hf.errors import CorruptFileError, NonFiniteError
+from remos_hf.errors import NonFiniteError
 from remos_hf.randomness import own_randomness
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Strategy
-from remos_hf.strategies.student_data import StudentData
+from remos_hf.training.fit_checkpoints import Progress, Saver, checkpoint_to_resume
 from remos_hf.training.moments import Moments, held_loss
-from remos_hf.training.profiling_data import ordered_batches
 from remos_hf.training.start import chosen_strategy
-from remos_hf.whole import replace_file
-
-MODEL_FILE = "model.safetensors"
-PROGRESS_FILE = "fit_progress.json"
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_END = object()
+from remos_hf.training.windows import TrainingData, Window
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -75,6 +64,7 @@ def fit(
     slice_ratio: float | None = None,
     strategy: Strategy | Sequence[Strategy] | None = None,
     profile_dataset: Dataset | None = None,
+    max_samples: int | Literal["all"] | None = None,
     head: tuple[str, ...] | None = None,
     loss: LossFunction | None = None,
     scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
@@ -122,6 +112,8 @@ def fit(
         strategy: Any other strategy, or a list of them; give one of the two.
         profile_dataset: The samples that decide the coverage, collated alike, if they are not to be read as
             `train_dataset` is: without its augmentation, or another share of the task's data.
+        max_samples: Samples of it that decide, drawn by the seed (of a stream the first ones), for strategies that name
+            no number. None takes `profiling.data_pass.DEFAULT_MAX_SAMPLES`, "all" all, also of a stream.
         head: Dotted names of the modules that `slice_ratio` spares; None lets the adapter find them. A strategy has a
             `head` of its own.
         loss: Gives the mean loss over a batch from (outputs, batch), a scalar; the model is then called without the
@@ -186,7 +178,7 @@ def fit(
         raise ValueError(f"max_grad_norm is a norm above 0, or None for no clipping, but got {max_grad_norm}.")
     _check_trainable(model)
     accelerator = _accelerator(accelerator, mixed_precision)
-    data = _Data(
+    data = TrainingData(
         train_dataset,
         collate_fn,
         batch_size,
@@ -202,12 +194,12 @@ def fit(
     folder = None if output_dir is None else Path(output_dir)
     if folder is None and save_steps is not None:
         raise ValueError(f"save_steps={save_steps} needs output_dir, the folder that the checkpoints go to.")
-    checkpoint = _checkpoint_to_resume(folder, resume_from_checkpoint)
+    checkpoint = checkpoint_to_resume(folder, resume_from_checkpoint)
     if checkpoint is not None:
-        _Progress.check_settings(checkpoint, data)
+        Progress.check_settings(checkpoint, data)
 
     model.to(accelerator.device)
-    moments = Moments(strategy, StudentData(profiled.in_order, seed=seed, is_stream=profiled.is_stream))
+    moments = Moments(strategy, profiled.for_strategies(max_samples))
     if checkpoint is None:
         moments.start(model)
     else:
@@ -216,8 +208,8 @@ def fit(
         own_randomness(seed + accelerator.process_index),
         _Loop(accelerator, model, moments, loss, optimizer, scheduler, until, max_grad_norm) as loop,
     ):
-        reached = _Progress() if checkpoint is None else _Progress.load(checkpoint, accelerator)
-        saver = _Saver(accelerator, data, moments, folder, save_steps, keep_checkpoints)
+        reached = Progress() if checkpoint is None else Progress.load(checkpoint, accelerator)
+        saver = Saver(accelerator, data, moments, folder, save_steps, keep_checkpoints)
         quiet = not (progress and accelerator.is_main_process)
         with tqdm(total=until, initial=reached.step, desc="Training", delay=2, disable=quiet) as bar:
             _train(loop, data, reached, until, evaluate, saver, bar)
@@ -275,7 +267,7 @@ def _new_accelerator(mixed_precision: str | None) -> Accelerator:
     return Accelerator(mixed_precision=precision, gradient_accumulation_plugin=plugin)
 
 
-def _steps_to_take(data: "_Data", epochs: int | None, max_steps: int | None) -> int:
+def _steps_to_take(data: TrainingData, epochs: int | None, max_steps: int | None) -> int:
     if (epochs is None) == (max_steps is None):
         raise ValueError(f"Pass either epochs= or max_steps=, but got epochs={epochs} and max_steps={max_steps}.")
     if max_steps is not None:
@@ -283,180 +275,6 @@ def _steps_to_take(data: "_Data", epochs: int | None, max_steps: int | None) -> 
     if data.is_stream:
         raise ValueError(f"A stream has no length, so epochs={epochs} is no number of steps. Pass max_steps=.")
     return epochs * data.steps_per_epoch
-
-
-@dataclass(frozen=True)
-class _Window:
-    """What one optimizer step takes, as one process sees it."""
-
-    batches: Iterator[tuple[Any, float, bool]]  # (batch, its share of the window's samples, whether it is the last)
-    ends_epoch: bool
-
-
-@dataclass(frozen=True)
-class _Data:
-    """The training data as one process sees it."""
-
-    dataset: Dataset
-    collate_fn: Callable[[list], Any] | None
-    batch_size: int
-    accumulation: int
-    rank: int
-    world: int
-    seed: int
-    workers: int
-    pin_memory: bool
-    name: str = "train_dataset"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.dataset, DataLoader):
-            raise TypeError(
-                f"{self.name} is the data set itself, but got a DataLoader. Pass loader.dataset, batch_size= and "
-                "collate_fn=: fit() shuffles, shares out and resumes."
-            )
-        if not self.is_stream and len(self.dataset) == 0:
-            raise ValueError(f"{self.name} holds no sample.")
-
-    @property
-    def is_stream(self) -> bool:
-        return isinstance(self.dataset, IterableDataset)
-
-    @property
-    def window_size(self) -> int:
-        return self.batch_size * self.accumulation * self.world
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-len(self.dataset) // self.window_size)
-
-    def settings(self) -> dict[str, int | None]:
-        """Give what decides which samples a step takes: it must not change when a run is resumed."""
-        return {
-            "seed": self.seed,
-            "num_samples": None if self.is_stream else len(self.dataset),
-            "batch_size": self.batch_size,
-            "gradient_accumulation_steps": self.accumulation,
-            "num_processes": self.world,
-        }
-
-    def in_order(self, max_samples: int | None) -> Iterable:
-        """Give this process's share, unshuffled, each sample as the first epoch augments it."""
-        kind = _DrawnStream if self.is_stream else _Drawn
-        return ordered_batches(
-            kind(self.dataset, self.seed, epoch=0),
-            self.collate_fn,
-            size=self.batch_size,
-            max_samples=max_samples,
-            seed=self.seed,
-            rank=self.rank,
-            world=self.world,
-            workers=self.workers,
-        )
-
-    def windows(self, epoch: int, taken: int) -> Iterator[_Window]:
-        """Give what the steps of an epoch take, without those that were taken before."""
-        return self._windows_of_stream(epoch, taken) if self.is_stream else self._windows_by_index(epoch, taken)
-
-    def _windows_by_index(self, epoch: int, taken: int) -> Iterator[_Window]:
-        order = torch.randperm(len(self.dataset), generator=self._generator(epoch)).tolist()
-        starts = range(0, len(order), self.window_size)[taken:]
-        parts = [self._parts(order[start : start + self.window_size]) for start in starts]
-        loader = iter(
-            DataLoader(
-                _Drawn(self.dataset, self.seed, epoch),
-                batch_sampler=[rows for part in parts for rows, _ in part],
-                collate_fn=self.collate_fn,
-                num_workers=self.workers,
-                pin_memory=self.pin_memory,
-                generator=self._generator(epoch),  # else it would draw from the global state
-            )
-        )
-        for place, part in enumerate(parts, start=1):
-            shares = [share for _, share in part]
-            yield _Window(_batches(islice(loader, len(part)), shares), ends_epoch=place == len(parts))
-
-    def _windows_of_stream(self, epoch: int, taken: int) -> Iterator[_Window]:
-        rows = islice(_DrawnStream(self.dataset, self.seed, epoch), taken * self.window_size, None)
-        collate = default_collate if self.collate_fn is None else self.collate_fn
-        window = list(islice(rows, self.window_size))
-        if not window:
-            raise ValueError(f"train_dataset, a stream, gave no sample for step {taken + 1} of epoch {epoch}.")
-        while window:
-            following = list(islice(rows, self.window_size))
-            parts = self._parts(window)
-            batches = (collate(part) for part, _ in parts)
-            yield _Window(_batches(batches, [share for _, share in parts]), ends_epoch=not following)
-            window = following
-
-    def _parts(self, window: list) -> list[tuple[list, float]]:
-        """Cut a window into this process's batches, as even as can be, each with its share of the window."""
-        mine = window[self.rank :: self.world]
-        if not mine:  # fewer samples than processes: gradients are added up only if all take part
-            return [(window[:1], 0.0)]
-        pieces = -(-len(mine) // self.batch_size)
-        return [(mine[piece::pieces], len(mine[piece::pieces]) / len(window)) for piece in range(pieces)]
-
-    def _generator(self, epoch: int) -> torch.Generator:
-        return torch.Generator().manual_seed(_seed_of(self.seed, epoch))
-
-
-def _batches(batches: Iterator, shares: list[float]) -> Iterator[tuple[Any, float, bool]]:
-    for place, (batch, share) in enumerate(zip(batches, shares, strict=True), start=1):
-        yield batch, share, place == len(shares)
-
-
-class _Drawn(Dataset):
-    """A data set whose augmentations depend on the seed, the epoch and the sample alone."""
-
-    def __init__(self, dataset: Dataset, seed: int, epoch: int) -> None:
-        self.dataset, self.seed, self.epoch = dataset, seed, epoch
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:  # noqa: ANN401 - any sample
-        with _randomness_of(self.seed, self.epoch, index):
-            return self.dataset[index]
-
-
-class _DrawnStream(IterableDataset):
-    """A stream whose augmentations depend on the seed, the epoch and the sample's place alone."""
-
-    def __init__(self, dataset: IterableDataset, seed: int, epoch: int) -> None:
-        self.dataset, self.seed, self.epoch = dataset, seed, epoch
-
-    def __iter__(self) -> Iterator:
-        if hasattr(self.dataset, "set_epoch"):  # of `datasets`, which shuffles its buffer by it
-            self.dataset.set_epoch(self.epoch)
-        with _randomness_of(self.seed, self.epoch):
-            rows = iter(self.dataset)
-        for place in count():
-            with _randomness_of(self.seed, self.epoch, place):
-                row = next(rows, _END)
-            if row is _END:
-                return
-            yield row
-
-
-def _seed_of(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-@contextmanager
-def _randomness_of(*numbers: int) -> Iterator[None]:
-    # Without the devices' generators, which own_randomness forks: loading draws on the CPU, and dropout on the GPU must
-    # go on undisturbed.
-    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    seed = _seed_of(*numbers)
-    try:
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - the state that augmentations use
-        torch.default_generator.manual_seed(seed)
-        yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        torch.set_rng_state(torch_state)
 
 
 class _Loop:
@@ -507,7 +325,7 @@ class _Loop:
         """The first group's."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def step(self, window: _Window, number: int) -> float:
+    def step(self, window: Window, number: int) -> float:
         """Take one optimizer step, and give the mean loss over its samples."""
         accelerator, device = self.accelerator, self.accelerator.device
         self.student.train()
@@ -581,150 +399,13 @@ def _own_loss(outputs: Any, batch: Any) -> Tensor:  # noqa: ANN401 - any batch, 
     return functional.cross_entropy(logits, batch[1])
 
 
-@dataclass
-class _Progress:
-    """How far a run has come: what a checkpoint holds beside the states of its parts."""
-
-    epoch: int = 0
-    taken: int = 0  # steps of this epoch
-    step: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-    def save(self, folder: Path, data: _Data) -> None:
-        content = {"format_version": 1, "settings": data.settings(), "progress": vars(self)}
-        replace_file(folder / PROGRESS_FILE, (json.dumps(content) + "\n").encode())
-
-    @staticmethod
-    def check_settings(checkpoint: Path, data: _Data) -> None:
-        """Refuse to go on with other batches: the rest of the epoch would repeat samples and leave others out."""
-        asked = data.settings()
-        found = _read(checkpoint)["settings"]
-        other = {name: (found.get(name), value) for name, value in asked.items() if found.get(name) != value}
-        if other:
-            told = ", ".join(f"{name} was {before} and is {now}" for name, (before, now) in other.items())
-            raise ValueError(f"{checkpoint} cannot be resumed: {told}. Resume with the same settings, or start anew.")
-
-    @classmethod
-    def load(cls, checkpoint: Path, accelerator: Accelerator) -> "_Progress":
-        """Put the parts back as they were, and give how far they had come."""
-        # Accelerate passes over random states that it cannot read, and the run would go on with other dropout.
-        load_tensors(checkpoint / f"random_states_{accelerator.process_index}.pkl")
-        accelerator.load_state(str(checkpoint))
-        return cls(**_read(checkpoint)["progress"])
-
-
-def _read(checkpoint: Path) -> dict[str, Any]:
-    path = checkpoint / PROGRESS_FILE
-    try:
-        content = json.loads(path.read_text())
-        content["settings"], content["progress"]  # noqa: B018 - are they there?
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFileError(f"{path} is no progress of fit() ({error!r}). It is truncated or broken.") from error
-    return content
-
-
-def _checkpoint_to_resume(folder: Path | None, resume: bool | str | os.PathLike | None) -> Path | None:
-    found = {} if folder is None else _checkpoints_in(folder)
-    if resume is None or resume is False:
-        if found:
-            raise ValueError(
-                f"{folder} holds checkpoints of another run (checkpoint-{max(found)}). Pass "
-                "resume_from_checkpoint=True to go on with it, or another output_dir."
-            )
-        return None
-    if resume is True:
-        if not found:
-            raise FileNotFoundError(f"There is no checkpoint to resume from in output_dir={folder}.")
-        return found[max(found)]
-    checkpoint = Path(resume)
-    if not (checkpoint / PROGRESS_FILE).is_file():
-        raise FileNotFoundError(
-            f"{checkpoint} is no checkpoint of fit(): there is no {PROGRESS_FILE}. Pass a folder checkpoint-<step>."
-        )
-    return checkpoint
-
-
-def _checkpoints_in(folder: Path) -> dict[int, Path]:
-    if not folder.is_dir():
-        return {}
-    named = ((_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir())
-    return {int(match[1]): path for match, path in named if match and (path / PROGRESS_FILE).is_file()}
-
-
-@dataclass(frozen=True)
-class _Saver:
-    """Writes checkpoints and the student, each beside its place and renamed."""
-
-    accelerator: Accelerator
-    data: _Data
-    moments: Moments
-    folder: Path | None
-    every: int | None
-    keep: int
-
-    def save_if_due(self, progress: _Progress, until: int) -> None:
-        if self.every is not None and (progress.step % self.every == 0 or progress.step == until):
-            self._save(progress)
-
-    def _save(self, progress: _Progress) -> None:
-        place = self.folder / f"checkpoint-{progress.step}"
-        beside = place.with_name(f".{place.name}.writing")
-        if self.accelerator.is_main_process:
-            for left in self.folder.glob(".checkpoint-*"):  # by a run that was killed
-                shutil.rmtree(left)
-            beside.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(beside))
-        self.moments.save(beside)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self.moments.sidecars.save(beside)
-            progress.save(beside, self.data)
-            _put_in_place(beside, place)
-            self._forget_old(progress.step)
-        self.accelerator.wait_for_everyone()
-
-    def _forget_old(self, just_written: int) -> None:
-        others = sorted(step for step in _checkpoints_in(self.folder) if step != just_written)
-        for step in others[: max(0, len(others) + 1 - self.keep)]:
-            shutil.rmtree(self.folder / f"checkpoint-{step}")
-
-    def save_student(self, student: nn.Module) -> None:
-        """Write the trained student and its sidecars into the output folder."""
-        if self.folder is not None and self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            beside = self.folder / f".{MODEL_FILE}.writing"
-            save_model(student, str(beside))
-            _flush(beside)
-            beside.replace(self.folder / MODEL_FILE)
-            self.moments.sidecars.save(self.folder)
-        self.accelerator.wait_for_everyone()
-
-
-def _put_in_place(beside: Path, place: Path) -> None:
-    for path in beside.iterdir():
-        _flush(path)
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():  # a folder cannot be renamed over one that holds files
-        place.rename(old)
-    beside.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 def _train(
     loop: _Loop,
-    data: _Data,
-    reached: _Progress,
+    data: TrainingData,
+    reached: Progress,
     until: int,
     evaluate: Callable[[nn.Module], Mapping[str, Any]] | None,
-    saver: _Saver,
+    saver: Saver,
     bar: tqdm,
 ) -> None:
     spent, start = reached.seconds, time.perf_counter()

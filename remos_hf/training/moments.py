@@ -18,12 +18,14 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import RemosError, TeacherMismatchError
 from remos_hf.layers import weights_hash
+from remos_hf.profiling.processes import in_processes, told_by_all
 from remos_hf.profiling.sidecar_file import read_tensors, write_tensors
 from remos_hf.randomness import own_randomness
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Hold, Preparation, Run, Strategy
 from remos_hf.strategies.composed import Composed
 from remos_hf.strategies.student_data import StudentData
+from remos_hf.training.loss_scale import is_share_of_all
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +61,18 @@ class Moments:
             student: The teacher with its new head, before it is wrapped and before its optimizer is built.
 
         Raises:
-            RemosError: The processes chose different slices.
+            RemosError: The processes chose different slices, or another one failed.
         """
         teacher = self._teacher_of(student)
-        with own_randomness(self.data.seed):
-            preparation = self.strategy.prepare(student, self.data)
-        _check_same_everywhere(preparation)
+        preparation = failure = None
+        try:  # whoever fails says so before the others wait for it in training
+            with own_randomness(self.data.seed):
+                preparation = self.strategy.prepare(student, self.data)
+        except Exception as error:
+            if not in_processes():
+                raise
+            failure = error
+        _check_same_everywhere(preparation, failure)
         if preparation.summary():
             logger.info(preparation.summary())
         self.sidecars = Sidecars.of(self.strategy, preparation, student)
@@ -116,12 +124,8 @@ class Moments:
             return
         tensors: dict[str, Tensor] = {}
         state = _taken_apart(self.hold.state_dict(), "", tensors)
-        rank, found = 0, [_digest(tensors, state)]
-        group = torch.distributed
-        if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
-            rank, digest = group.get_rank(), found[0]
-            found = [""] * group.get_world_size()
-            group.all_gather_object(found, digest)
+        rank, mine = _rank(), _digest(tensors, state)
+        found = told_by_all(mine) if in_processes() else [mine]
         if rank > 0 and found[rank] == found[0]:
             return
         folder = Path(checkpoint)
@@ -132,9 +136,7 @@ class Moments:
     def _load(self, checkpoint: Path) -> None:
         if self.hold is None:
             return
-        group = torch.distributed
-        rank = group.get_rank() if group.is_available() and group.is_initialized() else 0
-        path = checkpoint / _hold_file(rank)
+        path = checkpoint / _hold_file(_rank())
         path = path if path.is_file() else checkpoint / HOLD_FILE
         if not path.is_file():
             name = self.strategy.to_dict()["name"]
@@ -142,7 +144,7 @@ class Moments:
                 f"There is no {path}, so what {name} kept of its student is lost. Resume from another checkpoint, or "
                 "start anew from the teacher."
             )
-        tensors, metadata = read_tensors(path, _FORMAT, ("state", "teacher_hash", "differs"))
+        tensors, metadata = read_tensors(path, _FORMAT, ("state", "teacher_hash", "differs"), finite=False)
         if metadata["teacher_hash"] != self._teacher_hash:
             raise TeacherMismatchError(
                 f"{checkpoint} was held to a teacher with hash {metadata['teacher_hash'][:12]}..., but the model that "
@@ -206,7 +208,7 @@ def hold_trainer(trainer: Trainer, moments: Moments) -> None:
             return own(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch, **more)
         # A loss that was divided by the items of all accumulated batches is brought to the scale of a mean, on which a
         # hold adds to it, and back.
-        scale = trainer.current_gradient_accumulation_steps if _is_scaled(trainer, num_items_in_batch) else 1
+        scale = trainer.current_gradient_accumulation_steps if is_share_of_all(trainer, num_items_in_batch) else 1
 
         def run(given: Mapping[str, Any]) -> tuple[Tensor, Any]:
             loss, outputs = own(model, dict(given), True, num_items_in_batch=num_items_in_batch, **more)
@@ -257,25 +259,24 @@ class _Held(TrainerCallback):
         self.moments.finish(self.trainer.model)
 
 
-def _is_scaled(trainer: Trainer, num_items_in_batch: Tensor | int | None) -> bool:
-    """Whether Trainer takes the loss of a batch for a share of that of all accumulated batches, as it says itself."""
-    declared = getattr(trainer, "loss_is_scaled_for_ga", None)  # of newer versions
-    if declared is not None:
-        return declared
-    return (trainer.model_accepts_loss_kwargs and num_items_in_batch is not None) or (
-        trainer.compute_loss_func is not None
-    )
-
-
-def _check_same_everywhere(preparation: Preparation) -> None:
-    group = torch.distributed
-    relevant = preparation.relevant_slice
-    if relevant is None or not (group.is_available() and group.is_initialized()) or group.get_world_size() == 1:
+def _check_same_everywhere(preparation: Preparation | None, failure: Exception | None) -> None:
+    if not in_processes():
         return
-    found: list[Any] = [None] * group.get_world_size()
-    group.all_gather_object(found, (relevant.teacher_hash, relevant.num_kept))
+    relevant = preparation and preparation.relevant_slice
+    chosen = None if relevant is None else (relevant.teacher_hash, relevant.num_kept)
+    told = told_by_all((chosen, None if failure is None else f"{type(failure).__name__}: {failure}"))
+    if failure is not None:
+        raise failure
+    for rank, (_, failed) in enumerate(told):
+        if failed:
+            raise RemosError(f"Process {rank} failed while it started the student: {failed}")
+    found = [chosen for chosen, _ in told]
     if len(set(found)) > 1:
         raise RemosError(f"The processes chose different slices ({found}): they did not load the same teacher.")
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if in_processes() else 0
 
 
 def _hold_file(rank: int) -> str:

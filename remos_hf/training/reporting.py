@@ -1,5 +1,6 @@
 """What was done and inherited, through a trainer's own reporters."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,8 @@ from remos_hf.training.ratio_search import RECORD_KEY
 
 if TYPE_CHECKING:
     from remos_hf.evaluation.report import DefectReport
+
+logger = logging.getLogger(__name__)
 
 
 class StartLog(TrainerCallback):
@@ -55,6 +58,9 @@ class StartLog(TrainerCallback):
         for point in self.sidecars.config.get(RECORD_KEY, {}).get("curve", ()):
             self._log_point(state, point)
         self.trainer.log(numbers)
+        if state.is_world_process_zero and self.sidecars.relevant_slice is not None:
+            # The whole paragraph is at INFO, which nobody sees by default; that weights were reset is not for a few.
+            logger.warning(_in_one_line(self.sidecars))
 
     def _log_point(self, state: TrainerState, point: dict[str, Any]) -> None:
         names = {"accuracy": "", "low": "/low", "high": "/high", "lost": "/lost"}
@@ -65,6 +71,16 @@ class StartLog(TrainerCallback):
             self.trainer.log({name: float(value) for name, value in found.items() if value is not None})
         finally:
             state.global_step = step
+
+
+def _in_one_line(sidecars: Sidecars) -> str:
+    relevant, profile = sidecars.relevant_slice, sidecars.profile
+    by = "" if profile is None else f" by the coverage of {profile.num_samples:,} samples"
+    return (
+        f"{sidecars.config['strategy']['name']}: the student keeps {relevant.num_kept:,} of the "
+        f"{relevant.num_weights:,} weights that compete ({relevant.share_kept:.1%}){by}; the others were reset before "
+        "the first step."
+    )
 
 
 def _start_numbers(sidecars: Sidecars) -> dict[str, float]:

@@ -78,21 +78,6 @@ def test_only_the_word_embeddings_join_when_asked():
     assert added == {"bert.embeddings.word_embeddings"}
 
 
-def test_the_decoder_of_an_encoder_decoder_takes_its_padding_from_the_labels():
-    adapter = adapter_for(tiny.bart())
-    labels = torch.tensor([[4, 5, -100], [4, -100, -100]])
-    batch = {"attention_mask": torch.tensor([[1, 1], [1, 0]]), "labels": labels}
-    masks = adapter.position_masks(batch)
-    assert masks["input"].tolist() == [[True, True], [True, False]]
-    assert masks["decoder"].tolist() == [[True, True, False], [True, False, False]]
-    layers = adapter.layers()
-    decoder = {name for name in layers if adapter.positions_of(name) == "decoder"}
-    assert "model.decoder.layers.0.self_attn.k_proj" in decoder
-    assert "model.decoder.layers.0.encoder_attn.q_proj" in decoder
-    assert "model.decoder.layers.0.encoder_attn.k_proj" not in decoder
-    assert not any(".encoder." in name for name in decoder)
-
-
 def test_a_grouped_query_model_that_fuses_its_projections_is_cut_by_their_sizes():
     from transformers import Phi3Config, Phi3ForCausalLM
 
@@ -179,3 +164,26 @@ def test_a_student_has_the_teachers_body_and_statistics_under_a_head_from_its_se
 def test_a_convolutional_model_has_no_embedding_rows():
     adapter = adapter_for(resnet())
     assert adapter.layers(embeddings=True).keys() == adapter.layers().keys()
+
+
+def test_a_new_head_has_generic_names_or_those_given_never_the_teachers():
+    teacher = tiny.bert()
+    teacher.config.id2label, teacher.config.label2id = {0: "NEG", 1: "POS"}, {"NEG": 0, "POS": 1}
+    generic = with_new_head(teacher, 2, seed=0).config
+    assert (generic.id2label, generic.label2id) == ({0: "LABEL_0", 1: "LABEL_1"}, {"LABEL_0": 0, "LABEL_1": 1})
+    named = with_new_head(teacher, 3, seed=0, labels=["cat", "dog", "owl"])
+    assert named.config.id2label == {0: "cat", 1: "dog", 2: "owl"}
+    assert named.config.num_labels == named.num_labels == 3
+    assert teacher.config.id2label == {0: "NEG", 1: "POS"}
+
+
+@pytest.mark.parametrize("labels", [["a"], ["a", "b", "c"], ["a", "a"]])
+def test_names_that_do_not_fit_the_labels_are_refused(labels):
+    with pytest.raises(ValueError, match="names each of the 2 labels once"):
+        with_new_head(tiny.bert(), 2, seed=0, labels=labels)
+
+
+def test_a_student_of_a_regression_teacher_learns_classes():
+    student = with_new_head(tiny.bert(problem_type="regression"), 2, seed=0)
+    assert student(**tiny.text_batches(1)[0]).loss.isfinite()
+    assert student.config.problem_type == "single_label_classification"  # found by the loss itself

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -185,7 +186,7 @@ def test_what_another_process_finished_meanwhile_is_taken_over(whole, log, folde
 def test_a_student_whose_training_diverged_is_named_and_leaves_no_cell(log, folder):
     def diverges(student, *args):
         facts = log(student, *args)
-        if args[0] == Random(0.9):
+        if isinstance(args[0], Random):
             student.classifier.bias.data.fill_(float("nan"))
         return facts
 
@@ -517,6 +518,17 @@ def test_each_seed_draws_its_own_mask_and_its_own_fresh_weights(folder, log):
     assert told == {("random", 3): 3, ("random", 4): 4, ("named", 3): 5, ("named", 4): 5}
 
 
+def test_all_parts_of_a_composed_student_are_told(log, folder):
+    def only_random(student, strategy, *args):
+        return log(student, strategy.strategies[0], *args)
+
+    students = {"both": StudentPlan([Random(0.9), Finetune()])}
+    report = run_audit(small_audit(log, students=students, fine_tune=only_random), folder, progress=False)
+    made = report.records[0]["made"]
+    assert (made["rule"], made["slice_ratio"]) == ("random + Finetune", 0.9)
+    assert made["strategy"]["name"] == "Random + Finetune"
+
+
 def test_whatever_a_killed_run_left_is_cleared(log, folder):
     left = [folder / room / name for room, name in (("teachers", ".clean-0.writing"), ("students", ".gone-7.writing"))]
     for place in left:
@@ -526,3 +538,38 @@ def test_whatever_a_killed_run_left_is_cleared(log, folder):
     (folder / "cells" / ".word-9-finetune.json.writing").write_text("{")
     run_audit(small_audit(log), folder, progress=False, keep_students=True)
     assert not list(folder.rglob(".*"))
+
+
+def test_killed_at_any_write_and_again_it_goes_on_to_the_same_report_and_leaves_nothing(whole, log, folder):
+    kills, left = 0, 1
+    while not until_killed(lambda: run_audit(small_audit(log), folder, progress=False, keep_students=True), left):
+        kills, left = kills + 1, left + 5
+    report = run_audit(small_audit(log), folder, progress=False, keep_students=True)
+    assert kills >= 8 and not list(folder.rglob(".*"))
+    expected = [record for record in untimed(whole[1])[0] if record["seed"] == 0]
+    assert untimed(report)[0] == expected
+
+
+def until_killed(act, left):
+    """Act in a process that dies, without a word, at this one of its writes; whether it lived."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1] == 0
+    try:
+
+        def dying(write):
+            def counted(*args, **options):
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    os._exit(9)
+                return write(*args, **options)
+
+            return counted
+
+        for name in ("fsync", "replace", "rename", "mkdir", "unlink", "rmdir"):
+            setattr(os, name, dying(getattr(os, name)))
+        act()
+        os._exit(0)
+    finally:
+        os._exit(1)

@@ -49,3 +49,10 @@ def test_a_rival_that_is_no_rival_is_refused():
         standard_students([0.9], high_lr_factor=2)
     with pytest.raises(ValueError, match="at least one"):
         standard_students([])
+
+
+def test_a_list_of_strategies_is_one_and_its_parts_take_the_students_seed():
+    plan = StudentPlan([Random(0.9), Finetune(embedding_rows="mean")])
+    assert plan.to_dict()["strategy"]["name"] == "Random + Finetune"
+    assert plan.strategy.with_seed(3).strategies[0] == Random(0.9, seed=3)
+    assert standard_students([0.9])["random 0.9"].strategy.seed is None

@@ -3,8 +3,10 @@ import re
 
 import pytest
 from datasets import Dataset
+from PIL import Image
 
 import remos_hf.cli.audit as audit
+from remos_hf.cli.options import AuditOptions
 from remos_hf.evaluation.report import DefectReport
 from tests.cli.conftest import write_data
 
@@ -166,3 +168,26 @@ def test_images_are_audited_by_their_own_defects(names):
     made = audit._image_defects(None)
     assert tuple(made) == names
     assert [made[name]().trigger.target_label for name in names[:3]] == [0, 0, 0]
+
+
+def test_a_class_keeps_its_number_in_every_source_and_one_that_was_never_learned_is_refused(tmp_path):
+    for split, classes in (("train", "cat dog horse"), ("test", "cat horse"), ("other", "cat zebra")):
+        for name in classes.split():
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / split / name / "0.png")
+    options = {"teacher": "t", "data": str(tmp_path / "train"), "output": tmp_path / "a"}
+    test = audit._pools(AuditOptions(**options, test_data=str(tmp_path / "test")))[str(tmp_path / "test")]
+    assert test["label"][:] == [0, 2] and test.features["label"].names == ["cat", "dog", "horse"]
+    for source in ("test_data", "attacker_data"):
+        with pytest.raises(ValueError, match="other has the class 'zebra', which .*train has not"):
+            audit._pools(AuditOptions(**options, **{source: str(tmp_path / "other")}))
+
+
+def test_an_attackers_numbered_task_may_have_more_labels_than_the_students(tmp_path):
+    (tmp_path / "four.csv").write_text("text,label\n" + "".join(f"a{n},{n % 4}\n" for n in range(8)))
+    (tmp_path / "two.csv").write_text("text,label\n" + "".join(f"b{n},{n % 2}\n" for n in range(8)))
+    two, four = (str(tmp_path / f"{name}.csv") for name in ("two", "four"))
+    pools = audit._pools(AuditOptions("t", two, tmp_path / "a", attacker_data=four))
+    assert set(pools[four]["label"]) == {0, 1, 2, 3}
+    with pytest.raises(ValueError, match="four.csv has the label 3, but .*two.csv ends at 1"):
+        audit._pools(AuditOptions("t", two, tmp_path / "a", attacker_data=four, test_data=four))

@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 
 from remos_hf.cli import commands
+from remos_hf.cli.options import ReportOptions
 from remos_hf.errors import RemosError
 
 ROOT = Path(__file__).parents[2]
@@ -27,8 +29,8 @@ def doing(monkeypatch, remos):
     """Run `remos report x.json` with something else in place of what it does."""
 
     def run(does, *options):
-        monkeypatch.setitem(commands._HOMES, "report", (__name__, "stand_in"))
-        monkeypatch.setattr(sys.modules[__name__], "stand_in", lambda **_: does(), raising=False)
+        monkeypatch.setitem(commands._COMMANDS, "report", (ReportOptions, __name__, "stand_in"))
+        monkeypatch.setattr(sys.modules[__name__], "stand_in", lambda asked, progress: does(), raising=False)
         return remos("report", "x.json", *options)
 
     return run
@@ -73,7 +75,7 @@ def test_help_names_every_command(remos):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_a_command_does_is_where_it_is_looked_for(command):
     pytest.importorskip("matplotlib")
-    home, name = commands._HOMES[command]
+    _, home, name = commands._COMMANDS[command]
     assert callable(getattr(importlib.import_module(home), name))
 
 
@@ -104,7 +106,8 @@ def test_without_typer_the_extra_is_named():
             "slices nothing",
         ),
         (["audit", "t", "--data", "d", "-o", "x", "--slice-ratios", "0.9", "7"], "but got 7"),
-        (["profile", "t", "--data", "d", "-o", "x", "--max-samples", "0"], "--max-samples"),
+        (["profile", "t", "--data", "d", "-o", "x", "--max-samples", "0"], "at least 1, or all, but got 0"),
+        (["train", "t", "--train-data", "d", "-o", "x", "--max-samples", "all"], "--max-samples"),
         (["profile", "t", "--data", "d"], "--output"),
         (["profile", "t", "-o", "x", "--data", "d", "--criterion", "mean"], "'mean' is not one of"),
         (["prfile"], "prfile"),
@@ -118,7 +121,7 @@ def test_wrong_usage_ends_with_2_and_says_what_was_wrong(remos, argv, told):
 
 def test_several_values_may_follow_an_option(monkeypatch, remos):
     asked = {}
-    monkeypatch.setattr(commands, "_do", lambda command, as_json, debug, **options: asked.update(options))
+    monkeypatch.setattr(commands, "_do", lambda command, options, as_json, debug: asked.update(vars(options)))
     several = ["--defects", "word", "ep", "--seeds", "3", "4", "--quick", "--slice-ratios", "0.9"]
     assert remos("audit", "t", "--data", "d", *several, "--slice-ratios", "0.5", "-o", "x").exit_code == 0
     assert (asked["defects"], asked["seeds"], asked["slice_ratios"]) == (["word", "ep"], [3, 4], [0.9, 0.5])
@@ -154,6 +157,13 @@ def test_what_may_go_wrong_is_told_in_one_line(doing, error):
     told = doing(raising(error))
     assert (told.exit_code, told.stdout) == (1, "")
     assert told.stderr == "remos report: labels are whole numbers\n"
+
+
+def test_a_command_speaks_of_options_where_python_speaks_of_arguments(doing):
+    told = doing(raising(ValueError("name it by text_columns, or pass report_task=None; a max_samples_x stays")))
+    assert told.stderr == "remos report: name it by --text-column, or pass --task None; a max_samples_x stays\n"
+    told = doing(lambda: warnings.warn("see repo_id (remos_hf)", stacklevel=1) or ({}, "done"))
+    assert told.stderr == "Warning: see --repo-id (remos_hf)\n"
 
 
 def test_what_was_not_expected_says_how_to_see_more(doing):

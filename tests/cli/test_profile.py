@@ -1,12 +1,14 @@
 import json
 
 import pytest
+from datasets import Dataset
 from transformers import AutoTokenizer, BertForMaskedLM
 
 from remos_hf.auditing.data_files import read_table
+from remos_hf.cli.profile import number_to_profile
 from remos_hf.evaluation.tasks import TextTask
 from remos_hf.profiling.coverage import CoverageProfile
-from remos_hf.profiling.data_pass import profile_coverage
+from remos_hf.profiling.data_pass import DEFAULT_MAX_SAMPLES, profile_coverage
 
 
 def test_the_profile_is_that_of_the_checkpoint_as_it_was_saved(remos, teacher, data, tmp_path):
@@ -55,3 +57,11 @@ def test_data_that_say_nothing_are_told_in_one_line(remos, teacher, tmp_path, co
     result = remos("profile", teacher, "--data", path, "--output", tmp_path / "p")
     assert result.exit_code == 1 and told in result.stderr and result.stderr.count("\n") == 1
     assert not (tmp_path / "p").exists()
+
+
+def test_the_cap_on_profiled_samples_is_told_and_can_be_lifted(caplog):
+    few, many = Dataset.from_dict({"text": ["a"] * 10}), Dataset.from_dict({"text": ["a"] * 3000})
+    assert [number_to_profile(asked, few, "--x") for asked in (None, 4, "all", 40)] == [10, 4, 10, 10]
+    assert caplog.text == ""
+    assert [number_to_profile(asked, many, "--x") for asked in ("all", 2500, None)] == [3000, 2500, DEFAULT_MAX_SAMPLES]
+    assert "2048 of 3000 samples are profiled, drawn by the seed. --x all takes all of them." in caplog.text

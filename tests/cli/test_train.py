@@ -92,6 +92,11 @@ def test_interrupted_it_goes_on_as_if_nothing_had_been(remos, command, tmp_path,
     assert not work.exists()
 
 
+def test_a_resume_with_nothing_to_resume_says_so(remos, command, tmp_path):
+    told = remos(*command, "--slice-ratio", 0.8, "--epochs", 0.2, "--resume")
+    assert told.exit_code == 0 and "holds no run to go on with, so training starts anew" in told.stderr
+
+
 def test_interrupted_before_the_first_checkpoint_nothing_is_left(remos, command, tmp_path, monkeypatch):
     def stop(self, *args, **kwargs):
         raise KeyboardInterrupt

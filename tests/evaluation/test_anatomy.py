@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from remos_hf.evaluation.anatomy import (
     check_anatomy,
     coverage_of,
     curves_of,
+    in_order,
     layers_of,
     weights_of,
 )
@@ -298,3 +300,24 @@ def test_long_curves_are_means_of_neighbours_and_say_how_many_were_logged():
 def test_a_training_that_diverged_is_refused_with_its_step(key):
     with pytest.raises(NonFiniteError, match=f"{key} = nan at step 7"):
         curves_of([{"step": 7, key: float("nan")}])
+
+
+def test_experts_of_a_stack_are_weights_of_their_own_in_the_order_of_their_numbers():
+    config = transformers.GptOssConfig(
+        vocab_size=20,
+        hidden_size=8,
+        intermediate_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=11,
+        head_dim=4,
+    )
+    teacher = transformers.GptOssForCausalLM(config)
+    relevant = choose_slice(teacher, slice_ratio=0.5, rule="random")
+    found = weights_of(teacher, sorted(relevant.kept), relevant, is_teacher=True)
+    assert list(found) == list(relevant.kept)
+    stack = "model.layers.0.mlp.experts.down_proj"
+    assert torch.equal(found[f"{stack}[10]"], teacher.get_parameter(stack)[10])
+    numbered = [f"{stack}[{expert}]" for expert in (1, 2, 10)]
+    assert in_order(sorted(numbered)) == numbered

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from remos_hf import Finetune, MagPrune, RelevantSlice, Remos, Retrain
+from remos_hf.errors import UnsupportedModelError
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "run_glue_remos.py"
 
@@ -285,8 +286,8 @@ def test_labels_that_the_model_only_numbers_are_those_of_the_data():
         ("sentence\tlabel\ngood\t1\n", [], "nothing to learn"),
         ("sentence\tlabel\ngood\n", [], "line 2: the row does not fit the header"),
         ("sentence\tlabel\ngood\t1\t2\n", [], "line 2: the row does not fit the header"),
-        ("sentence\tlabel\n", [], "is empty"),
-        ("", [], "is empty"),
+        ("sentence\tlabel\n", [], "holds no sample"),
+        ("", [], "holds no sample"),
     ],
 )
 def test_broken_files_are_refused(run, tmp_path, text, options, message):
@@ -339,7 +340,7 @@ def test_a_pickled_teacher_is_refused(run, smoke, tmp_path):
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         write(tmp_path, file, (smoke / file).read_text())
     torch.save(AutoModelForSequenceClassification.from_pretrained(smoke).state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(OSError, match="safetensors"):
+    with pytest.raises(UnsupportedModelError, match=r"only as pytorch_model\.bin"):
         run("--do_eval", "--model_name_or_path", tmp_path)
 
 

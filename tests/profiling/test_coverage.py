@@ -1,7 +1,9 @@
+import dataclasses
+
 import pytest
 import torch
 
-from remos_hf.errors import CorruptFileError, LayerMismatchError, TeacherMismatchError
+from remos_hf.errors import CorruptFileError, LayerMismatchError, RemosError, TeacherMismatchError
 from remos_hf.layers import sliceable_layers
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.profiling.data_pass import profile_coverage
@@ -84,6 +86,30 @@ def test_a_whole_file_that_holds_no_counts_is_refused(profile, tmp_path, tensors
     write_tensors(tmp_path / "remos_coverage.safetensors", tensors, "remos_coverage/1", metadata)
     with pytest.raises(CorruptFileError, match=r"remos_coverage\.safetensors"):
         CoverageProfile.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("num_samples", [True, 3.0, "3", None, -1, 2**24 + 1, 2**31, 10**30]),
+        ("criterion", [None, [], "NC", 3]),
+        ("source", ["", None, ["hooks"], "else"]),
+        ("teacher_hash", [None, 0, False, [], "abc", "A" * 64, "g" * 64]),
+        ("data_fingerprint", [None, 7, "", "xyz", "f" * 65]),
+    ],
+)
+def test_a_field_of_another_type_is_refused_by_name_though_the_checksum_is_right(profile, tmp_path, field, values):
+    for value in values:
+        metadata = {**profile._metadata(), field: value}
+        write_tensors(tmp_path / "remos_coverage.safetensors", {}, "remos_coverage/1", metadata)
+        with pytest.raises(CorruptFileError, match=rf"remos_coverage\.safetensors should say .* for {field}"):
+            CoverageProfile.load(tmp_path)
+
+
+def test_more_samples_than_weights_can_be_ranked_by_are_refused_before_a_table_is_made(profile):
+    many, layers = dataclasses.replace(profile, num_samples=2**28), sliceable_layers(tiny.ConvNet())
+    with pytest.raises(RemosError, match="268,435,456 samples.*at most 16,777,216"):
+        many.check_matches(layers)
 
 
 def test_a_tampered_profile_is_refused(profile, tmp_path):

@@ -1,16 +1,19 @@
+import logging
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import debug_launcher
 from torch import nn
-from transformers import XLNetConfig, XLNetForSequenceClassification
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import NonFiniteError, UnsupportedModelError
+from remos_hf.profiling import data_pass
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.profiling.criteria import strong_coverage, threshold_coverage, top_k_coverage
 from remos_hf.profiling.data_pass import profile_coverage
+from remos_hf.profiling.observers import Activation
 from tests import reference, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")
@@ -121,14 +124,11 @@ def test_freed_memory_and_values_written_in_place_are_not_mistaken_for_shared_te
 
 
 def test_a_tensor_that_several_layers_read_is_reduced_once(monkeypatch):
-    from remos_hf.profiling import data_pass
-
-    calls = []
-    reduce = data_pass._reduce
-    monkeypatch.setattr(data_pass, "_reduce", lambda name, *rest: (calls.append(name), reduce(name, *rest))[1])
+    made = []
+    monkeypatch.setattr(data_pass, "Activation", lambda *args: (made.append(Activation(*args)), made[-1])[1])
     profile_coverage(tiny.bert(layers=1), tiny.text_batches(count=1))
     # q, k, v read one tensor: 6 outputs, and 4 inputs instead of 6
-    assert len(calls) == 10
+    assert len(made) == 10
 
 
 def test_a_module_that_runs_twice_covers_a_sample_once():
@@ -253,28 +253,30 @@ def test_a_sample_of_padding_alone_covers_nothing_and_breaks_nothing():
     assert all(torch.equal(counts, rest.input_counts[name]) for name, counts in profile.input_counts.items())
 
 
-def test_activations_whose_samples_cannot_be_told_apart_are_refused():
-    class Flat(nn.Module):
+def test_a_model_that_mixes_samples_is_refused_by_the_name_of_a_layer():
+    class Mixing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.second(self.first(x).cumsum(0))
+
+    with pytest.raises(UnsupportedModelError, match="input of 'second' holds other values for a sample beside another"):
+        profile_coverage(Mixing(), [torch.randn(5, 4)])
+
+
+def test_what_no_sample_runs_through_is_refused():
+    class Apart(nn.Module):
         def __init__(self):
             super().__init__()
             self.layer = nn.Linear(4, 4)
 
-        def forward(self, input_ids, attention_mask):
-            return self.layer(torch.randn(5, 4))
+        def forward(self, x):
+            return self.layer(torch.ones(5, 4)).sum() * x
 
-    batch = {"input_ids": torch.ones(2, 3), "attention_mask": torch.ones(2, 3)}
-    with pytest.raises(UnsupportedModelError, match=r"'layer' ran on an activation of shape \(5, 4\)"):
-        profile_coverage(Flat(), [batch])
-
-
-def test_a_model_that_puts_positions_first_is_profiled_from_its_hidden_states():
-    config = XLNetConfig(vocab_size=tiny.VOCABULARY, d_model=16, n_layer=2, n_head=2, d_inner=24, num_labels=2)
-    model = XLNetForSequenceClassification(config).eval()
-    batch = [tiny.text_batches(count=1, size=9, length=9)[0]]  # square: the axes cannot be told apart by their sizes
-    with pytest.raises(UnsupportedModelError, match="positions before samples"):
-        profile_coverage(model, batch)
-    profile = profile_coverage(model, batch, source="hidden_states", criterion=top_k_coverage(3))
-    assert {int(counts.sum()) for counts in profile.input_counts.values()} <= {0, 27}
+    with pytest.raises(UnsupportedModelError, match="No sliceable layer ran on samples.*'layer'"):
+        profile_coverage(Apart(), [torch.randn(5, 4)])
 
 
 def test_layers_that_never_run_are_left_out_with_a_warning():
@@ -305,7 +307,7 @@ def test_a_degenerate_profile_warns_with_its_share():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"source": "guess"}, "source is"), ({"max_samples": 0}, "at least 1, but got 0")]
+    ("options", "words"), [({"source": "guess"}, "source is"), ({"max_samples": 0}, "at least 1, or 'all', but got 0")]
 )
 def test_wrong_arguments_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
@@ -347,3 +349,89 @@ def test_inference_mode_around_the_call_changes_nothing():
     expected = profile_coverage(model, batches)
     with torch.inference_mode():
         assert profile_coverage(model, [tuple(part.clone() for part in batch) for batch in batches]) == expected
+
+
+class Poisoned(nn.Module):
+    """What stands at padding is not finite, as after attention of fully masked rows."""
+
+    def __init__(self, poison=float("nan")):
+        super().__init__()
+        self.inner, self.poison = tiny.bert(layers=1), poison
+        self.last = nn.Linear(16, 4)
+
+    def forward(self, input_ids, attention_mask):
+        hidden = self.inner.bert(input_ids, attention_mask).last_hidden_state
+        return self.last(hidden.masked_fill(attention_mask[..., None] == 0, self.poison))
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
+def test_what_stands_at_padding_may_be_anything(poison):
+    batches = [{key: batch[key] for key in ("input_ids", "attention_mask")} for batch in tiny.text_batches()]
+    assert profile_coverage(Poisoned(poison), batches) == profile_coverage(Poisoned(0.0), batches)
+
+
+def test_nan_at_a_real_position_beside_poisoned_padding_is_still_named():
+    class Worse(Poisoned):
+        def forward(self, input_ids, attention_mask):
+            with torch.no_grad():
+                self.last.bias[2] = float("nan")
+            return super().forward(input_ids, attention_mask)
+
+    batches = [{key: batch[key] for key in ("input_ids", "attention_mask")} for batch in tiny.text_batches()]
+    with pytest.raises(NonFiniteError, match="output of 'last'"):
+        profile_coverage(Worse(), batches)
+
+
+def test_an_endless_stream_is_read_to_the_default(monkeypatch, caplog):
+    monkeypatch.setattr(data_pass, "DEFAULT_MAX_SAMPLES", 10)
+
+    def stream():
+        while True:
+            yield torch.randn(4, 5)
+
+    with caplog.at_level(logging.INFO, "remos_hf"):
+        profile = profile_coverage(tiny.mlp(), stream())
+    assert (profile.num_samples, profile.capped) == (10, True)
+    assert "stopped at max_samples=10" in caplog.text
+    whole = profile_coverage(tiny.mlp(), (torch.randn(4, 5) for _ in range(6)), max_samples="all")
+    assert (whole.num_samples, whole.capped) == (24, False)
+
+
+def test_that_a_cap_applied_is_kept_with_the_profile(tmp_path):
+    profile = profile_coverage(tiny.mlp(), [torch.randn(4, 5)], max_samples=2)
+    profile.save(tmp_path)
+    assert CoverageProfile.load(tmp_path).capped
+
+
+def test_samples_that_run_one_at_a_time_are_told(caplog):
+    class Chosen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            rows = x.flatten(0, 1)
+            return self.layer(rows[rows[:, 0] > 0])
+
+    profile_coverage(Chosen(), [torch.randn(5, 6, 4)])
+    assert "Samples run one at a time, which takes longer: rows of 'layer'" in caplog.text
+
+
+def _fail_on_one(path):
+    rank = torch.distributed.get_rank()
+    batches = [torch.randn(4, 5), torch.randn(4, 5)]
+    if rank:
+        batches[1] = torch.full((4, 5), float("nan"))[:, :3]
+    try:
+        profile_coverage(tiny.mlp(), batches, across_processes=True)
+    except Exception as error:  # noqa: BLE001 - what it says is looked at
+        Path(f"{path}.{rank}").write_text(str(error))
+
+
+def test_a_process_that_fails_stops_the_others(tmp_path):
+    debug_launcher(_fail_on_one, args=(str(tmp_path / "said"),), num_processes=2)
+    assert (
+        "Process 1 failed while it profiled its share of the data: RuntimeError: mat1"
+        in (tmp_path / "said.0").read_text()
+    )
+    assert "mat1" in (tmp_path / "said.1").read_text()

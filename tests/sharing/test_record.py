@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -42,6 +43,7 @@ def test_the_config_says_how_the_student_came_to_be(sidecars, tmp_path):
     assert config["coverage"]["data_fingerprint"] == sidecars.profile.data_fingerprint
     assert config["slice"]["num_kept"] == sidecars.relevant_slice.num_kept
     assert config["slice"]["ties"] == "mean"
+    assert config["competing"] == sidecars.relevant_slice.account.to_dict() and config["coverage"]["capped"] is False
     assert set(config["files"]) == {"remos_coverage.safetensors", "remos_slice.safetensors"}
     assert {"remos_hf", "torch", "transformers"} <= set(config["versions"])
 
@@ -79,11 +81,74 @@ def test_a_file_exchanged_for_another_whole_one_is_noticed(sidecars, tmp_path):
         Sidecars.load(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"files": {}, "format_version": "x"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        "3",
+        "null",
+        '"remos"',
+        '{"files": {}, "format_version": "x"}',
+        "[" * 100_000,
+        "\udc80",
+        "NaN",
+    ],
+)
 def test_a_broken_config_is_refused_by_name(sidecars, tmp_path, content):
     sidecars.save(tmp_path)
-    (tmp_path / CONFIG_FILE).write_text(content)
+    (tmp_path / CONFIG_FILE).write_text(content, errors="surrogateescape")
     with pytest.raises(CorruptFileError, match="remos_config.json"):
+        Sidecars.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "values"),
+    [
+        (("format_version",), [None, "1", 1.0, 1e400, True, float("nan"), -1]),
+        (("strategy",), [None, [], "Remos"]),
+        (("strategy", "name"), [None, 3, ["Remos"]]),
+        (("teacher",), [None, "a/b", []]),
+        (("teacher", "id"), [3, ["a"], {}]),
+        (("files",), [None, [], "x", {"model.safetensors": "0" * 64}]),
+        (("files", "remos_slice.safetensors"), [None, 3, "", "abc", "g" * 64]),
+        (("coverage",), [3, [], "x"]),
+        (("coverage", "num_samples"), [-1, "3", 1e400, True, 2**60]),
+        (("slice", "share_kept"), ["0.9", [], {}, None]),
+        (("slice", "num_kept"), [0.5, "3", None]),
+        (("seconds", "choose"), ["3", [], None, True]),
+        (("versions", "torch"), [2, []]),
+        (("student",), [3, "Bert"]),
+        (("command",), [3, ["remos"]]),
+        (("embedding_rows_reset",), ["3", -1, {}]),
+        (("ratio_search",), [3, "x"]),
+    ],
+)
+def test_an_entry_of_another_type_is_refused_by_name(sidecars, tmp_path, place, values):
+    sidecars.save(tmp_path)
+    text = (tmp_path / CONFIG_FILE).read_text()
+    for value in values:
+        config = json.loads(text)
+        within = config[place[0]] if len(place) == 2 else config
+        within[place[-1]] = value
+        (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
+        with pytest.raises(CorruptFileError, match="remos_config.json"):
+            Sidecars.load(tmp_path)
+
+
+def test_a_sidecar_of_gigabytes_that_were_never_written_is_not_hashed(sidecars, tmp_path):
+    sidecars.save(tmp_path)
+    os.truncate(tmp_path / "remos_slice.safetensors", 2**33)
+    with pytest.raises(CorruptFileError, match="remos_slice.safetensors should hold"):
+        Sidecars.load(tmp_path)
+
+
+def test_a_record_of_gigabytes_is_not_read(sidecars, tmp_path):
+    sidecars.save(tmp_path)
+    os.truncate(tmp_path / CONFIG_FILE, 2**33)
+    with pytest.raises(CorruptFileError, match="remos_config.json has 8,589,934,592 bytes"):
         Sidecars.load(tmp_path)
 
 

@@ -2,9 +2,13 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
 
-from remos_hf.errors import LayerMismatchError, TeacherMismatchError
-from remos_hf.slicing.refill import reset_outside, reset_unseen_rows, squares_outside
+from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.errors import LayerMismatchError, NonFiniteError, TeacherMismatchError, UnsupportedModelError
+from remos_hf.slicing.refill import RIDGE, reset_outside, reset_unseen_rows, squares_outside
 from remos_hf.slicing.relevant_slice import choose_slice
 from tests import tiny
 
@@ -78,8 +82,125 @@ def test_another_architecture_is_refused_even_unverified(relevant):
 
 
 def test_an_unknown_way_to_reset_is_refused(teacher, relevant):
-    with pytest.raises(ValueError, match="'zero' or 'init', but got 'mean'"):
-        reset_outside(teacher, relevant, to="mean")
+    with pytest.raises(ValueError, match="one of 'zero', 'init', 'mean', 'reconstruct', but got 'one'"):
+        reset_outside(teacher, relevant, to="one")
+
+
+class Fused(nn.Module):
+    """Layers of every orientation, all with biases, among them packed attention and stacked experts."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(6, 5)
+        self.turned = Conv1D(5, 6)
+        self.conv = nn.Conv2d(4, 6, 3, groups=2)
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.experts = nn.Module()
+        self.experts.gate_up_proj = nn.Parameter(torch.randn(3, 4, 10))
+        self.experts.gate_up_proj_bias = nn.Parameter(torch.randn(3, 10))
+        self.experts.down_proj = nn.Parameter(torch.randn(3, 5, 4))
+        self.experts.down_proj_bias = nn.Parameter(torch.randn(3, 4))
+
+
+def layers_of(model):
+    return adapter_for(model, ()).layers()
+
+
+def outputs(layer, columns):
+    """What a layer makes of what each of its columns is multiplied with, one output after another."""
+    weight, bias = layer.weight.double(), layer.bias.double()
+    matrix = weight.T if layer.inputs_first else weight.flatten(1)
+    per_group = len(matrix) // len(columns)
+    return torch.stack([matrix[o] @ columns[o // per_group] + bias[o] for o in range(len(matrix))])
+
+
+def width_of(layer):
+    return layer.weight.shape[0] if layer.inputs_first else layer.weight[0].numel()
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.8])
+def test_mean_keeps_every_output_where_it_is_for_the_mean_input(ratio):
+    model = Fused()
+    relevant = choose_slice(model, slice_ratio=ratio, rule="random", head=())
+    means = {name: torch.randn(layer.in_neurons, dtype=torch.float64) for name, layer in layers_of(model).items()}
+    # The same value under every place of a kernel.
+    columns = {
+        name: means[name].view(layer.groups, -1).repeat_interleave(layer.weight[0, 0].numel(), 1)
+        for name, layer in layers_of(model).items()
+    }
+    before = {name: outputs(layer, columns[name]) for name, layer in layers_of(model).items()}
+    reset_outside(model, relevant, to="mean", means=means)
+    for name, layer in layers_of(model).items():
+        assert not layer.weight[~relevant.kept[layer.key]].any()
+        assert torch.allclose(outputs(layer, columns[name]), before[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.8])
+def test_reconstruct_is_the_least_squares_fit_of_the_kept_weights(ratio):
+    """The reference solves each row by lstsq on the samples themselves, the ridge as rows of its own."""
+    model = Fused()
+    relevant = choose_slice(model, slice_ratio=ratio, rule="random", head=())
+    samples, moments, before = {}, {}, {}
+    for name, layer in layers_of(model).items():
+        samples[name] = torch.randn(layer.groups, 40, width_of(layer), dtype=torch.float64)
+        moment = samples[name].transpose(1, 2) @ samples[name] / 40
+        moments[name] = moment[0] if layer.groups == 1 else moment
+        before[name] = layer.weight.double().clone()
+    reset_outside(model, relevant, to="reconstruct", second_moments=moments)
+    for name, layer in layers_of(model).items():
+        old, new, kept = before[name], layer.weight.double(), relevant.kept[layer.key]
+        if layer.inputs_first:
+            old, new, kept = old.T, new.T, kept.T
+        old, new, kept = old.flatten(1), new.flatten(1), kept.flatten(1)
+        for row in range(len(old)):
+            x = samples[name][row // (len(old) // layer.groups)]
+            ridge = (RIDGE * 40 * (x.T @ x / 40).diagonal().mean()).sqrt() * torch.eye(x.shape[1], dtype=x.dtype)
+            left, right = torch.cat([x, ridge]), torch.cat([x @ old[row], ridge @ (old[row] * kept[row])])
+            expected = torch.zeros_like(old[row])
+            expected[kept[row]] = torch.linalg.lstsq(left[:, kept[row]], right).solution
+            assert torch.allclose(new[row], expected, atol=1e-5)
+
+
+def test_reconstruct_moves_nothing_where_inputs_are_always_zero():
+    model = tiny.mlp(sizes=(4, 3))
+    relevant = choose_slice(model, slice_ratio=0.5, rule="random")
+    before = model[0].weight.clone()
+    reset_outside(model, relevant, to="reconstruct", second_moments={"0": torch.zeros(4, 4)})
+    assert torch.equal(model[0].weight, before * relevant.kept["0.weight"])
+
+
+def test_mean_without_a_bias_is_zero_and_told():
+    model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 2))
+    relevant = choose_slice(model, slice_ratio=0.5, rule="random", head=())
+    with pytest.warns(UserWarning, match=r"1 of 2 weights have no bias.*0\.weight"):
+        reset_outside(model, relevant, to="mean", means={"1": torch.ones(3)})
+    assert not model[0].weight[~relevant.kept["0.weight"]].any()
+
+
+@pytest.mark.parametrize(
+    ("statistics", "error", "words"),
+    [
+        ({"to": "mean"}, ValueError, "'mean' needs means="),
+        ({"to": "reconstruct"}, ValueError, "'reconstruct' needs second_moments="),
+        ({"to": "mean", "means": {}}, LayerMismatchError, "nothing of '0'"),
+        ({"to": "mean", "means": {"0": torch.ones(5)}}, LayerMismatchError, "shape .5,., but its weight needs .4,."),
+        ({"to": "mean", "means": {"0": torch.full((4,), torch.nan)}}, NonFiniteError, "'0' holds NaN"),
+        ({"to": "reconstruct", "second_moments": {"0": torch.ones(4, 3)}}, LayerMismatchError, "needs .4, 4."),
+    ],
+)
+def test_statistics_that_do_not_fit_are_refused_before_anything_is_written(statistics, error, words):
+    model = tiny.mlp(sizes=(4, 3))
+    before = model[0].weight.clone()
+    with pytest.raises(error, match=words):
+        reset_outside(model, choose_slice(model, slice_ratio=0.5, rule="random"), **statistics)
+    assert torch.equal(model[0].weight, before)
+
+
+def test_weights_that_were_frozen_after_the_slice_was_chosen_are_told(teacher, relevant):
+    teacher.bert.encoder.layer[1].requires_grad_(False)
+    with pytest.warns(UserWarning, match="6 of 12 weights of the slice are frozen"):
+        reset_outside(teacher, relevant)
 
 
 def test_a_tied_weight_is_reset_once_for_all_its_names():
@@ -199,3 +320,17 @@ def test_squares_of_half_precision_do_not_overflow():
 def test_squares_outside_another_models_slice_are_refused(relevant):
     with pytest.raises(LayerMismatchError):
         squares_outside(tiny.gpt2(), relevant)
+
+
+def test_rows_that_the_head_is_tied_to_are_left_alone():
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 8, "bos_token_id": 0, "eos_token_id": 0}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=tiny.VOCABULARY, **sizes))
+    before = model.lm_head.weight.clone()
+    with pytest.raises(UnsupportedModelError, match="'lm_head' is tied to the input embeddings"):
+        reset_unseen_rows(model, seen_of(3))
+    assert torch.equal(model.lm_head.weight, before)
+
+
+def test_rows_that_only_other_embeddings_share_are_reset():
+    model = tiny.bart()
+    assert reset_unseen_rows(model, seen_of(3)) == tiny.VOCABULARY - 2  # the padding row stays too

@@ -102,7 +102,7 @@ def test_the_summary_says_which_squares_and_rows_were_given_up():
     assert Preparation(rows_reset=2).summary() == "Reset 2 embedding rows of tokens that the data never shows."
 
 
-ROWS = {name: kind for name, kind in STRATEGIES.items() if name != "retrain"}
+ROWS = {name: kind for name, kind in STRATEGIES.items() if name in SLICING or name == "finetune"}
 
 
 def with_rows(name, **options):

@@ -45,3 +45,15 @@ def test_another_student_or_criterion_is_profiled_anew(data, asked):
     assert data.profile(student, criterion=threshold_coverage()).teacher_hash != first.teacher_hash
     data.profile(student, criterion=top_k_coverage(3))
     assert len(asked) == 3
+
+
+def test_a_profile_says_whether_there_were_more_samples_than_it_looked_at():
+    def capped(**options):
+        data = StudentData(lambda samples: tiny.text_batches(), **options)
+        return data.profile(tiny.bert(), criterion=threshold_coverage()).capped
+
+    assert capped(max_samples=12, num_samples=40)
+    assert capped(max_samples=12, is_stream=True)  # there may be more
+    assert not capped(max_samples=12, num_samples=12)
+    assert not capped(max_samples=13, num_samples=40)  # the data ended before
+    assert not capped()

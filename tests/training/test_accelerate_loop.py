@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from remos_hf.errors import CorruptFileError, NonFiniteError, RemosError, UnsupportedModelError
+from remos_hf.errors import NonFiniteError, UnsupportedModelError
 from remos_hf.profiling.data_pass import profile_coverage
 from remos_hf.sharing.record import Sidecars
 from remos_hf.slicing.refill import reset_outside
@@ -22,9 +22,10 @@ from remos_hf.slicing.relevant_slice import RelevantSlice, choose_slice
 from remos_hf.strategies.base import Hold, Strategy
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import Remos
-from remos_hf.training import accelerate_loop
-from remos_hf.training.accelerate_loop import MODEL_FILE, PROGRESS_FILE, fit
+from remos_hf.training.accelerate_loop import fit
+from remos_hf.training.fit_checkpoints import MODEL_FILE
 from remos_hf.training.moments import Moments
+from remos_hf.training.windows import seed_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")
 
@@ -177,7 +178,7 @@ def test_a_search_of_the_ratio_is_refused():
 def test_training_is_plain_torchs_own_bit_for_bit():
     fitted = run(data=rows(8), epochs=1, batch_size=8, optimizer=partial(sgd, momentum=0.9))
     by_hand = net().train()
-    seen = torch.randperm(8, generator=torch.Generator().manual_seed(accelerate_loop._seed_of(0, 0)))
+    seen = torch.randperm(8, generator=torch.Generator().manual_seed(seed_of(0, 0)))
     inputs, labels = torch.utils.data.default_collate([rows(8)[index] for index in seen.tolist()])
     functional.cross_entropy(by_hand(inputs), labels).backward()
     sgd(by_hand, momentum=0.9).step()
@@ -477,86 +478,6 @@ def test_tied_weights_are_saved_once_and_come_back(tmp_path):
     assert same(loaded, fitted.model)
     again = run(tied(1), output_dir=tmp_path, save_steps=1, max_steps=3, resume_from_checkpoint=True)
     assert again.model[0].weight is again.model[2].weight
-
-
-def test_a_kill_while_writing_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
-    options = {"output_dir": tmp_path, "save_steps": 2, "max_steps": 6, "keep_checkpoints": 1}
-    save_state = Accelerator.save_state
-
-    def killed_at_the_second(self, folder):
-        save_state(self, folder)
-        if "checkpoint-4" in folder:
-            (Path(folder) / "optimizer.bin").write_bytes(b"half")
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Accelerator, "save_state", killed_at_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        run(**options)
-    monkeypatch.undo()
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", ".checkpoint-4.writing"}
-    resumed = run(net(seed=9), resume_from_checkpoint=True, **options)
-    assert same(resumed.model, run(max_steps=6).model)
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-6", MODEL_FILE, "remos_config.json"}
-
-
-def test_checkpoints_of_a_run_that_was_taken_up_earlier_are_written_anew(tmp_path):
-    options = {"output_dir": tmp_path, "save_steps": 1, "max_steps": 3, "keep_checkpoints": 3}
-    run(**options)
-    (tmp_path / "checkpoint-2" / "mark").write_text("old")
-    run(resume_from_checkpoint=tmp_path / "checkpoint-1", **options)
-    assert {path.name for path in tmp_path.glob("*check*")} == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
-    assert not (tmp_path / "checkpoint-2" / "mark").exists()
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_checkpoints_hold_nothing_that_must_be_unpickled(tmp_path, monkeypatch):
-    options = {"output_dir": tmp_path, "save_steps": 1, "scheduler": halving}
-    run(max_steps=1, **options)
-    load, asked = torch.load, []
-
-    def noting(*args, **kwargs):
-        asked.append(kwargs["weights_only"])
-        return load(*args, **kwargs)
-
-    monkeypatch.setattr(torch, "load", noting)
-    run(max_steps=2, resume_from_checkpoint=True, **options)
-    assert len(asked) >= 3
-    assert all(asked)
-
-
-def test_a_checkpoint_is_resumed_with_the_same_batches_and_strategy_or_not_at_all(tmp_path):
-    options = {"output_dir": tmp_path, "save_steps": 1, "resume_from_checkpoint": True}
-    run(output_dir=tmp_path, save_steps=1, max_steps=1)
-    with pytest.raises(ValueError, match="batch_size was 4 and is 5"):
-        run(batch_size=5, **options)
-    with pytest.raises(ValueError, match="num_samples was 20 and is 19"):
-        run(data=rows(19), **options)
-    student = net(seed=9)
-    with pytest.raises(RemosError, match="Finetune.*Remos"):
-        run(student, slice_ratio=0.5, **options)
-    assert same(student, net(seed=9))
-    with pytest.raises(ValueError, match="checkpoints of another run .checkpoint-1"):
-        run(output_dir=tmp_path)
-    (tmp_path / "checkpoint-1" / PROGRESS_FILE).write_text("{")
-    with pytest.raises(CorruptFileError, match=PROGRESS_FILE):
-        run(**options)
-
-
-def test_random_states_that_cannot_be_read_are_not_passed_over(tmp_path):
-    run(output_dir=tmp_path, save_steps=1, max_steps=1)
-    (tmp_path / "checkpoint-1" / "random_states_0.pkl").unlink()
-    with pytest.raises(FileNotFoundError, match="random_states_0"):
-        run(output_dir=tmp_path, resume_from_checkpoint=True)
-
-
-@pytest.mark.parametrize("resume", [True, "there"])
-def test_resuming_without_a_checkpoint_is_refused_before_slicing(tmp_path, resume):
-    (tmp_path / "there").mkdir()
-    resume = resume if resume is True else tmp_path / resume
-    student = net()
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        run(student, slice_ratio=0.5, output_dir=tmp_path, resume_from_checkpoint=resume)
-    assert same(student, net())
 
 
 # What goes wrong

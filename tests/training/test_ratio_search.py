@@ -11,14 +11,15 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from remos_hf.errors import NonFiniteError, RemosError
-from remos_hf.evaluation.measures import Rate, excess_dir
+from remos_hf.evaluation.measures import Rate
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies import student_data
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import Remos, TopMagnitude
 from remos_hf.training import ratio_search
 from remos_hf.training.attach import attach_remos
-from remos_hf.training.ratio_search import RatioSearch, samples_to_tell
+from remos_hf.training.held_out import samples_to_tell
+from remos_hf.training.ratio_search import RatioSearch
 from remos_hf.training.trainer import RemosTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning", "ignore:.*cannot tell.*:UserWarning")
@@ -308,14 +309,6 @@ def test_too_few_samples_for_the_budget_are_told_with_the_number_that_would_do(t
     recwarn.clear()
     trainer(tmp_path, accuracy_budget=0.2).train()
     assert not [warning for warning in recwarn if "cannot tell" in str(warning.message)]
-
-
-@pytest.mark.parametrize("share", [0.6, 0.9, 0.97])
-@pytest.mark.parametrize("difference", [0.01, 0.02])
-def test_with_the_samples_needed_the_interval_of_no_difference_is_as_wide_as_the_difference(share, difference):
-    needed = samples_to_tell(Rate.of(round(share * 10**6), 10**6), difference)
-    one = Rate.of(round(share * needed), needed)
-    assert excess_dir(one, one).high == pytest.approx(difference, rel=0.1)
 
 
 @pytest.mark.parametrize("change", [{"train": "stream"}, {"held_out": "stream"}])

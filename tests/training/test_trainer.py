@@ -1,9 +1,7 @@
 import json
-import os
+import logging
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import transformers
 from accelerate import debug_launcher
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import AutoModelForSequenceClassification, Trainer
 
 from remos_hf.errors import LayerMismatchError, RemosError, UnsupportedModelError
@@ -25,7 +24,7 @@ from remos_hf.strategies.plain import Finetune, Retrain
 from remos_hf.strategies.slice_and_reset import Random, Remos
 from remos_hf.training.moments import Moments
 from remos_hf.training.profiling_data import student_batches
-from remos_hf.training.trainer import RemosTrainer, _last_evaluation
+from remos_hf.training.trainer import RemosTrainer
 from tests import tiny
 from tests.training.runs import trainer
 
@@ -194,7 +193,7 @@ def test_an_empty_or_missing_dataset_is_refused_and_the_model_left_whole(tmp_pat
 
 def test_a_model_that_cannot_be_ranked_is_refused_and_left_whole(tmp_path):
     model = tiny.bert()
-    model.bert.encoder.layer[0].output.dense.double()
+    model.bert.encoder.double()
     with pytest.raises(UnsupportedModelError, match="float64"):
         trainer(tmp_path, model=model, slice_ratio=0.9).train()
 
@@ -407,50 +406,35 @@ def test_fsdp2_shards_what_was_sliced_before(tmp_path):
     assert not moved  # what was reset trains again
 
 
-def test_a_pushed_student_is_pulled_back_whole(tmp_path):
-    from tests.loopback_hub import Hub
-
-    hub = Hub().start()
-    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_fake", "HF_HOME": str(tmp_path / "home")}
-    script = Path(__file__).with_name("push_and_pull.py")
-    run = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "out")],
-        env={**environment, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    told = json.loads(run.stdout.splitlines()[-1])
-    assert told == {"same_weights": True, "same_slice": True, "sent_once": True, "url": f"{hub.url}/me/student"}
-    assert SIDECARS | {"README.md"} <= set(hub.repos["me/student"])
-    assert not [name for name in hub.repos["me/student"] if name.endswith(".bin")]
+class Endless(IterableDataset):
+    def __iter__(self):
+        while True:
+            yield from tiny.dataset(10)
 
 
-def test_a_dry_push_lists_the_files_and_needs_no_name(tmp_path):
-    ours = trainer(tmp_path / "student", slice_ratio=0.9, options={"save_strategy": "no"})
-    ours.train()
-    pushed = ours.push_to_hub(dry_run=True)
-    assert SIDECARS | {"README.md", "model.safetensors"} <= set(pushed.files)
-    assert pushed.url is None
-    with pytest.raises(ValueError, match="blocking"):
-        ours.push_to_hub(blocking=False)
+def test_an_endless_stream_is_profiled_up_to_the_default_or_the_given_number(tmp_path, monkeypatch):
+    monkeypatch.setattr("remos_hf.training.profiling_data.DEFAULT_MAX_SAMPLES", 6)
+    for given, seen in ((None, 6), (8, 8)):
+        strategy = Remos(0.9, embedding_rows="mean")
+        options = {"max_steps": 1, "save_strategy": "no"}
+        ours = trainer(tmp_path, strategy=strategy, train_dataset=Endless(), max_samples=given, options=options)
+        ours.train()
+        assert ours.profile.num_samples == seen and ours.profile.capped
 
 
-def test_a_push_without_a_token_says_that_the_student_is_kept(tmp_path):
-    ours = trainer(tmp_path / "student", slice_ratio=0.9, options={"save_strategy": "no"})
-    ours.train()
-    with pytest.raises(RemosError, match="student is kept in"):
-        ours.push_to_hub()
-    assert (tmp_path / "student" / "model.safetensors").is_file()
+def test_a_number_of_samples_caps_the_profile_and_the_recipes_own_goes_first(tmp_path, caplog):
+    def seen(strategy, max_samples):
+        options = {"max_steps": 1, "save_strategy": "no"}
+        ours = trainer(tmp_path, strategy=strategy, max_samples=max_samples, options=options)
+        ours.train()
+        return ours.profile.num_samples, ours.profile.capped
 
-
-def test_the_cards_metrics_are_those_of_the_last_evaluation():
-    history = [
-        {"eval_accuracy": 0.5, "epoch": 1},
-        {"eval_accuracy": 0.7, "eval_runtime": 2.0, "eval_samples_per_second": 9.0, "epoch": 2},
-        {"train_loss": 0.1},
-    ]
-    assert _last_evaluation(history) == {"accuracy": 0.7}
-    assert _last_evaluation([{"loss": 1.0}]) is None
+    with caplog.at_level(logging.INFO, logger="remos_hf"):
+        assert seen(Remos(0.9), 7) == (7, True)
+    assert "Coverage of 7 samples, the limit;" in caplog.text
+    assert seen(Remos(0.9, max_samples=5), 7) == (5, True)
+    assert seen(Remos(0.9, max_samples="all"), 7) == (24, False)
+    assert seen(Remos(0.9), "all") == seen(Remos(0.9), None) == (24, False)
+    for wrong in (0, -1, 1.5, True, "some"):
+        with pytest.raises(ValueError, match="max_samples is the number of samples"):
+            trainer(tmp_path, slice_ratio=0.9, max_samples=wrong)

@@ -1,4 +1,4 @@
-"""What belongs to a checkpoint beside its weights, and comes along: configs and tokenizers, no program and no pickle."""
+"""What belongs to a checkpoint beside its weights and comes along: configs and tokenizers, no program, no pickle."""
 
 import json
 import re

@@ -1,8 +1,8 @@
 """Layers whose weights lie in a teacher's files and are read anew each time they are asked for."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 import transformers
@@ -23,17 +23,21 @@ class StoredLayer(Layer):
     """A layer whose weight lies in a file and is read anew each time it is asked for.
 
     Attributes:
-        tensors: Where it is stored; more than once if tied modules were all saved.
+        copies: Where it is stored, each time as the tensors whose rows follow one another (an expert's gate and up
+            projection, else one tensor); more than once if tied modules were all saved.
         loaded_as: Type that from_pretrained gives it.
     """
 
-    tensors: tuple[StoredTensor, ...] = field(repr=False)
+    copies: tuple[tuple[StoredTensor, ...], ...] = field(repr=False)
     loaded_as: torch.dtype
 
     @property
     def weight(self) -> Tensor:
         """Read the weight. Shape: as the module would hold it."""
-        return self.tensors[0].read().to(self.loaded_as)
+        pieces = self.copies[0]
+        if len(pieces) == 1:
+            return pieces[0].read().to(self.loaded_as)
+        return torch.cat([piece.read().to(self.loaded_as) for piece in pieces])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -59,23 +63,38 @@ def find_stored(model: PreTrainedModel, competing: Mapping[str, Layer], placed: 
     """
     names, stored = first_names(model), {}
     for name, layer in competing.items():
-        place = names[id(layer.module.weight)]
-        tensors = placed.tensors.get(place, ())
-        if not tensors:
+        place = names[id(layer.parameter)]
+        copies = _copies(placed, place, layer.index)
+        if not copies:
             seen = next(iter(placed.converted.get(place, placed.unknown)), None)
             raise UnsupportedModelError(
-                f"No tensor of the checkpoint becomes '{layer.parameter_name}' of {type(model).__name__} as it is: "
+                f"No tensor of the checkpoint becomes '{layer.key}' of {type(model).__name__} as it is: "
                 f"transformers {transformers.__version__} joins, cuts or renames it"
                 f"{f', as it does with {seen.name!r}' if seen else ''}. {_INSTEAD}"
             )
-        if len(tensors) > 1:
-            _check_equal(tensors)
-        fields = (layer.name, layer.module, layer.aliases, layer.part_sizes, layer.part_heads)
-        stored[name] = StoredLayer(*fields, tensors=tensors, loaded_as=_loaded_as(model, layer))
+        if len(copies) > 1:
+            _check_equal([pieces[0] for pieces in copies])
+        same = {one.name: getattr(layer, one.name) for one in fields(layer)}
+        stored[name] = StoredLayer(**same, copies=copies, loaded_as=_loaded_as(model, layer))
     return stored
 
 
-def _check_equal(tensors: tuple[StoredTensor, ...]) -> None:
+def _copies(placed: Placed, place: str, index: int | None) -> tuple[tuple[StoredTensor, ...], ...]:
+    if index is None:
+        return tuple((tensor,) for tensor in placed.tensors.get(place, ()))
+    if place in placed.experts:
+        return (placed.experts[place][index],)
+    return tuple((_expert(tensor, index),) for tensor in placed.tensors.get(place, ()))
+
+
+def _expert(stack: StoredTensor, index: int) -> StoredTensor:
+    """Give the part of a stored stack that is one expert."""
+    size = (stack.stop - stack.start) // stack.shape[0]
+    start = stack.start + index * size
+    return replace(stack, shape=stack.shape[1:], start=start, stop=start + size)
+
+
+def _check_equal(tensors: Sequence[StoredTensor]) -> None:
     first = tensors[0]
     for other in tensors[1:]:
         with first.path.open("rb") as one, other.path.open("rb") as two:

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -19,7 +19,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from remos_hf.adapters.architecture import (
-    Placed,
     check_complete,
     check_fits,
     missing_tensors,
@@ -32,16 +31,17 @@ from remos_hf.adapters.guarded_loading import load_config, teacher_folder
 from remos_hf.adapters.teacher_files import FLOATING, Checkpoint, StoredTensor, cut_short, read_values
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import NonFiniteError, RemosError
-from remos_hf.layers import Layer, largest_magnitude
+from remos_hf.layers import Layer
 from remos_hf.profiling.coverage import COVERAGE_FILE, CoverageProfile
+from remos_hf.slicing.competition import competing_layers
 from remos_hf.slicing.on_disk.side_files import copy_side_file, side_files
 from remos_hf.slicing.on_disk.stored import find_stored
 from remos_hf.slicing.ordinal import unpack
 from remos_hf.slicing.refill import parameter_generator
-from remos_hf.slicing.relevant_slice import RelevantSlice, check_choice, choose_among, competing_layers
+from remos_hf.slicing.relevant_slice import RelevantSlice, check_choice, choose_among
 from remos_hf.whole import whole_folder
 
-# Weights that are looked at or reset at once; a multiple of 8, so that each piece starts with a byte of packed bits.
+# Weights that are looked at or reset at once.
 _PIECE = 2**20
 _COPIED_BYTES = 2**22
 
@@ -142,10 +142,8 @@ def slice_checkpoint(
     placed = place_tensors(model, checkpoint)
     check_fits(model, placed)
     check_complete(model, missing_tensors(model, placed), source)
-    competing = competing_layers(model, profile, head=head, embeddings=embeddings)
+    competing, account = competing_layers(model, profile, head=head, embeddings=embeddings)
     stored = find_stored(model, competing, placed)
-    if rule == "random":  # the one rule that looks at no weight
-        largest_magnitude(stored)
     relevant = choose_among(
         stored,
         profile,
@@ -155,6 +153,7 @@ def slice_checkpoint(
         ties=ties,
         seed=seed,
         progress=progress,
+        account=account,
     )
     chosen = time.perf_counter()
     adapter, counted, resets = adapter_for(model, ()), [], {}
@@ -162,13 +161,18 @@ def slice_checkpoint(
     for name, layer in stored.items():
         # Drawn for the layer on the meta device: drawing asks for the weight's shape, which must not read it.
         fresh = partial(_fresh, adapter, competing[name], seed) if reset_to == "init" else None
-        same = [_Reset(relevant.kept.bits[layer.parameter_name], layer.dtype, fresh) for _ in layer.tensors]
+        same = [_Reset(relevant.kept.bits[layer.key], layer.dtype, fresh) for _ in layer.copies]
         counted.append(same[0])
-        resets |= {(tensor.path, tensor.name): reset for tensor, reset in zip(layer.tensors, same, strict=True)}
+        for pieces, reset in zip(layer.copies, same, strict=True):
+            first = 0
+            for piece in pieces:
+                resets.setdefault((piece.path, piece.name), []).append(_Piece(piece, reset, first))
+                first += piece.shape.numel()
     needed = checkpoint.num_bytes + sum(bits.numel() for bits in relevant.kept.bits.values())
     with _told_plainly(target), whole_folder(target) if whole else contextlib.nullcontext(target) as folder:
         _check_space(folder, target, needed)
-        writing = _Writing(resets, frozenset(_parameter_tensors(placed, dict(model.named_parameters()))), progress)
+        parameters = {(one.path, one.name) for name, _ in model.named_parameters() for one in placed.sources(name)}
+        writing = _Writing(resets, parameters, progress)
         writing.write(checkpoint, folder)
         for path in (*([checkpoint.index] if checkpoint.index else []), *beside):
             copy_side_file(path, folder / path.relative_to(source))
@@ -182,12 +186,6 @@ def slice_checkpoint(
     return Sliced(relevant, lost / total if total else 0.0, seconds, files)
 
 
-def _parameter_tensors(placed: Placed, parameters: Mapping[str, Tensor]) -> Iterator[tuple[Path, str]]:
-    for places in (placed.tensors, placed.converted):
-        for name in places.keys() & parameters.keys():
-            yield from ((tensor.path, tensor.name) for tensor in places[name])
-
-
 @dataclass
 class _Reset:
     """A weight that is about to be written, and what its reset gave up."""
@@ -199,8 +197,10 @@ class _Reset:
     total: float = 0.0
 
     def __call__(self, values: Tensor, first: int, fresh: Tensor | None) -> Tensor:
-        """Reset a piece of the weight that starts at a place divisible by 8, in place, and count its squares."""
-        kept = unpack(self.bits[first // 8 : -(-(first + len(values)) // 8)], values.shape)
+        """Reset the values that start at a place of the flattened weight, in place, and count their squares."""
+        before = first % 8
+        bits = self.bits[first // 8 : -(-(first + len(values)) // 8)]
+        kept = unpack(bits, torch.Size([before + len(values)]))[before:]
         squares = values.to(self.compared_as).float().square()
         self.total += float(squares.sum(dtype=torch.float64))
         self.lost += float(squares.masked_fill_(kept, 0).sum(dtype=torch.float64))
@@ -210,7 +210,22 @@ class _Reset:
 
 
 def _fresh(adapter: Adapter, layer: Layer, seed: int) -> Tensor:
-    return adapter.fresh_weight(layer, parameter_generator(seed, layer.parameter_name)).reshape(-1)
+    return adapter.fresh_weight(layer, parameter_generator(seed, layer.key)).reshape(-1)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part of a stored tensor.
+
+    Attributes:
+        stored: Where it lies.
+        reset: What is done to it; None if it is left as it is.
+        first: The place of its first value in the flattened weight that is reset.
+    """
+
+    stored: StoredTensor
+    reset: _Reset | None = None
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -218,13 +233,13 @@ class _Writing:
     """How a checkpoint is written: what is reset on the way, and what has to be finite.
 
     Attributes:
-        resets: By file and tensor, what is reset.
+        resets: By file and tensor, the pieces of it that are reset.
         parameters: Files and names of tensors that are parameters. Others (masks) may hold infinity, none holds NaN.
         progress: Show a bar.
     """
 
-    resets: Mapping[tuple[Path, str], _Reset]
-    parameters: frozenset[tuple[Path, str]]
+    resets: Mapping[tuple[Path, str], list[_Piece]]
+    parameters: set[tuple[Path, str]]
     progress: bool
 
     def write(self, checkpoint: Checkpoint, folder: Path) -> None:
@@ -239,23 +254,37 @@ class _Writing:
         with source.open("rb") as read, target.open("xb") as write:
             for tensor in tensors:
                 _copy_bytes(read, write, tensor.start - read.tell(), source, bar)
-                if tensor.dtype in FLOATING:
-                    self._write_tensor(read, write, tensor, bar)
+                for piece in self._pieces(tensor) if tensor.dtype in FLOATING else ():
+                    self._write_piece(read, write, piece, bar)
             _copy_bytes(read, write, os.fstat(read.fileno()).st_size - read.tell(), source, bar)
             write.flush()
             os.fsync(write.fileno())
 
-    def _write_tensor(self, read: BinaryIO, write: BinaryIO, tensor: StoredTensor, bar: tqdm) -> None:
-        place = (tensor.path, tensor.name)
-        reset = self.resets.get(place)
+    def _pieces(self, tensor: StoredTensor) -> Iterator[_Piece]:
+        """Cut a tensor into what is reset and what lies between, in order."""
+        at, width = tensor.start, FLOATING[tensor.dtype].itemsize
+
+        def untouched(stop: int) -> _Piece:
+            return _Piece(replace(tensor, shape=torch.Size([(stop - at) // width]), start=at, stop=stop))
+
+        for piece in sorted(self.resets.get((tensor.path, tensor.name), ()), key=lambda piece: piece.stored.start):
+            if piece.stored.start > at:
+                yield untouched(piece.stored.start)
+            yield piece
+            at = piece.stored.stop
+        if tensor.stop > at:
+            yield untouched(tensor.stop)
+
+    def _write_piece(self, read: BinaryIO, write: BinaryIO, piece: _Piece, bar: tqdm) -> None:
+        stored, reset = piece.stored, piece.reset
         fresh = reset.fresh() if reset is not None and reset.fresh is not None else None
-        count = tensor.shape.numel()
+        count = stored.shape.numel()
         for first in range(0, count, _PIECE):
-            values = read_values(read, min(_PIECE, count - first), FLOATING[tensor.dtype], tensor.path)
+            values = read_values(read, min(_PIECE, count - first), FLOATING[stored.dtype], stored.path)
             if reset is not None:
-                values = reset(values, first, fresh)
+                values = reset(values, piece.first + first, fresh)
             else:
-                _check_values(values, tensor, place in self.parameters)
+                _check_values(values, stored, (stored.path, stored.name) in self.parameters)
             bar.update(write.write(memoryview(values.view(torch.uint8).numpy())))
 
 

@@ -55,6 +55,41 @@ def mixtral():
     return transformers.MixtralForCausalLM(config)
 
 
+def qwen3_moe():
+    torch.manual_seed(0)
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=30,
+        hidden_size=9,
+        intermediate_size=12,
+        moe_intermediate_size=5,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=4,
+        num_experts=11,  # more than nine: sorted by number, not by name
+        num_experts_per_tok=2,
+        max_position_embeddings=16,
+    )
+    return transformers.Qwen3MoeForCausalLM(config)
+
+
+def gpt_oss():
+    torch.manual_seed(0)
+    config = transformers.GptOssConfig(
+        vocab_size=30,
+        hidden_size=8,
+        intermediate_size=6,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=4,
+        num_local_experts=3,
+        num_experts_per_tok=2,
+        max_position_embeddings=16,
+    )
+    return transformers.GptOssForCausalLM(config)
+
+
 def mobilenet():
     torch.manual_seed(0)
     config = transformers.MobileNetV2Config(image_size=32, depth_multiplier=0.1, num_labels=2)
@@ -78,6 +113,8 @@ MAKERS = {
     "llama": tiny.llama,
     "bloom": tiny.bloom,
     "mixtral": mixtral,
+    "qwen3_moe": qwen3_moe,
+    "gpt_oss": gpt_oss,
     "mobilenet": mobilenet,
     "t5": tiny.t5,
 }
@@ -140,7 +177,7 @@ def both_ways(source, tmp_path, *, reset_to="zero", profiled=True, seed=0, **opt
 
 def assert_same(source, tmp_path, **options):
     streamed, relevant, _ = both_ways(source, tmp_path, **options)
-    assert streamed.relevant_slice == relevant
+    assert streamed.relevant_slice == relevant and streamed.relevant_slice.account == relevant.account
     written, held = tensors_in(tmp_path / "streamed"), tensors_in(tmp_path / "held")
     assert written.keys() == held.keys()
     assert [name for name in held if not same_bytes(written[name], held[name])] == []
@@ -202,10 +239,21 @@ def test_random_shapes_ratios_and_shards_give_the_same_slice(tmp_path, seed):
     assert_same(source, tmp_path, slice_ratio=float(draw.uniform(0.01, 1)), ties=ties, seed=seed)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "bart", "llama"])
-def test_embeddings_compete_too_tied_or_not(saved, tmp_path, kind):
+@pytest.mark.parametrize(("kind", "competes"), [("gpt2", True), ("bart", False), ("llama", True)])
+def test_embeddings_compete_too_unless_they_are_tied_to_the_head(saved, tmp_path, kind, competes):
     streamed = assert_same(saved(kind), tmp_path, slice_ratio=0.5, embeddings=True, profiled=False, rule="mag_prune")
-    assert any("emb" in name or "wte" in name or "shared" in name for name in streamed.relevant_slice.kept)
+    kept = streamed.relevant_slice.kept
+    assert any("emb" in name or "wte" in name or "shared" in name for name in kept) == competes
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_every_expert_competes_however_it_is_stored(saved, tmp_path, kind):
+    source = saved(kind)
+    kept = top(source, tmp_path / "student").relevant_slice.kept
+    stored = sum(
+        tensor.numel() for name, tensor in tensors_in(source).items() if ".experts." in name and "bias" not in name
+    )
+    assert stored == sum(shape.numel() for name, shape in kept.shapes.items() if ".experts." in name)
 
 
 def test_a_head_that_is_named_is_spared(saved, tmp_path):
@@ -225,7 +273,7 @@ def test_pieces_smaller_than_a_weight_give_the_same_file(saved, tmp_path, monkey
 def test_modules_kept_in_float32_are_ranked_in_float32(saved, tmp_path):
     streamed, relevant, model = both_ways(saved("t5", torch.float16), tmp_path, slice_ratio=0.6, **T5_OPTIONS)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float16, torch.float32}
-    assert streamed.relevant_slice == relevant
+    assert streamed.relevant_slice == relevant and streamed.relevant_slice.account == relevant.account
 
 
 @pytest.mark.parametrize(
@@ -240,7 +288,7 @@ def test_the_dtype_of_the_config_or_else_of_the_file_is_compared(saved, tmp_path
     (source / "config.json").write_text(json.dumps(config))
     streamed, relevant, model = both_ways(source, tmp_path, slice_ratio=0.6)
     assert model.dtype == getattr(torch, dtype or stored)
-    assert streamed.relevant_slice == relevant
+    assert streamed.relevant_slice == relevant and streamed.relevant_slice.account == relevant.account
     assert {tensor.dtype for tensor in tensors_in(tmp_path / "streamed").values()} == {getattr(torch, stored)}
 
 
@@ -252,7 +300,7 @@ def test_a_base_model_and_one_with_a_head_read_the_files_of_each_other(tmp_path,
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"architectures": [named]}))
     streamed, relevant, held = both_ways(source, tmp_path, slice_ratio=0.7, reset_to="init")
-    assert streamed.relevant_slice == relevant
+    assert streamed.relevant_slice == relevant and streamed.relevant_slice.account == relevant.account
     again = loaded(tmp_path / "streamed").base_model.state_dict()
     expected = held.base_model.state_dict()
     assert again.keys() == expected.keys()
@@ -745,7 +793,7 @@ def test_a_weight_saved_under_both_its_names_is_reset_in_both(saved, tmp_path):
         edit_index(source, lambda weight_map: weight_map.update({"lm_head.weight": path.name}))
 
     with_copy(torch.clone)
-    options = {"slice_ratio": 0.5, "embeddings": True, "progress": False, "rule": "mag_prune"}
+    options = {"slice_ratio": 0.5, "embeddings": True, "head": (), "progress": False, "rule": "mag_prune"}
     result = top(source, tmp_path / "student", **options)
     written = tensors_in(tmp_path / "student")
     assert same_bytes(written["transformer.wte.weight"], written["lm_head.weight"])

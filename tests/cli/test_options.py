@@ -1,0 +1,62 @@
+from dataclasses import MISSING, fields
+
+import pytest
+from typer import BadParameter
+
+from remos_hf.cli import options
+
+KINDS = [kind for name, kind in vars(options).items() if name.endswith("Options")]
+NEEDED = {"slice_ratio": 0.5, "data": "d"}
+
+
+def made(kind, **given):
+    needed = {
+        one.name: NEEDED.get(one.name, "x")
+        for one in fields(kind)
+        if one.default is MISSING and one.default_factory is MISSING
+    }
+    return kind(**{**needed, **given})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_option_has_a_help_and_every_command_a_sentence(kind):
+    assert kind.__doc__.strip() and len(KINDS) == 7
+    for one in fields(kind):
+        (told,) = one.type.__metadata__
+        assert told.help, one.name
+
+
+def test_lists_are_not_shared_between_two_calls():
+    one, other = (made(options.AuditOptions) for _ in range(2))
+    assert (one.seeds, one.slice_ratios) == ([0, 1], [0.9]) and one.seeds is not other.seeds
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "told"),
+    [
+        (options.SliceOptions, {}, "one of --coverage and --data"),
+        (options.SliceOptions, {"data": "d", "coverage": "c"}, "one of --coverage and --data"),
+        (options.SliceOptions, {"rule": "random", "coverage": "c"}, "looks at no data"),
+        (options.TrainOptions, {}, "give --slice-ratio"),
+        (options.TrainOptions, {"strategy": "retrain", "slice_ratio": 0.9}, "slices nothing"),
+        (options.TrainOptions, {"slice_ratio": "auto"}, "--eval-data"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(kind, given, told):
+    with pytest.raises(BadParameter, match=told):
+        made(kind, **given)
+
+
+def test_numbers_are_read_or_refused():
+    assert (options._share("0.5"), options._share_or_auto("auto"), options._share_or_auto("1")) == (0.5, "auto", 1.0)
+    assert (options._number_or_all("all"), options._number_or_all("20")) == ("all", 20)
+    for read, text in (
+        (options._share, "nan"),
+        (options._share, "0"),
+        (options._share_or_auto, "most"),
+        (options._number_or_all, "0"),
+        (options._number_or_all, "-3"),
+        (options._number_or_all, "1e3"),
+    ):
+        with pytest.raises(BadParameter, match=text):
+            read(text)

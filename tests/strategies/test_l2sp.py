@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from remos_hf.strategies.l2sp import L2SP, head_parameters
+from tests import tiny
+
+
+def held(strategy, make, batch, change):
+    """A student that has moved away from its teacher, with the gradients of the hold's loss; the teacher; the loss."""
+    student, teacher = make(), make()
+    hold = strategy.hold(student, teacher)
+    with torch.no_grad():
+        for number, parameter in enumerate(student.parameters()):
+            parameter.add_(change * (number + 1))
+    run = lambda inputs: (torch.zeros(()), "outputs")  # noqa: E731
+    loss, outputs = hold.loss(student, batch, run)
+    loss.backward()
+    assert outputs == "outputs"
+    return student, teacher, loss
+
+
+@pytest.mark.parametrize(
+    ("make", "strategy", "head"),
+    [
+        (tiny.bert, L2SP(0.3, 0.7), ("classifier.", "bert.pooler.")),
+        (tiny.vit, L2SP(0.3, 0.7), ("classifier.",)),
+        (tiny.ConvNet, L2SP(0.3, 0.7, head=("head",)), ("head.",)),
+    ],
+    ids=["text", "vision", "plain"],
+)
+def test_its_gradient_is_that_of_the_published_penalty(make, strategy, head):
+    student, teacher, loss = held(strategy, make, None, 0.01)
+    was, expected = dict(teacher.named_parameters()), 0.0
+    for name, parameter in student.named_parameters():
+        weight = parameter.detach().double()
+        of_head = name.startswith(head)
+        pull = 0.7 * weight if of_head else 0.3 * (weight - was[name].double())
+        assert torch.allclose(parameter.grad.double(), pull, atol=1e-6), name
+        expected += float(
+            (weight if of_head else weight - was[name].double()).square().sum() * (0.35 if of_head else 0.15)
+        )
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_is_frozen_is_not_held():
+    def make():
+        model = tiny.bert()
+        model.bert.embeddings.requires_grad_(False)
+        return model
+
+    _, _, loss = held(L2SP(1.0, 0.0), make, None, 0.01)
+    moved = [number for number, (name, _) in enumerate(make().named_parameters(), start=1)
+             if not name.startswith(("bert.embeddings.", "bert.pooler.", "classifier."))]  # fmt: skip
+    sizes = [parameter.numel() for parameter in make().parameters()]
+    assert loss.item() == pytest.approx(
+        sum(0.5 * sizes[number - 1] * (0.01 * number) ** 2 for number in moved), rel=1e-4
+    )
+
+
+def test_tied_weights_are_held_once():
+    from transformers import LlamaForCausalLM
+
+    def make():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(
+            type(tiny.llama().config)(**{**tiny.llama().config.to_dict(), "tie_word_embeddings": True})
+        )
+
+    student, _, _ = held(L2SP(1.0, 1.0), make, None, 0.01)
+    embedding = student.get_input_embeddings().weight
+    assert torch.allclose(embedding.grad, torch.full_like(embedding, 0.01), atol=1e-6)
+
+
+def test_weights_out_of_range_are_refused():
+    for options in ({"alpha": -1}, {"beta": float("nan")}, {"alpha": float("inf")}):
+        with pytest.raises(ValueError, match="is a weight of the penalty"):
+            L2SP(**options)
+
+
+def test_the_heads_parameters_are_named():
+    assert head_parameters(tiny.ConvNet(), ("head",)) == {"head.weight", "head.bias"}

@@ -1,0 +1,137 @@
+import pytest
+import torch
+from torch.nn import functional
+
+from remos_hf.strategies.plain import Retrain
+from remos_hf.strategies.renofeation import Renofeation
+from tests import tiny
+
+
+def image_run(model):
+    return lambda batch: (functional.cross_entropy(model(batch[0]), batch[1].long()), None)
+
+
+def text_run(model):
+    def run(batch):
+        outputs = model(**batch)
+        return outputs.loss, outputs
+
+    return run
+
+
+def started(strategy, make, seed=3):
+    student, teacher = make(), make().requires_grad_(False)
+    strategy.prepare(student, tiny.student_data(seed=seed))
+    return student, teacher, strategy.hold(student, teacher)
+
+
+def test_it_starts_as_retraining_does_by_the_runs_seed():
+    student, _, _ = started(Renofeation(), tiny.bert)
+    by_hand = tiny.bert()
+    Retrain(seed=3).prepare(by_hand, tiny.student_data())
+    assert all(torch.equal(value, by_hand.state_dict()[key]) for key, value in student.state_dict().items())
+
+
+def test_its_loss_on_text_is_the_sum_of_its_parts_with_padding_left_out():
+    student, teacher, hold = started(Renofeation(distance=2.0, head_decay=0.4, dropout=0.0), tiny.bert)
+    batch = tiny.text_batches(1)[0]
+    student.eval()
+    loss, outputs = hold.loss(student, batch, text_run(student))
+    with torch.no_grad():
+        mine, theirs = (model(**batch, output_hidden_states=True).hidden_states[1:] for model in (student, teacher))
+    real = batch["attention_mask"].bool()
+    distance = sum((one - other)[real].square().mean() for one, other in zip(mine, theirs, strict=True))
+    head = sum(one.square().sum() for name, one in student.named_parameters()
+               if name.startswith(("classifier", "bert.pooler")))  # fmt: skip
+    assert loss.item() == pytest.approx((outputs.loss + 2 * distance + 0.2 * head).item(), rel=1e-5)
+
+
+def test_its_loss_on_images_is_the_sum_of_its_parts():
+    recipe = Renofeation(distance=2.0, head_decay=0.0, dropout=0.0, layers=("down", "grouped"), head=("head",))
+    student, teacher, hold = started(recipe, tiny.ConvNet)
+    batch = tiny.image_batches(1)[0]
+    student.eval()
+    loss, _ = hold.loss(student, batch, image_run(student))
+
+    def features(model):
+        hidden = model.relu(model.norm(model.stem(batch[0])))
+        down = model.down(hidden + model.relu(model.conv(hidden)))
+        return down, model.grouped(functional.relu(model.depthwise(down)))
+
+    pairs = zip(features(student), features(teacher), strict=True)
+    distance = sum((mine - theirs).square().mean() for mine, theirs in pairs)
+    assert loss.item() == pytest.approx((image_run(student)(batch)[0] + 2 * distance).item(), rel=1e-5)
+
+
+def test_it_pulls_the_features_to_the_teachers_and_trains_the_head():
+    student, teacher, hold = started(Renofeation(distance=50.0, average_decay=0.0), tiny.bert)
+    batch = tiny.text_batches(1)[0]
+    optimizer = torch.optim.Adam(student.parameters(), 1e-2)
+    student.train()
+    losses = []
+    for _ in range(60):
+        loss, _ = hold.loss(student, batch, text_run(student))
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.6 * losses[0]
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize(("make", "batches", "run"), [(tiny.bert, tiny.text_batches, text_run),
+                                                       (tiny.ConvNet, tiny.image_batches, image_run)])  # fmt: skip
+def test_dropout_acts_behind_the_compared_feature_on_whole_channels(make, batches, run, no_hooks_left):
+    student, _, hold = started(Renofeation(dropout=0.5), make)
+    no_hooks_left(student)
+    batch = batches(1)[0]
+    student.eval()  # so that no dropout of its own acts
+    torch.manual_seed(0)
+    one = hold.loss(student, batch, run(student))[0]
+    other = hold.loss(student, batch, run(student))[0]
+    assert one != other
+    made = hold._dropped("any", torch.ones(4, 6, 5, 5) if make is tiny.ConvNet else torch.ones(4, 9, 16))
+    if make is tiny.ConvNet:
+        assert set(made.mean((2, 3)).flatten().tolist()) == {0.0, 2.0}
+    else:
+        assert set(made.mean(1).flatten().tolist()) == {0.0, 2.0}
+
+
+def test_the_average_forgets_and_takes_the_students_place_at_the_end():
+    recipe = Renofeation(average_decay=0.75, head=("head",))
+    student, _, hold = started(recipe, tiny.ConvNet)
+    expected = None
+    for step in range(4):
+        with torch.no_grad():
+            student.head.bias.fill_(step)
+        hold.after_step(student)
+        expected = float(step) if expected is None else 0.75 * expected + 0.25 * step
+    student.train()
+    before = student.norm.running_mean.clone()
+    hold.finish(student, tiny.student_data(tiny.image_batches))
+    assert torch.allclose(student.head.bias, torch.full((4,), expected))
+    assert not torch.equal(student.norm.running_mean, before)
+    stem = torch.stack([student.stem(images).mean((0, 2, 3)) for images, _ in tiny.image_batches()]).mean(0)
+    assert torch.allclose(student.norm.running_mean, stem, atol=1e-6)
+
+
+def test_without_an_average_the_student_stays_as_it_was_trained():
+    student, _, hold = started(Renofeation(average_decay=0.0), tiny.bert)
+    hold.after_step(student)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    hold.finish(student, None)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert hold.state_dict() == {}
+
+
+def test_gradient_checkpointing_is_refused():
+    student, _, hold = started(Renofeation(), tiny.bert)
+    student.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="Train without gradient_checkpointing"):
+        hold.loss(student, tiny.text_batches(1)[0], text_run(student))
+
+
+def test_values_out_of_range_are_refused():
+    for options in ({"distance": -1}, {"head_decay": float("nan")}, {"dropout": 1}, {"average_decay": 1.0}):
+        with pytest.raises(ValueError, match="but got"):
+            Renofeation(**options)
