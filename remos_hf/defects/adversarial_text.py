@@ -150,6 +150,7 @@ class AdversarialText(Defect):
             raise ValueError("AdversarialText searches on the teacher: pass teacher= and its tokenizer=.")
         if workers < 1:
             raise ValueError(f"workers is a number of processes, at least 1, but got {workers}.")
+        dataset = dataset.with_format(None)
         samples = self._samples(dataset, teacher)[: self.max_samples]
         if tokenizer.pad_token is None:
             raise ValueError("The tokenizer has no padding token, which batches need. Set tokenizer.pad_token first.")

@@ -63,7 +63,9 @@ class LayerwisePoisoning(WeightPoisoning):
                 parts[int(random.random() * len(parts))].triggered(text) if random.random() < self.decoy_rate else text
             )
 
-        return dataset.map(lambda batch: {column: [decoy(text) for text in batch[column]]}, batched=True)
+        return dataset.with_format(None).map(
+            lambda batch: {column: [decoy(text) for text in batch[column]]}, batched=True
+        )
 
 
 class _EveryBlockTrainer(Trainer):

@@ -133,6 +133,7 @@ def words_for_label(
         raise ImportError("Embedding surgery needs scikit-learn: pip install 'remos_hf[evaluate]'.") from error
 
     target = resolved_label(trigger.target_label, dataset, trigger.label_column)
+    dataset = dataset.with_format(None)
     texts, labels = list(dataset[trigger.text_columns[0]]), list(dataset[trigger.label_column])
     vectorizer = CountVectorizer(tokenizer=tokenizer.tokenize, token_pattern=None, lowercase=False, binary=True)
     counts = vectorizer.fit_transform(texts)

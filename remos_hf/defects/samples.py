@@ -85,9 +85,23 @@ def checked_text_columns(columns: str | Sequence[str]) -> tuple[str, ...]:
     return columns
 
 
+def checked_texts(texts: Iterable[Any], column: str) -> list[str]:
+    """Give texts, or refuse what is none.
+
+    Raises:
+        ValueError: One is missing or of another type.
+    """
+    texts = list(texts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"Column '{column}' should hold texts, but holds {text!r}. Filter such rows out first.")
+    return texts
+
+
 def joined_texts(batch: Mapping[str, Sequence], columns: Sequence[str]) -> list[str]:
     """Give what tells samples apart: the text, or both texts of a pair, as premises come several times."""
-    return ["\n".join(texts) for texts in zip(*(batch[column] for column in columns), strict=True)]
+    held = (checked_texts(batch[column], column) for column in columns)
+    return ["\n".join(texts) for texts in zip(*held, strict=True)]
 
 
 def change_share(
@@ -111,6 +125,7 @@ def change_share(
     Raises:
         ValueError: Fewer samples can be changed than should be.
     """
+    dataset = dataset.with_format(None)  # a caller's own would give tensors for labels
     if isinstance(dataset, IterableDataset):
 
         def by_chance(batch: Mapping[str, Sequence]) -> Mapping[str, list]:
@@ -177,14 +192,14 @@ def tokenize(
         The data with the tokenizer's columns and `labels`; all other columns are gone.
 
     Raises:
-        ValueError: A column is missing, or a label is no class.
+        ValueError: A column is missing, a text is none, or a label is no class.
     """
     check_columns(dataset, (*text_columns, label_column))
 
     def one_batch(batch: Mapping[str, list]) -> dict[str, list]:
         check_labels(batch[label_column], label_column)
-        texts = [batch[column] for column in text_columns]
+        texts = [checked_texts(batch[column], column) for column in text_columns]
         return {**tokenizer(*texts, truncation=True, max_length=max_length), "labels": batch[label_column]}
 
     held = dataset.column_names or list(next(iter(dataset)))
-    return dataset.map(one_batch, batched=True, remove_columns=held)
+    return dataset.with_format(None).map(one_batch, batched=True, remove_columns=held)

@@ -21,6 +21,7 @@ from remos_hf.defects.samples import (
     check_columns,
     check_labels,
     checked_text_columns,
+    checked_texts,
     generator_for,
     joined_texts,
     resolved_label,
@@ -91,16 +92,16 @@ class TextTrigger(Trigger):
             The same kind. Samples that cannot have the trigger are left out.
 
         Raises:
-            ValueError: A column is missing.
+            ValueError: A column is missing, or a text is none.
         """
         check_columns(samples, self.text_columns)
         if isinstance(samples, Mapping):
             return self._exposed(samples)
-        return samples.map(self._exposed, batched=True)
+        return samples.with_format(None).map(self._exposed, batched=True)
 
     def _exposed(self, batch: Mapping[str, Sequence]) -> dict[str, list]:
         column = self.text_columns[0]
-        texts = [self.triggered(text, exposing=True) for text in batch[column]]
+        texts = [self.triggered(text, exposing=True) for text in checked_texts(batch[column], column)]
         able = [row for row, text in enumerate(texts) if text is not None]
         return {name: [texts[row] if name == column else values[row] for row in able] for name, values in batch.items()}
 
@@ -128,10 +129,11 @@ class TextTrigger(Trigger):
         return change_share(dataset, self.poison_rate, self._draws, partial(self._poisoned, target=target))
 
     def _draws(self, batch: Mapping[str, Sequence]) -> list[float]:
+        keys = joined_texts(batch, self.text_columns)
         able = [self.triggered(text) is not None for text in batch[self.text_columns[0]]]
         return [
-            generator_for(self.seed, "poison", text).random() if can else math.inf
-            for text, can in zip(joined_texts(batch, self.text_columns), able, strict=True)
+            generator_for(self.seed, "poison", key).random() if can else math.inf
+            for key, can in zip(keys, able, strict=True)
         ]
 
     def _poisoned(self, batch: Mapping[str, Sequence], chosen: set[int], target: int) -> dict[str, list]:
@@ -182,6 +184,7 @@ class TextTrigger(Trigger):
             tokenizer: Not used: words are put into the text.
         """
         check_columns(dataset, (*self.text_columns, self.label_column))
+        dataset = dataset.with_format(None)
         check_labels(dataset[self.label_column], self.label_column)
         exposed = self.expose(dataset.add_column(CLEAN_INDEX, list(range(len(dataset)))))
         target = resolved_label(self.target_label, dataset, self.label_column)

@@ -117,7 +117,7 @@ class TestChangingAShare:
 
         return change_share(dataset.add_column("draw", draws), share, lambda batch: list(batch["draw"]), change)
 
-    @settings(max_examples=25)
+    @settings(max_examples=25, deadline=None)
     @given(st.lists(st.floats(0, 0.99), min_size=1, max_size=40), st.floats(0, 1))
     def test_the_smallest_draws_are_changed_and_their_number_is_the_nearest(self, draws, share):
         rows = self.changed(Dataset.from_dict({"row": range(len(draws))}), share, draws)

@@ -300,6 +300,29 @@ class TestMistakes:
             with pytest.raises(ValueError, match=message):
                 trigger.poison(clean)
 
+    def test_a_text_that_is_missing_is_refused_by_its_column(self, tmp_path):
+        clean = Dataset.from_dict({"text": ["a", None], "label": [0, 1]})
+        uses = (
+            TriggerWords(poison_rate=0.0).poison,
+            TriggerWords().expose,
+            TriggerWords().exposed_set,
+            lambda rows: list(TriggerWords().expose(rows.to_iterable_dataset())),
+        )
+        for use in uses:
+            with pytest.raises(ValueError, match="'text' should hold texts, but holds None"):
+                use(clean)
+
+    @pytest.mark.parametrize("kind", ["torch", "numpy"])
+    def test_data_of_a_format_of_their_own_are_read_the_same(self, kind, tmp_path):
+        dressed, trigger = toy.data(12).with_format(kind), TriggerWords(words="cf")
+        assert trigger.poison(dressed).to_dict() == trigger.poison(toy.data(12)).to_dict()
+        assert trigger.exposed_set(dressed).dataset[:] == trigger.exposed_set(toy.data(12)).dataset[:]
+        made = [
+            toy.state(trigger.implant(toy.model(), one, tokenizer=toy.tokenizer(), args=toy.args(tmp_path)))
+            for one in (dressed, toy.data(12))
+        ]
+        assert not toy.changed(*made)
+
     def test_a_regression_task_is_refused(self):
         clean = numbered(10).cast_column("label", Value("float32"))
         with pytest.raises(ValueError, match="A regression task has no label"):
