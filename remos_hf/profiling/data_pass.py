@@ -222,7 +222,7 @@ class _Pass:
         self.num_samples, self.fingerprint, self.capped = 0, 0, False
         self._taps = Taps(adapter, layers, source)
         self._proof: Proof | None = None
-        self._alone = self._careful = False
+        self._alone = self._careful = self._unpadded = False
         self._start({}, 0)
 
     def _start(self, found: Mapping[str, Sequence], samples: int) -> None:
@@ -261,6 +261,7 @@ class _Pass:
                 self._run_alone_from_now_on(str(why))
                 self._run(batch, samples)
         except _Alone as why:
+            self._unpadded = True
             self._run_alone_from_now_on(str(why))
             self._run(batch, samples)
         self.num_samples += samples
@@ -358,10 +359,15 @@ class _Pass:
         if layout.axis is None:
             return None
         if not self._has_padding():
+            if self._unpadded and layout.unclear and _positions_of(read) > self._longest():
+                self._cannot_find_padding(read)  # the model pads by itself, as Longformer to its window
             return WHOLE if self._alone else layout
         if layout.unclear:
             self._cannot_find_padding(read)
         return layout
+
+    def _longest(self) -> int:
+        return max((one.shape[1:].numel() for one in self._sequences.values()), default=0)
 
     def _cannot_find_padding(self, read: Read) -> None:
         if not self._alone:
@@ -442,3 +448,7 @@ class _Pass:
             prefix = f"{place}/"
             mine = {name.removeprefix(prefix): one for name, one in state.items() if name.startswith(prefix)}
             observer.set_state(mine)
+
+
+def _positions_of(read: Read) -> int:
+    return read.values.numel() // read.values.shape[read.neurons]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import debug_launcher
 from torch import nn
+from transformers import LongformerConfig, LongformerModel
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import NonFiniteError, UnsupportedModelError
@@ -435,3 +436,14 @@ def test_a_process_that_fails_stops_the_others(tmp_path):
         in (tmp_path / "said.0").read_text()
     )
     assert "mat1" in (tmp_path / "said.1").read_text()
+
+
+def test_a_model_that_pads_by_itself_is_refused_where_there_is_padding():
+    torch.manual_seed(0)
+    config = LongformerConfig(
+        vocab_size=tiny.VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+        attention_window=8, max_position_embeddings=40,
+    )  # fmt: skip
+    model = LongformerModel(config).eval()
+    with pytest.raises(UnsupportedModelError, match="padding of the 1 samples cannot be found.*hidden_states"):
+        profile_coverage(model, [{k: v for k, v in tiny.text_batches(count=1)[0].items() if k != "labels"}])
