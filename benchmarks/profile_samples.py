@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from remos_hf.profiling.coverage import CoverageProfile
-from remos_hf.profiling.data_pass import DEFAULT_MAX_SAMPLES, profile_coverage
+from remos_hf.profiling.data_pass import profile_coverage
 from remos_hf.slicing.relevant_slice import RelevantSlice, choose_slice
 
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -72,7 +72,6 @@ def main(args: argparse.Namespace) -> None:
             "model": Path(args.teacher).name,
             "slice_ratio": RATIO,
             "reference_samples": args.reference,
-            "default_max_samples": DEFAULT_MAX_SAMPLES,
         }
         args.output.write_text(json.dumps(known, indent=2) + "\n")
         print(json.dumps(known["seeds"][str(seed)]))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from remos_hf.activations import alter, capture, evaluating, watch
+from remos_hf.activations import alter, capture, evaluating, watch, watch_products, without_fast_path
 from tests import tiny
 
 
@@ -89,3 +89,23 @@ def test_of_several_outputs_the_first_tensor_is_altered_after_it_was_captured():
     with capture({"pair": pair}) as seen, alter({"pair": pair}, lambda _, output: output + 1):
         assert pair(torch.zeros(1)) == (None, torch.ones(1), "rest")
     assert seen["pair"] == 0
+
+
+def test_products_with_a_view_of_a_weight_are_shown_wherever_they_are_computed():
+    stack, x, seen = torch.randn(2, 4, 4), torch.randn(3, 4), []
+    with watch_products({"second": stack[1]}, lambda name, given, made, biased: seen.append((name, made, biased))):
+        _ = nn.functional.linear(x, stack[torch.tensor(0)])
+        products = [nn.functional.linear(x, stack[torch.tensor(1)]), x @ stack[1], torch.matmul(x, stack[1].T)]
+    assert [name for name, _, _ in seen] == ["second"] * 3
+    assert all(torch.equal(made, product) for (_, made, _), product in zip(seen, products, strict=True))
+    assert [biased for _, _, biased in seen] == [True, False, False]
+    _ = x @ stack[1]
+    assert len(seen) == 3
+
+
+def test_torchs_fast_path_is_put_back():
+    before = torch.backends.mha.get_fastpath_enabled()
+    with pytest.raises(RuntimeError), without_fast_path():
+        assert not torch.backends.mha.get_fastpath_enabled()
+        raise RuntimeError
+    assert torch.backends.mha.get_fastpath_enabled() == before

@@ -47,8 +47,7 @@ def read_rows(path: str | Path) -> Dataset:
     kind = _kind(path)
     try:
         if kind == ".parquet":
-            # By hand: `Dataset.from_parquet` would leave a copy of the data in the cache.
-            found = Dataset(InMemoryTable(pyarrow.parquet.read_table(path)))
+            found = _parquet_rows(path)
         else:
             with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
                 columns = _json_columns(path, file) if kind.startswith(".json") else _csv_columns(path, kind, file)
@@ -57,7 +56,7 @@ def read_rows(path: str | Path) -> Dataset:
         raise FileNotFoundError(f"There is no file {path}.") from None
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read as {kind or '.csv'} text in UTF-8: {error}.") from error
-    except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, NotImplementedError) as error:
         told = str(error)
         raise ValueError(told if told.startswith(str(path)) else f"{path} cannot be read as {kind}: {told}") from error
     if not len(found):
@@ -67,6 +66,16 @@ def read_rows(path: str | Path) -> Dataset:
 
 def _kind(path: Path) -> str:
     return (Path(path.stem).suffix if path.suffix == ".gz" else path.suffix).lower()
+
+
+def _parquet_rows(path: Path) -> Dataset:
+    # By hand: `Dataset.from_parquet` would leave a copy of the data in the cache.
+    try:
+        return Dataset(InMemoryTable(pyarrow.parquet.read_table(path)))
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # pyarrow and `datasets` raise OSError, KeyError and others over damaged files
+        raise ValueError(f"{path} cannot be read as .parquet: {error}") from error
 
 
 def _csv_columns(path: Path, kind: str, file: TextIO) -> dict[str, list[str]]:

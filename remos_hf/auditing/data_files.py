@@ -8,7 +8,9 @@ import torch
 from datasets import (
     ClassLabel,
     Dataset,
+    Features,
     Image,
+    Value,
     concatenate_datasets,
     load_dataset,
     load_dataset_builder,
@@ -184,14 +186,13 @@ def _samples(
     found = {name: taken[column][:] for name, column in zip(names, columns, strict=True)}
     for name, column in zip(names, columns, strict=True):
         _check_values(source, found[name], column, dict if shows else str)
-    feature = None
+    features = Features({name: Image(decode=False) if shows else Value("string") for name in names})
     if label_column is not None:
         found[LABEL_COLUMN], classes = labels_of(source, held[label_column][:], label_column)
-        feature = held.features[label_column] if classes is None else ClassLabel(names=classes)
-    dataset = Dataset.from_dict(found)
-    if shows:
-        dataset = dataset.cast_column(IMAGE_COLUMN, Image(decode=False))
-    return dataset.cast_column(LABEL_COLUMN, feature) if isinstance(feature, ClassLabel) else dataset
+        own = held.features[label_column]
+        numbered = own if isinstance(own, ClassLabel) else Value("int64")
+        features[LABEL_COLUMN] = numbered if classes is None else ClassLabel(names=classes)
+    return Dataset.from_dict(found, features)
 
 
 def _text_columns(source: object, held: Dataset, asked: Sequence[str], label_column: str | None) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ LABEL_COLUMN = "label"
 _INTEGER = re.compile(r"\s*[+-]?[0-9]+\s*")
 # More names than this, and more than half as many as samples, are no classes but a column of something else.
 _MOST_NAMES = 50
+_LARGEST = 2**31 - 1
 
 
 def labels_of(source: object, values: Sequence[Any], column: str) -> tuple[list[int], list[str] | None]:
@@ -44,7 +45,9 @@ def labels_of(source: object, values: Sequence[Any], column: str) -> tuple[list[
                 f"{column!r}."
             )
         labels.append(int(str(value)))
-    lowest = min(labels)
+    lowest, largest = min(labels), max(labels)
+    if largest > _LARGEST:
+        raise ValueError(f"{source}: labels are numbers from 0 on, but one is {largest}, in column {column!r}: a code?")
     if lowest < 0:
         raise ValueError(
             f"{source}: labels are 0 or more, but one is {lowest} (unlabelled test data?): sample "

@@ -25,6 +25,7 @@ from remos_hf.evaluation.tables import (
     remarks_on,
     students_table,
 )
+from remos_hf.slicing.competition import Account
 from remos_hf.whole import replace_file
 
 _FORMAT_VERSION = 1
@@ -187,6 +188,7 @@ class DefectReport:
         parts = [HOW_TO_READ, ""]
         for task, told in self.unfinished().items():
             parts += [f"**{task}: {told}.**", ""]
+        parts += [line for told in self.competing() for line in (f"{told}", "")]
         for section in self.sections(budgets=budgets):
             parts += [f"## {section.title}", "", *markdown_of(section.students), ""]
             for remark in section.remarks:
@@ -195,6 +197,15 @@ class DefectReport:
                 if table is not None:
                     parts += [f"{table.caption}:", "", *markdown_of(table), ""]
         return "\n".join(parts)
+
+    def competing(self) -> list[str]:
+        """Say how much of the body competed for the slices, a sentence for each account that students have."""
+        accounts: dict[str, list[str]] = {}
+        for record in self.records:
+            found = (record.get("made") or {}).get("competing")
+            if found:
+                accounts.setdefault(str(Account.from_dict(found)), []).append(record["student"])
+        return [f"{told} ({', '.join(dict.fromkeys(students))})." for told, students in accounts.items()]
 
     def unfinished(self) -> dict[str, str]:
         """Say, by task, how many students are still to be made or measured; only tasks that lack some."""

@@ -22,6 +22,8 @@ Place = tuple[str, str, int]
 See = Callable[[Place, Tensor, int], None]
 # How far means may differ, as a share of the activation's spread: the order of sums in float32, and in half precision.
 _TOLERANCE, _HALF_TOLERANCE = 0.02, 0.2
+# Samples that have to have as many rows as the first two where rows are folded and are no positions of a sequence.
+_SAMPLES_TO_COMPARE = 6
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class _Seen:
 def prove(adapter: Adapter, batch: Any, samples: int, run: Callable[[Any, See], None]) -> Proof:  # noqa: ANN401
     """Find where samples and positions lie in the activations of a model.
 
-    Costs about six samples' forward passes.
+    Costs about six samples' forward passes, and six more where windows or frames are folded into the samples' axis.
 
     Args:
         adapter: The model's adapter.
@@ -114,7 +116,33 @@ def prove(adapter: Adapter, batch: Any, samples: int, run: Callable[[Any, See], 
     layouts = {place: seen.layout for place, seen in pair.items() if seen.layout is not None}
     for name, sequence in adapter.sequences(few).items():
         _find_positions(layouts, pair, name, sequence, _shorter_traces(run, few, name, sequence))
+    unmatched |= dict.fromkeys(_folded_by_chance(layouts, first, batch, samples, run))
     return Proof(layouts, tuple(unmatched))
+
+
+def _folded_by_chance(
+    layouts: dict[Place, Layout],
+    first: dict[Place, _Seen],
+    batch: Any,  # noqa: ANN401 - any batch
+    samples: int,
+    run: Callable[[Any, See], None],
+) -> list[Place]:
+    """Find places where two samples have as many rows, but rows are no positions and others have more or fewer.
+
+    Routed experts may see as many tokens of two samples by chance.
+    """
+    folded = {place for place, layout in layouts.items() if layout.rows > 1 and layout.position != layout.axis}
+    wrong = {place for place in folded if layouts[place].unclear and layouts[place].position is None}
+    if not folded - wrong:
+        return list(wrong)
+    for row in range(min(samples, _SAMPLES_TO_COMPARE)):
+        alone = _trace(run, take(batch, torch.tensor([row]), samples))
+        wrong |= {
+            place
+            for place in folded
+            if place not in alone or alone[place].shape[layouts[place].axis] != first[place].shape[layouts[place].axis]
+        }
+    return list(wrong)
 
 
 def _two_samples(adapter: Adapter, batch: Any, samples: int) -> Any:  # noqa: ANN401 - any batch

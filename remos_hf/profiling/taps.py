@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from remos_hf.activations import watch, watch_calls, watch_products
+from remos_hf.activations import watch, watch_calls, watch_products, without_fast_path
 from remos_hf.adapters.base import Adapter
 from remos_hf.layers import Layer
 
@@ -91,6 +91,8 @@ class Taps:
 
         model = self.adapter.model
         with ExitStack() as stack:
+            stack.enter_context(without_fast_path())
+            stack.enter_context(self.adapter.plain_experts())
             stack.enter_context(watch({name: model.get_submodule(name) for name in self._owners}, module_ran))
             stack.enter_context(
                 watch_calls({name: model.get_submodule(name) for name in self._attentions}, attention_ran)

@@ -25,6 +25,7 @@ from remos_hf.sharing.card_text import (
     slug_of,
 )
 from remos_hf.sharing.record import Sidecars
+from remos_hf.slicing.competition import Account
 from remos_hf.strategies.base import share_by_group
 
 try:
@@ -156,7 +157,7 @@ def model_card(
         verdict=measured.verdict if measured else "What it inherited was not measured: no defect report was given.",
         published=published,
         why=_WHY.get(strategy.get("name"), "How it was started is what the strategy below says."),
-        slicing=facts_table(_slicing(record)),
+        slicing=facts_table([*_slicing(record), *_competing(record)]),
         layers=_layers(record),
         origin=facts_table(
             [*_origin(record), *_said(finetuned_from, teacher, datasets, hub_ids, _texts(dataset_args))]
@@ -276,6 +277,17 @@ def _slicing(record: Sidecars) -> list[tuple[str, str]]:
     return facts
 
 
+def _competing(record: Sidecars) -> list[tuple[str, str]]:
+    found = record_part(record, "competing")
+    return [("what competes", str(Account.from_dict(found)))] if found else []
+
+
+def _samples_told(coverage: Mapping[str, Any]) -> str:
+    if coverage.get("num_samples") is None:
+        return "not recorded"
+    return f"{coverage['num_samples']:,}{' (a cap: the data holds more)' if coverage.get('capped') else ''}"
+
+
 def _layers(record: Sidecars) -> str:
     if record.relevant_slice is None:
         return "No slice was recorded." if "slice_ratio" in (record_part(record, "strategy")) else "Nothing was sliced."
@@ -293,9 +305,8 @@ def _origin(record: Sidecars) -> list[tuple[str, str]]:
         ("hash of its sliced weights", teacher.get("hash") or "not recorded"),
     ]
     if coverage:
-        samples = coverage.get("num_samples")
         facts += [
-            ("samples that decided the coverage", "not recorded" if samples is None else f"{samples:,}"),
+            ("samples that decided the coverage", _samples_told(coverage)),
             ("their fingerprint", coverage.get("data_fingerprint") or "not recorded"),
         ]
     else:

@@ -100,6 +100,7 @@ def write_html(
         several=len(told) > 1,
         open=len(told) <= _OPEN,
         unfinished=[f"{task}: {what}." for task, what in report.unfinished().items()],
+        competing=report.competing(),
         answer=answer_of(told, budget),
         glance=glance_table(told, budget),
         how_to_read=HOW_TO_READ,

@@ -29,17 +29,16 @@ from tqdm.auto import tqdm
 
 from remos_hf.layers import Layer, largest_magnitude
 from remos_hf.profiling.coverage import CoverageProfile
+from remos_hf.slicing.decided import Decided
+from remos_hf.slicing.magnitude_table import MagnitudeTable, magnitudes_of
 
 # Weights of a chunk. On a CPU: temporaries that stay in its cache, and no more than torch does on one thread, because
 # its threads wait by spinning and a shared core then costs far more than the second thread gains. On a GPU: enough to
 # fill it.
-_CPU_CHUNK, _GPU_CHUNK = 2**15, 2**24
-# Octaves below the largest magnitude that get bins of their own; what is smaller shares the lowest bin.
-_OCTAVES = 16
-_MANTISSA_BITS = 23
-# Trailing zero bits of a 16-bit weight when it is written as float32: one bin for each value.
-_ZERO_BITS = {torch.bfloat16: 16, torch.float16: 13}
+_CPU_CHUNK, _GPU_CHUNK = 2**16, 2**24
 _SAMPLE = 2**17
+# Coverage sums that there is a table for: 0.5 GiB of them.
+_MOST_SUMS = 2**26
 # Up to so many distinct counts, adding shifted histograms is faster than a Fourier transform.
 _FEW_VALUES = 32
 _WIDENINGS = (4.0, 40.0)  # half-widths of the bracket in standard deviations of the sample quantile, then everything
@@ -67,7 +66,7 @@ class Entry:
     def magnitudes_at(self, places: Tensor, weight: Tensor) -> Tensor:
         """Absolute values of some of the layer's weights, by places in memory order, where the places lie. Float32."""
         weight = weight.reshape(-1)
-        return _magnitudes(weight[places.to(weight.device)].to(places.device))
+        return magnitudes_of(weight[places.to(weight.device)].to(places.device))
 
     def sums_at(self, places: Tensor) -> Tensor:
         """Coverage sums of some weights, by their places in memory order; 0 if coverage plays no part. Int64."""
@@ -129,9 +128,21 @@ class Selection:
 
 
 def entries_of(layers: Sequence[Layer], profile: CoverageProfile | None) -> list[Entry]:
-    """Pair layers with the profile's counts, laid along their matrix views, on the first weight's device."""
+    """Pair layers with the profile's counts, laid along their matrix views, on the first weight's device.
+
+    Raises:
+        ValueError: A neuron is covered by more samples than there is a table for.
+    """
     if profile is None:
         return [Entry(layer) for layer in layers]
+    most = max(
+        int(counts[layer.name].max()) for layer in layers for counts in (profile.input_counts, profile.output_counts)
+    )
+    if 2 * most >= _MOST_SUMS:  # a count that does not fit 32 bits would wrap around without a word
+        raise ValueError(
+            f"A neuron is covered by {most:,} samples, but ranks are made of at most {_MOST_SUMS // 2 - 1:,}: profile "
+            "fewer (max_samples=)."
+        )
     entries, device = [], layers[0].device  # where tables are kept, also if layers lie on several devices
     for layer in layers:
         counts = profile.input_counts[layer.name], profile.output_counts[layer.name]
@@ -187,7 +198,7 @@ class _Search:
         self.total = sum(entry.numel for entry in entries)
         self.device = entries[0].layer.device
         self.sums = _sum_counts(entries, self.device)
-        self.magnitudes = _MagnitudeTable.sized_for(entries, self.total)
+        self.magnitudes = MagnitudeTable.sized_for([entry.layer for entry in entries])
         for entry in self._each("Ranking magnitudes"):
             for chunk in _chunks(entry, self.device):
                 self.magnitudes.add(chunk.magnitudes())
@@ -243,9 +254,9 @@ class _Search:
         bins = self.magnitudes.bin_of(ranked.entry.magnitudes_at(places, ranked.entry.layer.weight))
         return ranked.coverage_at(places) - self.magnitudes.lowest.index_select(0, bins)
 
-    def _decide(self, low: int | None, high: int | None) -> "_Decided":
+    def _decide(self, low: int | None, high: int | None) -> Decided:
         """Decide every weight whose score is certainly outside [low, high]; write down the others."""
-        decided = _Decided(self.entries, 2**16 + self.total // 100, self.device)
+        decided = Decided([entry.numel for entry in self.entries], 2**16 + self.total // 100, self.device)
         buffers = torch.empty(2, max(entry.numel for entry in self.entries), dtype=torch.bool, device=self.device)
         cuts = None
         for ranked in self._ranked("Choosing weights"):
@@ -258,15 +269,15 @@ class _Search:
                 magnitudes, index = chunk.magnitudes(), ranked.index_of(chunk)
                 for below, bits in zip(cuts, (keep, still_open), strict=True):
                     cut = below[0] if index is None else below.index_select(0, index)
-                    torch.lt(magnitudes, cut, out=bits[chunk.start : chunk.stop])
+                    _less(magnitudes, cut, bits[chunk.start : chunk.stop])
             places = _places(still_open.logical_xor_(keep))
             decided.note(ranked.number, places, ranked.coverage_at(places), entry.magnitudes_at(places, weight))
             del weight, chunk
             decided.bits[ranked.number].copy_(pack(keep))
-            decided.num_kept += int(torch.count_nonzero(keep))
+            decided.num_kept += _count(keep)
         return decided
 
-    def _settle(self, decided: "_Decided", place: int) -> tuple[Selection, int]:
+    def _settle(self, decided: Decided, place: int) -> tuple[Selection, int]:
         """Find the exact threshold among the open weights, and decide them by it."""
         coverage, magnitudes = decided.coverage, decided.magnitudes
         bins = self.magnitudes.bin_of(magnitudes)
@@ -286,7 +297,7 @@ class _Search:
         decided.keep(keep)
         return Selection(decided.bits, decided.num_kept + int(keep.sum()), equal), threshold
 
-    def _exact_ranks(self, decided: "_Decided", straddles: Tensor) -> Tensor:
+    def _exact_ranks(self, decided: Decided, straddles: Tensor) -> Tensor:
         """Find the doubled magnitude ranks of some open weights, by counting all weights that share their bins."""
         table = self.magnitudes
         values, inverse = torch.unique(decided.magnitudes[straddles], return_inverse=True)
@@ -363,7 +374,7 @@ class _Chunk:
 
     def magnitudes(self) -> Tensor:
         """Absolute values as float32, in memory of their own. Shape (weights,)."""
-        return _magnitudes(self.matrix[self.first_row : self.last_row].reshape(-1).to(self.device))
+        return magnitudes_of(self.matrix[self.first_row : self.last_row].reshape(-1).to(self.device))
 
     def sums(self) -> Tensor | None:
         """Coverage sum of each weight. Int32, shape (weights,)."""
@@ -374,6 +385,17 @@ class _Chunk:
             per_group = self.matrix.shape[0] // len(columns)
             columns = columns[torch.arange(self.first_row, self.last_row, device=rows.device) // per_group]
         return (rows + columns).reshape(-1)
+
+
+def _less(values: Tensor, bounds: Tensor, out: Tensor) -> None:
+    if values.device.type != "cpu":
+        torch.lt(values, bounds, out=out)
+    else:  # NumPy compares four times as fast
+        np.less(values.numpy(), bounds.numpy(), out=out.numpy())
+
+
+def _count(bits: Tensor) -> int:
+    return int(torch.count_nonzero(bits)) if bits.device.type != "cpu" else int(np.count_nonzero(bits.numpy()))
 
 
 def _places(bits: Tensor) -> Tensor:
@@ -394,141 +416,6 @@ def _chunks(entry: Entry, device: torch.device, weight: Tensor | None = None) ->
     step = max(1, size // matrix.shape[1])
     for first in range(0, matrix.shape[0], step):
         yield _Chunk(matrix, entry, first, min(first + step, matrix.shape[0]), device)
-
-
-def _magnitudes(weights: Tensor) -> Tensor:
-    return weights.abs() if weights.dtype == torch.float32 else weights.float().abs_()
-
-
-class _MagnitudeTable:
-    """Histogram over the ordered bits of |w|: for positive floats, order of bits is order of values.
-
-    A table that is filled from one shard adds to another's: `counts += other.counts` before `close`.
-    """
-
-    def __init__(self, base: int, shift: int, largest: float, device: torch.device) -> None:
-        self.base, self.shift = base, shift
-        top = int(torch.tensor(largest, dtype=torch.float32).view(torch.int32))
-        self.counts = torch.zeros((top - base >> shift) + 1, dtype=torch.int64, device=device)
-        # Counting clears a table first, so that enough must be counted at once to make that a small part of the work.
-        self._waiting = torch.empty(max(2**18, 4 * len(self.counts)), dtype=torch.int32, device=device)
-        self._num_waiting = 0
-
-    @classmethod
-    def sized_for(cls, entries: Sequence[Entry], total: int) -> "_MagnitudeTable":
-        largest = largest_magnitude({entry.layer.name: entry.layer for entry in entries})
-        device = entries[0].layer.device
-        zero_bits = [_ZERO_BITS.get(entry.layer.dtype, 0) for entry in entries]
-        if min(zero_bits):
-            return cls(0, min(zero_bits), largest, device)
-        # Bins of weights straddling the threshold fall as 1 / bins, and so do the weights in them: this many bits an
-        # octave leaves about one weight in a hundred to look at twice.
-        bits = min(max(int(np.log2(33 * total) / 2), 8), 18)
-        shift = _MANTISSA_BITS - bits
-        top = int(torch.tensor(largest, dtype=torch.float32).view(torch.int32))
-        base = max(0, top - (_OCTAVES << _MANTISSA_BITS)) >> shift << shift
-        return cls(base, shift, largest, device)
-
-    def bin_of(self, magnitudes: Tensor) -> Tensor:
-        """Bin of each magnitude. Int32."""
-        return (magnitudes.view(torch.int32) - self.base).clamp_(min=0).bitwise_right_shift_(self.shift)
-
-    def add(self, magnitudes: Tensor) -> None:
-        """Count magnitudes."""
-        for bins in self.bin_of(magnitudes).split(len(self._waiting)):
-            if self._num_waiting + len(bins) > len(self._waiting):
-                self._count_waiting()
-            self._waiting[self._num_waiting : self._num_waiting + len(bins)] = bins
-            self._num_waiting += len(bins)
-
-    def _count_waiting(self) -> None:
-        self.counts += torch.bincount(self._waiting[: self._num_waiting], minlength=len(self.counts))
-        self._num_waiting = 0
-
-    def close(self, *, ties_share: bool = True) -> None:
-        """Turn counts into the doubled ranks that a weight of each bin may have, lowest and highest."""
-        self._count_waiting()
-        del self._waiting
-        self.below = self.counts.cumsum(0) - self.counts
-        if ties_share and self.shift in _ZERO_BITS.values() and self.base == 0:  # one value a bin: all of it ties
-            self.lowest = self.highest = 2 * self.below + self.counts - 1
-            return
-        self.lowest = 2 * self.below
-        self.highest = 2 * (self.below + self.counts - 1)
-
-    def cuts(self, coverage: Tensor, low: int | None, high: int | None) -> tuple[Tensor, Tensor]:
-        """For each coverage rank, the magnitudes below which a score is surely above `high`, and maybe not below `low`.
-
-        A weight scores surely above `high` if coverage - highest[bin] > high, and surely below `low` if
-        coverage - lowest[bin] < low; both ends rise with the bin, so each is a cut. Float32, shape of `coverage`.
-        """
-        none, every = torch.zeros_like(coverage), torch.full_like(coverage, len(self.counts))
-        keep = none if high is None else torch.searchsorted(self.highest, coverage - high)
-        still_open = every if low is None else torch.searchsorted(self.lowest, coverage - low, right=True)
-        return self._edge(keep), self._edge(still_open)
-
-    def _edge(self, bins: Tensor) -> Tensor:
-        keys = (bins << self.shift) + self.base
-        keys = torch.where(bins <= 0, 0, keys)  # the lowest bin reaches down to zero
-        infinity = 0xFF << _MANTISSA_BITS
-        keys = torch.where(bins >= len(self.counts), infinity, keys.clamp(max=infinity))
-        return keys.to(torch.int32).view(torch.float32)
-
-
-class _Decided:
-    """Bits that are decided, and the weights that are not yet.
-
-    Both go into arrays made beforehand: small pieces kept between large ones that come and go would leave the allocator
-    with holes many times their size.
-    """
-
-    def __init__(self, entries: Sequence[Entry], expected: int, device: torch.device) -> None:
-        sizes = [-(-entry.numel // 8) for entry in entries]
-        self.bits = list(torch.empty(sum(sizes), dtype=torch.uint8).split(sizes))
-        self.num_kept = self.num_open = 0
-        self._of_entry: dict[int, int] = {}
-        self._arrays = [
-            torch.empty(expected, dtype=kind, device=device) for kind in (torch.int64, torch.int64, torch.float32)
-        ]
-
-    @property
-    def places(self) -> Tensor:
-        """Place of the open weights in their entry's memory order."""
-        return self._arrays[0][: self.num_open]
-
-    @property
-    def owners(self) -> Tensor:
-        """Number of the open weights' entry."""
-        numbers, sizes = (torch.tensor(list(part)) for part in (self._of_entry, self._of_entry.values()))
-        return numbers.repeat_interleave(sizes).to(self.places.device)
-
-    @property
-    def coverage(self) -> Tensor:
-        """Doubled coverage rank of the open weights."""
-        return self._arrays[1][: self.num_open]
-
-    @property
-    def magnitudes(self) -> Tensor:
-        """Magnitude of the open weights."""
-        return self._arrays[2][: self.num_open]
-
-    def note(self, entry: int, places: Tensor, coverage: Tensor, magnitudes: Tensor) -> None:
-        """Write down open weights of an entry by their places in memory order."""
-        start, stop = self.num_open, self.num_open + len(places)
-        if stop > len(self._arrays[0]):
-            self._arrays = [torch.cat([array, array.new_empty(stop)]) for array in self._arrays]
-        for array, values in zip(self._arrays, (places, coverage, magnitudes), strict=True):
-            array[start:stop] = values
-        self._of_entry[entry] = self._of_entry.get(entry, 0) + len(places)
-        self.num_open = stop
-
-    def keep(self, kept: Tensor) -> None:
-        """Set the bits of the open weights that are kept. Bool, shape (open,)."""
-        sizes = list(self._of_entry.values())
-        places = self.places.split(sizes)
-        for entry, where, keep in zip(self._of_entry, places, kept.split(sizes), strict=True):
-            chosen = where[keep].cpu().numpy()
-            np.bitwise_or.at(self.bits[entry].numpy(), chosen >> 3, (1 << (chosen & 7)).astype(np.uint8))
 
 
 def pack(bits: Tensor) -> Tensor:

@@ -79,6 +79,8 @@ def test_a_long_text_is_read_and_the_limit_of_the_csv_module_stays(tmp_path):
         ("d.tsv.gz", b"text\n", "cannot be read as .tsv"),
         ("d.tsv.gz", gzip.compress(b"text\nlong enough\n", mtime=0)[:-9], "cannot be read as .tsv"),
         ("d.parquet", b"PAR1", "cannot be read as .parquet"),
+        ("d.parquet", b"PAR1" + b"\xff" * 20 + b"\x0a\0\0\0PAR1", "cannot be read as .parquet"),
+        ("d.tsv", b"te\0xt\0\nb\n", "cannot be read as .tsv"),
     ],
 )
 def test_files_that_cannot_be_taken_at_their_word_are_refused(tmp_path, name, content, told):

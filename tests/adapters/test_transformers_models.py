@@ -78,21 +78,6 @@ def test_only_the_word_embeddings_join_when_asked():
     assert added == {"bert.embeddings.word_embeddings"}
 
 
-def test_the_decoder_of_an_encoder_decoder_takes_its_padding_from_the_labels():
-    adapter = adapter_for(tiny.bart())
-    labels = torch.tensor([[4, 5, -100], [4, -100, -100]])
-    batch = {"attention_mask": torch.tensor([[1, 1], [1, 0]]), "labels": labels}
-    masks = adapter.position_masks(batch)
-    assert masks["input"].tolist() == [[True, True], [True, False]]
-    assert masks["decoder"].tolist() == [[True, True, False], [True, False, False]]
-    layers = adapter.layers()
-    decoder = {name for name in layers if adapter.positions_of(name) == "decoder"}
-    assert "model.decoder.layers.0.self_attn.k_proj" in decoder
-    assert "model.decoder.layers.0.encoder_attn.q_proj" in decoder
-    assert "model.decoder.layers.0.encoder_attn.k_proj" not in decoder
-    assert not any(".encoder." in name for name in decoder)
-
-
 def test_a_grouped_query_model_that_fuses_its_projections_is_cut_by_their_sizes():
     from transformers import Phi3Config, Phi3ForCausalLM
 

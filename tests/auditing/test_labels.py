@@ -37,6 +37,7 @@ def test_names_are_numbered_in_their_order():
         (["nan", "good"], "sample 0 has 'nan'"),
         (["1", "good"], "sample 1 has 'good'"),
         (["\u0661", "0"], "sample 0 has '\u0661'"),
+        (["0", "9" * 20], "one is 9+, in column 'label'"),
         ([0, -1], "labels are 0 or more, but one is -1 .*sample 1"),
         ([f"a text {number}" for number in range(200)], "200 different texts in 200 samples.*no labels"),
     ],

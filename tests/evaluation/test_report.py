@@ -278,3 +278,12 @@ counts = st.integers(0, 100)
 
 
 # --- re-activation ---
+
+
+def test_what_competed_is_told_once_for_all_students_that_share_it():
+    account = {"competing": 60, "total": 100, "left_out": {"frozen": 40}, "examples": {"frozen": "a.weight"}}
+    told = "60 of 100 body weights compete (60.0 %); left out: frozen 40 ('a.weight')"
+    made = {"made": {"competing": account}}
+    report = DefectReport([record("remos", **made), record("remos", 1, **made), record("random", **made), record()])
+    assert report.competing() == [f"{told} (remos, random)."]
+    assert f"\n{told} (remos, random).\n" in report.to_markdown()

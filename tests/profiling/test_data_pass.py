@@ -1,4 +1,6 @@
+import logging
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -347,3 +349,89 @@ def test_inference_mode_around_the_call_changes_nothing():
     expected = profile_coverage(model, batches)
     with torch.inference_mode():
         assert profile_coverage(model, [tuple(part.clone() for part in batch) for batch in batches]) == expected
+
+
+class Poisoned(nn.Module):
+    """What stands at padding is not finite, as after attention of fully masked rows."""
+
+    def __init__(self, poison=float("nan")):
+        super().__init__()
+        self.inner, self.poison = tiny.bert(layers=1), poison
+        self.last = nn.Linear(16, 4)
+
+    def forward(self, input_ids, attention_mask):
+        hidden = self.inner.bert(input_ids, attention_mask).last_hidden_state
+        return self.last(hidden.masked_fill(attention_mask[..., None] == 0, self.poison))
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
+def test_what_stands_at_padding_may_be_anything(poison):
+    batches = [{key: batch[key] for key in ("input_ids", "attention_mask")} for batch in tiny.text_batches()]
+    assert profile_coverage(Poisoned(poison), batches) == profile_coverage(Poisoned(0.0), batches)
+
+
+def test_nan_at_a_real_position_beside_poisoned_padding_is_still_named():
+    class Worse(Poisoned):
+        def forward(self, input_ids, attention_mask):
+            with torch.no_grad():
+                self.last.bias[2] = float("nan")
+            return super().forward(input_ids, attention_mask)
+
+    batches = [{key: batch[key] for key in ("input_ids", "attention_mask")} for batch in tiny.text_batches()]
+    with pytest.raises(NonFiniteError, match="output of 'last'"):
+        profile_coverage(Worse(), batches)
+
+
+def test_an_endless_stream_is_read_to_the_default(monkeypatch, caplog):
+    monkeypatch.setattr(data_pass, "DEFAULT_MAX_SAMPLES", 10)
+
+    def stream():
+        while True:
+            yield torch.randn(4, 5)
+
+    with caplog.at_level(logging.INFO, "remos_hf"):
+        profile = profile_coverage(tiny.mlp(), stream())
+    assert (profile.num_samples, profile.capped) == (10, True)
+    assert "stopped at max_samples=10" in caplog.text
+    whole = profile_coverage(tiny.mlp(), (torch.randn(4, 5) for _ in range(6)), max_samples="all")
+    assert (whole.num_samples, whole.capped) == (24, False)
+
+
+def test_that_a_cap_applied_is_kept_with_the_profile(tmp_path):
+    profile = profile_coverage(tiny.mlp(), [torch.randn(4, 5)], max_samples=2)
+    profile.save(tmp_path)
+    assert CoverageProfile.load(tmp_path).capped
+
+
+def test_samples_that_run_one_at_a_time_are_told(caplog):
+    class Chosen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            rows = x.flatten(0, 1)
+            return self.layer(rows[rows[:, 0] > 0])
+
+    profile_coverage(Chosen(), [torch.randn(5, 6, 4)])
+    assert "Samples run one at a time, which takes longer: rows of 'layer'" in caplog.text
+
+
+def _fail_on_one(path):
+    rank = torch.distributed.get_rank()
+    batches = [torch.randn(4, 5), torch.randn(4, 5)]
+    if rank:
+        batches[1] = torch.full((4, 5), float("nan"))[:, :3]
+    try:
+        profile_coverage(tiny.mlp(), batches, across_processes=True)
+    except Exception as error:  # noqa: BLE001 - what it says is looked at
+        Path(f"{path}.{rank}").write_text(str(error))
+
+
+def test_a_process_that_fails_stops_the_others(tmp_path):
+    debug_launcher(_fail_on_one, args=(str(tmp_path / "said"),), num_processes=2)
+    assert (
+        "Process 1 failed while it profiled its share of the data: RuntimeError: mat1"
+        in (tmp_path / "said.0").read_text()
+    )
+    assert "mat1" in (tmp_path / "said.1").read_text()

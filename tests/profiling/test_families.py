@@ -174,6 +174,10 @@ class Routed(nn.Module):
         return self.head(made.view(*input_ids.shape, -1).mean(1))
 
 
+def without_labels(batch):
+    return {key: value for key, value in batch.items() if key != "labels"}
+
+
 def small(batch):
     return {key: value.where(value < 0, value % 30) for key, value in batch.items()}
 
@@ -282,7 +286,9 @@ FAMILIES = {
         pair,
     ),
     "bart": Family(lambda: seeded(lambda: transformers.BartForConditionalGeneration(tiny.bart().config)), pairs, pair),
-    "bart that makes its decoder's input itself": Family(lambda: tiny.bart().model),
+    "bart that makes its decoder's input itself": Family(
+        lambda: tiny.bart().model, lambda: [without_labels(batch) for batch in tiny.text_batches()]
+    ),
     "vit": Family(tiny.vit, lambda: [{"pixel_values": pixels} for pixels, _ in tiny.image_batches()], by_row),
     "swin": Family(
         of(

@@ -30,6 +30,7 @@ def test_the_record_is_told_in_full(made):
     assert config["teacher"]["hash"] in text and config["coverage"]["data_fingerprint"] in text
     assert f"{config['slice']['num_kept']:,} of {config['slice']['num_weights']:,}" in text
     assert f"| samples that decided the coverage | {config['coverage']['num_samples']:,} |" in text
+    assert f"| what competes | {record.relevant_slice.account} |" in text.replace("\\", "")
     assert "| slice ratio (share of the weights to keep) | 0.9 |" in text
     shares = re.findall(r"\| (bert\.encoder\.layer\.\d) \| ([\d.]+) \|", text)
     by_parameter = record.relevant_slice.kept

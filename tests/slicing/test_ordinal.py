@@ -179,19 +179,12 @@ def test_small_chunks_give_the_same_bits(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(whole.bits, parts.bits, strict=True))
 
 
-def test_tables_of_shards_add_up_to_the_table_of_the_whole():
-    layers = list(large(torch.float32).values())
-    entries = [ordinal.Entry(layer) for layer in layers]
-    total = sum(entry.numel for entry in entries)
-    tables = []
-    for shard in (entries, entries[:1], entries[1:]):
-        table = ordinal._MagnitudeTable.sized_for(entries, total)
-        for entry in shard:
-            for chunk in ordinal._chunks(entry, torch.device("cpu")):
-                table.add(chunk.magnitudes())
-        table.close()
-        tables.append(table.counts)
-    assert torch.equal(tables[0], tables[1] + tables[2])
+@pytest.mark.parametrize("most", [2**25, 2**31, 2**40])
+def test_counts_beyond_the_tables_are_refused_and_never_wrap_around(most):
+    layers = sliceable_layers(nn.Linear(3, 2))
+    profile = CoverageProfile({"": torch.tensor([0, 1, most])}, {"": torch.tensor([1, 2])}, most)
+    with pytest.raises(ValueError, match=f"covered by {most:,} samples.*profile fewer"):
+        ordinal.entries_of(list(layers.values()), profile)
 
 
 def test_the_histogram_of_coverage_sums_counts_every_weight():

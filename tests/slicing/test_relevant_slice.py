@@ -19,6 +19,7 @@ from remos_hf.errors import (
     UnsupportedModelError,
 )
 from remos_hf.layers import sliceable_layers
+from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.profiling.data_pass import profile_coverage
 from remos_hf.profiling.sidecar_file import write_tensors
 from remos_hf.slicing.ordinal import Selection
@@ -363,3 +364,72 @@ def test_slices_of_experts_are_saved_one_bit_a_weight_and_reset_their_expert_alo
 
 def keyed(model):
     return {layer.key: layer for layer in adapter_for(model).layers().values()}
+
+
+def mixtral():
+    return transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(
+            vocab_size=20,
+            hidden_size=8,
+            intermediate_size=6,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            num_local_experts=3,
+        )
+    )
+
+
+def qwen3_moe():
+    return transformers.Qwen3MoeForCausalLM(
+        transformers.Qwen3MoeConfig(
+            vocab_size=20,
+            hidden_size=8,
+            intermediate_size=6,
+            moe_intermediate_size=6,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            num_experts=3,
+            head_dim=4,
+        )
+    )
+
+
+def attention_without_modules():
+    return nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12), 1, enable_nested_tensor=False)
+
+
+def clip():
+    sizes = {"hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        text_config=sizes | {"vocab_size": 20}, vision_config=sizes | {"image_size": 4, "patch_size": 2}
+    )
+    return transformers.CLIPModel(config)
+
+
+def squeezebert():
+    config = transformers.SqueezeBertConfig(
+        vocab_size=20, hidden_size=8, intermediate_size=8, embedding_size=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    return transformers.SqueezeBertForSequenceClassification(config)
+
+
+@pytest.mark.parametrize("make", [mixtral, qwen3_moe, attention_without_modules, clip, squeezebert])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_kind_of_layer_is_sliced_as_by_brute_force(make, seed):
+    torch.manual_seed(seed)
+    teacher = make()
+    layers = adapter_for(teacher).layers()
+    ends = [
+        {name: torch.randint(0, 9, (getattr(layer, end),)) for name, layer in layers.items()}
+        for end in ("in_neurons", "out_neurons")
+    ]
+    profile = CoverageProfile(*ends, 8)
+    relevant = choose_slice(teacher, profile, slice_ratio=0.6)
+    assert list(relevant.kept) == [layer.key for layer in layers.values()]
+    assert not relevant.account.is_low
+    expected = reference.best_threshold_sets(
+        reference.ordinal_scores(list(layers.values()), profile), round(0.6 * relevant.num_weights)
+    )
+    assert flat(relevant) in expected

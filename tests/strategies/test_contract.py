@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from accelerate import debug_launcher
 from transformers import Trainer
 
@@ -123,7 +124,8 @@ def _on_each_process(folder):
             others = [torch.empty_like(whole) for _ in range(2)]
             torch.distributed.all_gather(others, whole)
             assert torch.equal(*others), f"{kind.__name__} by {by} differs between processes"
-            if strategy.holds:
+            # Trainer of transformers 4 cannot load its own optimizer on the CPU in several processes.
+            if strategy.holds and (by == "fit" or transformers.__version__ >= "5"):
                 resumed = weights(run(place, strategy, str(place / "checkpoint-2")))
                 assert torch.equal(resumed, whole), f"{kind.__name__} by {by} resumed otherwise"
     torch.distributed.barrier()

@@ -1,7 +1,9 @@
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import debug_launcher
 from torch import nn
 from transformers import Trainer
 
@@ -225,3 +227,66 @@ def test_modules_that_are_no_transformers_can_be_held():
     moments = Moments(Penal(), tiny.student_data(tiny.image_batches))
     moments.start(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
     assert moments.hold is not None
+
+
+class FailingOnOne(Strategy):
+    def prepare(self, student, data):
+        if torch.distributed.get_rank() == 1:
+            raise ValueError("no such luck")
+        return super().prepare(student, data)
+
+
+def _start_on_each_process(folder):
+    found = Path(folder) / f"rank{torch.distributed.get_rank()}"
+    try:
+        Moments(FailingOnOne(), tiny.student_data()).start(tiny.bert())
+    except (RemosError, ValueError) as error:
+        found.write_text(f"{type(error).__name__}: {error}")
+
+
+def test_a_process_that_fails_to_start_does_not_leave_the_others_waiting(tmp_path):
+    debug_launcher(_start_on_each_process, args=(str(tmp_path),), num_processes=2)
+    told = "RemosError: Process 1 failed while it started the student: ValueError: no such luck"
+    assert (tmp_path / "rank0").read_text() == told
+    assert (tmp_path / "rank1").read_text() == "ValueError: no such luck"
+
+
+@dataclass(frozen=True)
+class Uneven(Strategy):
+    def hold(self, student, teacher):
+        return UnevenHold()
+
+
+class UnevenHold(Hold):
+    """Keeps what differs between processes."""
+
+    def __init__(self):
+        self.rank, self.same = torch.full((2,), float(torch.distributed.get_rank())), "same"
+
+    def state_dict(self):
+        return {"rank": self.rank}
+
+    def load_state_dict(self, state):
+        self.rank = state["rank"]
+
+
+def _save_on_each_process(folder):
+    rank = torch.distributed.get_rank()
+    for kind, strategy in (("uneven", Uneven()), ("even", Noisy(seed=1))):
+        place = Path(folder) / kind
+        moments, again = (Moments(strategy, tiny.student_data()) for _ in range(2))
+        moments.start(tiny.bert())
+        moments.save(place)
+        if rank == 0:
+            moments.sidecars.save(place)
+        torch.distributed.barrier()
+        again.resume(tiny.bert(), place)
+        if kind == "uneven":
+            (Path(folder) / f"read{rank}").write_text(str(again.hold.rank.tolist()))
+
+
+def test_processes_whose_state_differs_write_their_own_and_others_do_not(tmp_path):
+    debug_launcher(_save_on_each_process, args=(str(tmp_path),), num_processes=2)
+    assert [(tmp_path / f"read{rank}").read_text() for rank in range(2)] == ["[0.0, 0.0]", "[1.0, 1.0]"]
+    assert {path.name for path in (tmp_path / "uneven").glob("remos_hold*")} == {HOLD_FILE, "remos_hold_1.safetensors"}
+    assert {path.name for path in (tmp_path / "even").glob("remos_hold*")} == {HOLD_FILE}
