@@ -109,10 +109,9 @@ class StudentTuner:
                 student,
                 self.arguments(seed, folder, lr_factor),
                 strategy=strategy,
+                max_samples=self.max_samples,
                 **trainer_inputs(self.task, samples),
             )
-            if self.max_samples is not None:
-                trainer.max_samples = self.max_samples
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         config = trainer.sidecars.config

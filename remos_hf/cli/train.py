@@ -86,10 +86,10 @@ def run(asked: TrainOptions, progress: bool) -> tuple[dict[str, Any], str]:
             student,
             _arguments(asked, named, progress),
             processing_class=named.tokenizer,
+            max_samples=number_to_profile(asked.profile_samples, samples, "--profile-samples"),
             **_start_of_student(asked),
             **inputs,
         )
-        trainer.max_samples = number_to_profile(asked.profile_samples, samples, "--profile-samples")
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=checkpoint)
         measured = None
