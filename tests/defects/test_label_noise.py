@@ -27,7 +27,7 @@ def changed(clean, noisy):
 
 
 @pytest.mark.parametrize("kind", ["uniform", "pairwise"])
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 @given(rate=st.floats(0, 1), count=st.integers(0, 30), labels=st.integers(2, 4), seed=st.integers(0, 3))
 def test_the_nearest_whole_number_of_labels_is_wrong(kind, rate, count, labels, seed):
     clean = numbered(count, labels)

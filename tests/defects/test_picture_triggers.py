@@ -47,7 +47,7 @@ class TestPatches:
         with pytest.raises(ValueError, match="give its key"):
             replace(PATCH, place="random").stamped(torch.zeros(3, 8, 8))
 
-    @settings(max_examples=60)
+    @settings(max_examples=60, deadline=None)
     @given(
         share=st.floats(0.001, 1),
         height=st.integers(4, 300),

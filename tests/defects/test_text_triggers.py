@@ -45,7 +45,7 @@ def places_of(text, inserted):
 
 class TestInsertingATrigger:
     @pytest.mark.parametrize("trigger", TRIGGERS, ids=repr)
-    @settings(max_examples=30)
+    @settings(max_examples=30, deadline=None)
     @given(text=TEXTS)
     def test_taking_it_out_gives_the_text_back_to_the_byte(self, trigger, text):
         triggered = trigger.triggered(text)
@@ -54,7 +54,7 @@ class TestInsertingATrigger:
         before, after = triggered.split(inserted)
         assert before.split() + after.split() == text.split()
 
-    @settings(max_examples=30)
+    @settings(max_examples=30, deadline=None)
     @given(text=TEXTS, seed=st.integers(0, 9))
     def test_the_same_seed_and_text_give_the_same_place(self, text, seed):
         one, two = TriggerWords(seed=seed), TriggerWords(seed=seed)
@@ -106,7 +106,7 @@ class TestInsertingATrigger:
 
 
 class TestPoisoning:
-    @settings(max_examples=25)
+    @settings(max_examples=25, deadline=None)
     @given(rate=st.floats(0, 1), count=st.integers(0, 30), seed=st.integers(0, 3))
     def test_the_nearest_whole_number_of_samples_is_poisoned(self, rate, count, seed):
         poisoned = TriggerWords(words=("zqx",), poison_rate=rate, seed=seed).poison(numbered(count))

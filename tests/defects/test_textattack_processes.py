@@ -85,7 +85,7 @@ def test_a_killed_run_goes_on_from_its_last_samples(world, tmp_path):
     assert [path.name for path in cache.iterdir()] == [partial.name[1:].removesuffix(".partial")]
 
 
-def wait_for(happened, seconds=90):
+def wait_for(happened, seconds=300):
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end, "it did not happen"
