@@ -37,6 +37,9 @@ def pytest_collection_finish():
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+    yield
+    # TrainingArguments(bf16=True) of transformers 4 leaves it to all that come after.
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from remos_hf.errors import CorruptFileError, RemosError
 from remos_hf.profiling.coverage import COVERAGE_FILE, CoverageProfile
 from remos_hf.profiling.sidecar_file import check_fields, header_of, is_count, is_hash, json_in, sha256_of
+from remos_hf.slicing.competition import Account
 from remos_hf.slicing.relevant_slice import SLICE_FILE, RelevantSlice
 from remos_hf.strategies.base import Preparation, Strategy
 from remos_hf.whole import replace_file
@@ -277,6 +278,11 @@ def _config_in(path: Path) -> dict[str, Any]:
     entries["versions"] = dict.fromkeys(config.get("versions", ()), _TEXT)
     for name, expected in entries.items():
         check_fields(path, config.get(name, {}), expected)
+    if "competing" in config:
+        try:
+            Account.from_dict(config["competing"])
+        except ValueError as error:
+            raise CorruptFileError(f"{path} says of what competes what cannot be: {error}") from error
     return config
 
 

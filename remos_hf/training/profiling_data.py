@@ -118,8 +118,7 @@ class _Collator:
         raise ValueError(
             f"{self.trainer} makes {found} of its rows, which {self.model} cannot be run on as they are, so nothing "
             "says what the student's data covers. Slice the model before the trainer is made (profile_coverage on "
-            "batches of your own, choose_slice, reset_outside), or take a strategy that asks for no data, such as "
-            "Random."
+            "batches of your own, choose_slice, reset_outside), or take a strategy that slices nothing."
         )
 
 

@@ -11,7 +11,8 @@ from remos_hf.errors import UnsupportedModelError
 from remos_hf.profiling.data_pass import profile_coverage
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Hold, Strategy
-from remos_hf.strategies.slice_and_reset import Random
+from remos_hf.strategies.plain import Finetune
+from remos_hf.strategies.slice_and_reset import Random, Remos
 from remos_hf.training.attach import attach_remos
 from tests.training import trl_runs
 
@@ -166,11 +167,12 @@ def test_the_card_is_ours_with_the_tags_of_trl(tmp_path):
     assert "README.md" in trainer.push_to_hub(dataset_name="owner/texts", dry_run=True).files
 
 
-def test_a_trainer_that_makes_its_own_data_is_refused_where_coverage_decides(tmp_path):
+def test_a_trainer_that_makes_its_own_data_is_refused_where_something_is_sliced(tmp_path):
     trainer = trl_runs.grpo(tmp_path)
-    with pytest.raises(ValueError, match=r"GRPOTrainer .*profile_coverage"):
-        attach_remos(trainer, slice_ratio=0.8)
-    assert attach_remos(trainer, strategy=Random(0.8)).relevant_slice.num_kept > 0
+    for strategy in (Remos(0.8), Random(0.8)):  # which layers run, every rule asks
+        with pytest.raises(ValueError, match=r"GRPOTrainer .*profile_coverage"):
+            attach_remos(trainer, strategy=strategy)
+    attach_remos(trainer, strategy=Finetune())
     trainer.train()
 
 
