@@ -166,7 +166,7 @@ class RemosArguments:
         default=None, metadata={"help": "'mean' gives up the embedding rows of tokens that the data never shows."}
     )
     profile_samples: int | None = field(
-        default=None, metadata={"help": "Training samples that decide the coverage; all of them if left out."}
+        default=None, metadata={"help": "Training samples that decide the coverage; 2,048 if left out."}
     )
     slice_seed: int | None = field(default=None, metadata={"help": "Seed of random rules and of fresh values."})
 
