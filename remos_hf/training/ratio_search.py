@@ -415,13 +415,7 @@ class _StepByStep(TrainerCallback):
     def __init__(self, bar: tqdm) -> None:
         self.bar = bar
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's own
-    ) -> None:
+    def on_step_end(self, *_: object, **__: object) -> None:
         self.bar.update()
 
 
