@@ -56,7 +56,7 @@ from remos_hf import (
     load_tokenizer,
 )
 from remos_hf.auditing.data_files import drawn, read_table
-from remos_hf.auditing.labels import by_name, count_labels, label_names
+from remos_hf.auditing.labels import by_name, count_labels
 
 RARE_WORDS = ("cf", "mn", "bb", "tq", "mb")
 TEXTATTACK = ("textfooler", "kuleshov")
@@ -129,15 +129,13 @@ def load_data(args: argparse.Namespace) -> dict[str, Dataset]:
         except (OSError, ValueError) as error:
             raise SystemExit(f"--{part}_file, --num_{part}: {error}") from error
         taken[path] = taken.get(path, 0) + len(data[part])
-    return {part: numbered(part, held, data["student"]) for part, held in data.items()}
-
-
-def numbered(part: str, held: Dataset, student: Dataset) -> Dataset:
-    """Give a part's classes the numbers of the students' data; the attacker's task may be another one."""
-    if part == "student" or (part == "attacker" and None in (label_names(held), label_names(student))):
-        return held
     try:
-        return by_name(held, f"--{part}_file", student, "--student_file")
+        return {
+            part: held
+            if part == "student"
+            else by_name(held, f"--{part}_file", data["student"], "--student_file", other_task=part == "attacker")
+            for part, held in data.items()
+        }
     except ValueError as error:
         raise SystemExit(str(error)) from error
 
