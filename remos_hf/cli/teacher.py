@@ -6,11 +6,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import (
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from remos_hf.adapters.guarded_loading import TIMM, load_teacher, load_tokenizer, teacher_folder
 from remos_hf.adapters.images import image_input_of

@@ -188,10 +188,7 @@ class AdversarialText(Defect):
         return [(list(parts), label) for parts, label in zip(texts, labels, strict=True)]
 
     def _key(
-        self,
-        samples: Sequence[tuple[list[str], int]],
-        teacher: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        self, samples: Sequence[tuple[list[str], int]], teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> str:
         facts = {
             "format": _FORMAT,

@@ -201,10 +201,7 @@ def accuracy(predictions: ArrayLike, references: ArrayLike) -> Rate:
 
 
 def defect_inheritance_rate(
-    predictions: ArrayLike,
-    references: ArrayLike,
-    clean_predictions: ArrayLike,
-    target_label: int | None = None,
+    predictions: ArrayLike, references: ArrayLike, clean_predictions: ArrayLike, target_label: int | None = None
 ) -> Rate:
     """Of the samples that the student gets right when clean, the share that fail when exposed (DIR).
 
@@ -239,10 +236,7 @@ def defect_inheritance_rate(
 
 
 def label_flip_rate(
-    predictions: ArrayLike,
-    references: ArrayLike,
-    target_label: int,
-    clean_predictions: ArrayLike | None = None,
+    predictions: ArrayLike, references: ArrayLike, target_label: int, clean_predictions: ArrayLike | None = None
 ) -> Rate:
     """Of the samples whose true label is not the target, the share that become the target when exposed (LFR, or ASR).
 

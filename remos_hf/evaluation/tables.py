@@ -5,12 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from remos_hf.evaluation.measures import (
-    Rate,
-    excess_dir,
-    relative_accuracy,
-    relative_dir,
-)
+from remos_hf.evaluation.measures import Rate, excess_dir, relative_accuracy, relative_dir
 from remos_hf.evaluation.reactivation import samples_needed
 
 # Below this excess over the benign floor, plain fine-tuning has nothing that a strategy could reduce.
