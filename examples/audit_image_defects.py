@@ -22,18 +22,21 @@ Offline on a tiny net, in seconds: `python examples/audit_image_defects.py --smo
 
 import argparse
 import gc
+import json
+import logging
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import audit_script
+import datasets
 import torch
 from datasets import Dataset
 from PIL import Image as PillowImage
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification
+from transformers.utils import logging as hf_logging
 
 from remos_hf import (
     Audit,
@@ -46,14 +49,21 @@ from remos_hf import (
     ImageTask,
     LatentBackdoor,
     PatchTrigger,
+    Reactivation,
     StudentPlan,
     image_input_of,
     load_teacher,
+    report_of,
+    run_audit,
+    standard_students,
     with_new_head,
 )
 from remos_hf.auditing.class_folders import read_folder
 from remos_hf.auditing.data_files import drawn
 from remos_hf.auditing.labels import by_name
+from remos_hf.auditing.recipes import Recipe, StudentTuner
+
+logger = logging.getLogger("audit_image_defects")
 
 FOUND = ("penultimate", "coverage")
 
@@ -126,24 +136,49 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     data.add_argument("--augment", choices=["none", "crop_and_flip"], default="crop_and_flip")
     data.add_argument("--name", default="images", help="of the setting, in the report")
 
-    images = parser.add_argument_group("defects of images")
-    images.add_argument("--patch", type=Path, help="image file of the patch; a checkerboard if not given")
-    images.add_argument("--attack_steps", type=int, default=40)
-    audit_script.add_arguments(
-        parser,
-        defects=["patch", "blended", "latent", *FOUND],
-        slice_ratios=[0.9, 0.95, 0.97],
-        target_label=0,
-        poison_rate=0.2,
-        num_attacked=250,
-        learning_rate=3e-4,
-        epochs=3.0,
-        batch_size=32,
-        teacher_learning_rate=3e-4,
-        teacher_epochs=5.0,
-        eval_batch_size=64,
+    what = parser.add_argument_group("defects and students")
+    what.add_argument("--defects", nargs="+", default=["patch", "blended", "latent", *FOUND])
+    what.add_argument("--patch", type=Path, help="image file of the patch; a checkerboard if not given")
+    what.add_argument("--poison_rate", type=float, default=0.2)
+    what.add_argument("--target_label", type=int, default=0)
+    what.add_argument("--num_attacked", type=int, default=250, help="test images that found defects start from")
+    what.add_argument("--attack_steps", type=int, default=40)
+    what.add_argument(
+        "--curves_for", nargs="*", help="defects that get all slice ratios (others the first); default all"
     )
-    args = audit_script.parsed(parser, argv)
+    what.add_argument("--students", nargs="+", help="names, as --plan gives them; default all")
+    what.add_argument("--slice_ratios", nargs="+", type=float, default=[0.9, 0.95, 0.97])
+    what.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    what.add_argument("--reactivate", nargs="*", type=int, default=[0, 5, 20, 50], help="numbers of poisoned samples")
+    what.add_argument("--num_reactivated", type=int, default=250, help="exposed samples to measure re-activation on")
+    what.add_argument("--reactivated_seeds", nargs="*", type=int, help="seeds whose students are re-tuned; default all")
+
+    train = parser.add_argument_group("training")
+    train.add_argument("--learning_rate", type=float, default=3e-4)
+    train.add_argument(
+        "--high_lr_factor", type=float, default=3.0, help="of the rival that only learns faster; at least 3"
+    )
+    train.add_argument("--epochs", type=float, default=3.0)
+    train.add_argument("--batch_size", type=int, default=32)
+    train.add_argument("--teacher_learning_rate", type=float, default=3e-4)
+    train.add_argument("--teacher_epochs", type=float, default=5.0)
+    train.add_argument("--eval_batch_size", type=int, default=64)
+    train.add_argument("--bf16", action="store_true")
+    train.add_argument("--use_cpu", action="store_true")
+
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument(
+        "--budgets", nargs="+", type=float, default=[0.02, 0.05, 0.1], help="dev accuracy rules may cost"
+    )
+    parser.add_argument("--keep_students", action="store_true", help="save them, so that defects can be added later")
+    parser.add_argument("--plan", action="store_true", help="say what would be done, and stop")
+    parser.add_argument("--report_only", action="store_true", help="report what is done, and stop")
+    parser.add_argument("--smoke", action="store_true", help="a tiny net and a toy task, offline, in seconds")
+    args = parser.parse_args(argv)
+    if args.high_lr_factor < 3:
+        parser.error(
+            f"--high_lr_factor is the honest rival's learning rate, at least 3 times, but got {args.high_lr_factor}"
+        )
     if not args.smoke and (args.teacher is None) == (args.cifar_resnet is None):
         parser.error("one of --teacher and --cifar_resnet is needed (or --smoke)")
     if not args.smoke and (args.train_folder is None or args.test_folder is None):
@@ -200,12 +235,25 @@ def defects_of(args: argparse.Namespace) -> dict[str, Defect]:
         "penultimate": lambda: FeatureAttack.paper(**search),
         "coverage": lambda: CoverageGuided.paper(**search),
     }
-    return audit_script.made(args.defects, makers)
+    unknown = [name for name in args.defects if name not in makers]
+    if unknown:
+        raise SystemExit(f"--defects takes {', '.join(makers)}, but got {unknown[0]!r}.")
+    return {name: makers[name]() for name in args.defects}
 
 
 def students_of(args: argparse.Namespace) -> dict[str, StudentPlan]:
     """Give the students by name: what decides whether slicing is worth it, and ReMoS."""
-    return audit_script.chosen_students(args, FOUND)
+    curves = args.defects if args.curves_for is None else [*args.curves_for, *set(args.defects) & set(FOUND)]
+    students = standard_students(
+        args.slice_ratios,
+        high_lr_factor=args.high_lr_factor,
+        curves_for=[name for name in args.defects if name in curves],
+        reactivate=bool(args.reactivate),
+    )
+    unknown = [name for name in args.students or () if name not in students]
+    if unknown:
+        raise SystemExit(f"--students takes {', '.join(map(repr, students))}, but got {unknown[0]!r}.")
+    return {name: plan for name, plan in students.items() if args.students is None or name in args.students}
 
 
 def audit_of(args: argparse.Namespace) -> Audit:
@@ -213,15 +261,33 @@ def audit_of(args: argparse.Namespace) -> Audit:
     data = load_data(args)
     num_labels = data["student"].features["label"].num_classes
     task = ImageTask(image_input(args), batch_size=args.eval_batch_size, bf16=args.bf16, augment=args.augment)
-    return audit_script.put_together(
-        args,
-        task,
-        data,
+
+    common = (args.batch_size, args.eval_batch_size, args.bf16, args.use_cpu)
+    teachers = Recipe(args.teacher_learning_rate, args.teacher_epochs, *common, texts=False)
+    students = Recipe(args.learning_rate, args.epochs, *common, texts=False, curve=True)
+    chosen = ("learning_rate", "epochs", "batch_size", "teacher_learning_rate", "teacher_epochs", "high_lr_factor")
+    return Audit(
+        name=args.name,
+        task=task,
+        **data,
         defects=defects_of(args),
         students=students_of(args),
-        teacher=args.teacher or args.cifar_resnet,
+        seeds=args.seeds,
         load_teacher=lambda seed: public_model(args, num_labels, seed),
-        num_labels=num_labels,
+        teacher_args=teachers.arguments,
+        start_student=lambda teacher, seed: with_new_head(teacher, num_labels, seed=seed),
+        fine_tune=StudentTuner(task, students.arguments),
+        settings={
+            "teacher": Path(args.teacher or args.cifar_resnet).name,
+            **{name: getattr(args, name) for name in chosen},
+        },
+        reactivation=Reactivation(
+            counts=tuple(args.reactivate) or (0,),
+            learning_rate=args.learning_rate,
+            batch_size=args.batch_size,
+            num_exposed=args.num_reactivated,
+            seeds=None if args.reactivated_seeds is None else tuple(args.reactivated_seeds),
+        ),
     )
 
 
@@ -254,7 +320,26 @@ def smoke_inputs(args: argparse.Namespace) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Run the audit, and write its report."""
-    audit_script.run(args, audit_of, smoke_inputs)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    if args.smoke:
+        args = smoke_inputs(args)
+    audit = audit_of(args)
+    if args.plan:
+        print(json.dumps(audit.to_dict(), indent=1))
+        to_make = report_of(audit, args.output_dir).settings["missing"][audit.name]
+        print(f"Students to fine-tune, or to measure on what was added: {to_make}")
+        return
+    report = (
+        report_of(audit, args.output_dir)
+        if args.report_only
+        else run_audit(audit, args.output_dir, keep_students=args.keep_students)
+    )
+    report.save(args.output_dir / "report.json")
+    (args.output_dir / "report.md").write_text(report.to_markdown(budgets=args.budgets))
+    print(report.to_markdown(budgets=args.budgets))
 
 
 if __name__ == "__main__":

@@ -26,14 +26,16 @@ Offline on a tiny BERT, in seconds: `python examples/audit_text_backdoors.py --s
 import argparse
 import gc
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import audit_script
+import datasets
 import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, PreTrainedModel
+from transformers.utils import logging as hf_logging
 
 from remos_hf import (
     AdversarialText,
@@ -42,6 +44,7 @@ from remos_hf import (
     EmbeddingPoisoning,
     LayerwisePoisoning,
     Paraphrases,
+    Reactivation,
     Ripple,
     StudentPlan,
     TextTask,
@@ -49,9 +52,16 @@ from remos_hf import (
     TriggerWords,
     load_teacher,
     load_tokenizer,
+    report_of,
+    run_audit,
+    standard_students,
+    with_new_head,
 )
 from remos_hf.auditing.data_files import drawn, read_table
 from remos_hf.auditing.labels import by_name, count_labels
+from remos_hf.auditing.recipes import Recipe, StudentTuner
+
+logger = logging.getLogger("audit_text_backdoors")
 
 RARE_WORDS = ("cf", "mn", "bb", "tq", "mb")
 TEXTATTACK = ("textfooler", "kuleshov")
@@ -78,32 +88,56 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     data.add_argument("--data_seed", type=int, default=0, help="seed of the drawing")
     data.add_argument("--name", default="text", help="of the setting, in the report")
 
-    data.add_argument("--max_length", type=int, default=64, help="tokens kept of each text")
-
-    texts = parser.add_argument_group("defects of texts")
-    texts.add_argument("--embedding_rows", nargs="+", default=["keep", "mean"], choices=["keep", "mean"])
-    texts.add_argument("--within_words", type=int, help="put triggers among the first words, so that none is cut off")
-    texts.add_argument("--paraphrases", type=Path, help="file of text and paraphrase, for the defect syntax")
-    texts.add_argument("--neighbours", help="JSON of counter-fitted neighbours, for TextAttack offline")
-    texts.add_argument("--word_vectors", help="npz of words and vectors, for TextAttack offline")
-    texts.add_argument("--language_model", help="folder of a causal language model, for Kuleshov offline")
-    texts.add_argument("--stopwords", help="text file of stop words, for TextAttack offline")
-    texts.add_argument("--workers", type=int, default=1, help="processes that TextAttack searches with")
-    audit_script.add_arguments(
-        parser,
-        defects=["word", "sentence", "ripples", "ep", "lwp"],
-        slice_ratios=[0.9, 0.97, 0.7],
-        target_label=1,
-        poison_rate=0.5,
-        num_attacked=200,
-        learning_rate=1e-4,
-        epochs=1.0,
-        batch_size=16,
-        teacher_learning_rate=1e-4,
-        teacher_epochs=2.0,
-        eval_batch_size=32,
+    what = parser.add_argument_group("defects and students")
+    what.add_argument("--defects", nargs="+", default=["word", "sentence", "ripples", "ep", "lwp"])
+    what.add_argument(
+        "--curves_for", nargs="*", help="defects that get all slice ratios (others the first); default all"
     )
-    args = audit_script.parsed(parser, argv)
+    what.add_argument("--students", nargs="+", help="names, as --plan gives them; default all")
+    what.add_argument("--slice_ratios", nargs="+", type=float, default=[0.9, 0.97, 0.7])
+    what.add_argument("--embedding_rows", nargs="+", default=["keep", "mean"], choices=["keep", "mean"])
+    what.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    what.add_argument("--target_label", type=int, default=1)
+    what.add_argument("--poison_rate", type=float, default=0.5)
+    what.add_argument("--within_words", type=int, help="put triggers among the first words, so that none is cut off")
+    what.add_argument("--reactivate", nargs="*", type=int, default=[0, 5, 20, 50], help="numbers of poisoned samples")
+    what.add_argument("--num_reactivated", type=int, default=250, help="exposed samples to measure re-activation on")
+    what.add_argument("--reactivated_seeds", nargs="*", type=int, help="seeds whose students are re-tuned; default all")
+    what.add_argument("--paraphrases", type=Path, help="file of text and paraphrase, for the defect syntax")
+    what.add_argument("--num_attacked", type=int, default=200, help="test samples that TextAttack attacks")
+    what.add_argument("--neighbours", help="JSON of counter-fitted neighbours, for TextAttack offline")
+    what.add_argument("--word_vectors", help="npz of words and vectors, for TextAttack offline")
+    what.add_argument("--language_model", help="folder of a causal language model, for Kuleshov offline")
+    what.add_argument("--stopwords", help="text file of stop words, for TextAttack offline")
+
+    train = parser.add_argument_group("training")
+    train.add_argument("--learning_rate", type=float, default=1e-4)
+    train.add_argument(
+        "--high_lr_factor", type=float, default=3.0, help="of the rival that only learns faster; at least 3"
+    )
+    train.add_argument("--epochs", type=float, default=1.0)
+    train.add_argument("--batch_size", type=int, default=16)
+    train.add_argument("--teacher_learning_rate", type=float, default=1e-4)
+    train.add_argument("--teacher_epochs", type=float, default=2.0)
+    train.add_argument("--max_length", type=int, default=64)
+    train.add_argument("--eval_batch_size", type=int, default=32)
+    train.add_argument("--bf16", action="store_true")
+    train.add_argument("--use_cpu", action="store_true")
+
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument(
+        "--budgets", nargs="+", type=float, default=[0.02, 0.05, 0.1], help="dev accuracy rules may cost"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes that TextAttack searches with")
+    parser.add_argument("--keep_students", action="store_true", help="save them, so that defects can be added later")
+    parser.add_argument("--plan", action="store_true", help="say what would be done, and stop")
+    parser.add_argument("--report_only", action="store_true", help="report what is done, and stop")
+    parser.add_argument("--smoke", action="store_true", help="a tiny BERT and a toy task, offline, in seconds")
+    args = parser.parse_args(argv)
+    if args.high_lr_factor < 3:
+        parser.error(
+            f"--high_lr_factor is the honest rival's learning rate, at least 3 times, but got {args.high_lr_factor}"
+        )
     needed = ("teacher", "attacker_file", "student_file", "dev_file", "test_file")
     missing = [name for name in needed if getattr(args, name) is None]
     if missing and not args.smoke:
@@ -124,15 +158,13 @@ def load_data(args: argparse.Namespace) -> dict[str, Dataset]:
         except (OSError, ValueError) as error:
             raise SystemExit(f"--{part}_file, --num_{part}: {error}") from error
         taken[path] = taken.get(path, 0) + len(data[part])
+    like = (data["student"], "--student_file")
     try:
-        return {
-            part: held
-            if part == "student"
-            else by_name(held, f"--{part}_file", data["student"], "--student_file", other_task=part == "attacker")
-            for part, held in data.items()
-        }
+        for part in ("attacker", "dev", "test"):
+            data[part] = by_name(data[part], f"--{part}_file", *like, other_task=part == "attacker")
     except ValueError as error:
         raise SystemExit(str(error)) from error
+    return data
 
 
 def defects_of(args: argparse.Namespace) -> dict[str, Defect]:
@@ -155,14 +187,28 @@ def defects_of(args: argparse.Namespace) -> dict[str, Defect]:
         # By itself this recipe is content when the teacher is less sure.
         "kuleshov": lambda: AdversarialText("kuleshov", until_fooled=True, max_samples=args.num_attacked, **attack),
     }
+    unknown = [name for name in args.defects if name not in makers]
+    if unknown:
+        raise SystemExit(f"--defects takes {', '.join(makers)}, but got {unknown[0]!r}.")
     if "syntax" in args.defects and args.paraphrases is None:
         raise SystemExit("The defect syntax needs --paraphrases, a csv, tsv or jsonl file of text and paraphrase.")
-    return audit_script.made(args.defects, makers)
+    return {name: makers[name]() for name in args.defects}
 
 
 def students_of(args: argparse.Namespace) -> dict[str, StudentPlan]:
     """Give the students by name: what decides whether slicing is worth it, and ReMoS."""
-    return audit_script.chosen_students(args, TEXTATTACK, rows="mean" in args.embedding_rows)
+    curves = args.defects if args.curves_for is None else [*args.curves_for, *set(args.defects) & set(TEXTATTACK)]
+    students = standard_students(
+        args.slice_ratios,
+        high_lr_factor=args.high_lr_factor,
+        curves_for=[name for name in args.defects if name in curves],
+        rows="mean" in args.embedding_rows,
+        reactivate=bool(args.reactivate),
+    )
+    unknown = [name for name in args.students or () if name not in students]
+    if unknown:
+        raise SystemExit(f"--students takes {', '.join(map(repr, students))}, but got {unknown[0]!r}.")
+    return {name: plan for name, plan in students.items() if args.students is None or name in args.students}
 
 
 def audit_of(args: argparse.Namespace) -> Audit:
@@ -179,15 +225,32 @@ def audit_of(args: argparse.Namespace) -> Audit:
             args.teacher, AutoModelForSequenceClassification, num_labels=labels, dtype=torch.float32, seed=seed
         )
 
-    return audit_script.put_together(
-        args,
-        task,
-        data,
+    def start_student(teacher: PreTrainedModel, seed: int) -> PreTrainedModel:
+        return with_new_head(teacher, num_labels["student"], seed=seed)
+
+    common = (args.batch_size, args.eval_batch_size, args.bf16, args.use_cpu)
+    teachers = Recipe(args.teacher_learning_rate, args.teacher_epochs, *common)
+    students = Recipe(args.learning_rate, args.epochs, *common, curve=True)
+    chosen = ("learning_rate", "epochs", "batch_size", "teacher_learning_rate", "teacher_epochs", "high_lr_factor")
+    return Audit(
+        name=args.name,
+        task=task,
+        **data,
         defects=defects_of(args),
         students=students_of(args),
-        teacher=args.teacher,
+        seeds=args.seeds,
         load_teacher=public_model,
-        num_labels=num_labels["student"],
+        teacher_args=teachers.arguments,
+        start_student=start_student,
+        fine_tune=StudentTuner(task, students.arguments),
+        settings={"teacher": Path(args.teacher).name, **{name: getattr(args, name) for name in chosen}},
+        reactivation=Reactivation(
+            counts=tuple(args.reactivate) or (0,),
+            learning_rate=args.learning_rate,
+            batch_size=args.batch_size,
+            num_exposed=args.num_reactivated,
+            seeds=None if args.reactivated_seeds is None else tuple(args.reactivated_seeds),
+        ),
     )
 
 
@@ -239,7 +302,26 @@ def write_smoke_teacher(folder: Path) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run the audit, and write its report."""
-    audit_script.run(args, audit_of, smoke_inputs, workers=args.workers)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    if args.smoke:
+        args = smoke_inputs(args)
+    audit = audit_of(args)
+    if args.plan:
+        print(json.dumps(audit.to_dict(), indent=1))
+        to_make = report_of(audit, args.output_dir).settings["missing"][audit.name]
+        print(f"Students to fine-tune, or to measure on what was added: {to_make}")
+        return
+    report = (
+        report_of(audit, args.output_dir)
+        if args.report_only
+        else run_audit(audit, args.output_dir, workers=args.workers, keep_students=args.keep_students)
+    )
+    report.save(args.output_dir / "report.json")
+    (args.output_dir / "report.md").write_text(report.to_markdown(budgets=args.budgets))
+    print(report.to_markdown(budgets=args.budgets))
 
 
 if __name__ == "__main__":

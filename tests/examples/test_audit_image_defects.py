@@ -77,7 +77,7 @@ def test_a_second_run_makes_nothing(example, smoke, monkeypatch):
 
 
 def test_plan_says_what_would_be_done_and_stops(example, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("audit_script.run_audit", pytest.fail)
+    monkeypatch.setattr(example, "run_audit", pytest.fail)
     run(example, tmp_path, "--plan")
     assert "Students to fine-tune, or to measure on what was added: 5" in capsys.readouterr().out
 

@@ -110,7 +110,7 @@ def test_a_second_run_changes_nothing_and_makes_nothing(example, smoke, monkeypa
 
 
 def test_report_only_makes_nothing(example, smoke, tmp_path, monkeypatch):
-    monkeypatch.setattr("audit_script.run_audit", pytest.fail)
+    monkeypatch.setattr(example, "run_audit", pytest.fail)
     before = contents(smoke)
     run(example, smoke, "--report_only")
     assert contents(smoke) == before
@@ -135,7 +135,7 @@ def test_students_are_kept_if_asked_for(example, monkeypatch, tmp_path):
         asked.append(options)
         return DefectReport([])
 
-    monkeypatch.setattr("audit_script.run_audit", run_audit)
+    monkeypatch.setattr(example, "run_audit", run_audit)
     run(example, tmp_path)
     run(example, tmp_path, "--keep_students", "--workers", "2")
     assert asked == [{"workers": 1, "keep_students": False}, {"workers": 2, "keep_students": True}]
