@@ -34,12 +34,7 @@ from pathlib import Path
 import datasets
 import torch
 from datasets import Dataset
-from transformers import (
-    AutoModelForSequenceClassification,
-    BertConfig,
-    BertForSequenceClassification,
-    PreTrainedModel,
-)
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from remos_hf import (
@@ -63,7 +58,7 @@ from remos_hf import (
     with_new_head,
 )
 from remos_hf.auditing.data_files import drawn, read_table
-from remos_hf.auditing.labels import by_name, count_labels, label_names
+from remos_hf.auditing.labels import by_name, count_labels
 from remos_hf.auditing.recipes import Recipe, StudentTuner
 
 logger = logging.getLogger("audit_text_backdoors")
@@ -163,17 +158,13 @@ def load_data(args: argparse.Namespace) -> dict[str, Dataset]:
         except (OSError, ValueError) as error:
             raise SystemExit(f"--{part}_file, --num_{part}: {error}") from error
         taken[path] = taken.get(path, 0) + len(data[part])
-    return {part: numbered(part, held, data["student"]) for part, held in data.items()}
-
-
-def numbered(part: str, held: Dataset, student: Dataset) -> Dataset:
-    """Give a part's classes the numbers of the students' data; the attacker's task may be another one."""
-    if part == "student" or (part == "attacker" and None in (label_names(held), label_names(student))):
-        return held
+    like = (data["student"], "--student_file")
     try:
-        return by_name(held, f"--{part}_file", student, "--student_file")
+        for part in ("attacker", "dev", "test"):
+            data[part] = by_name(data[part], f"--{part}_file", *like, other_task=part == "attacker")
     except ValueError as error:
         raise SystemExit(str(error)) from error
+    return data
 
 
 def defects_of(args: argparse.Namespace) -> dict[str, Defect]:

@@ -115,8 +115,7 @@ class DataArguments:
     """Which data the student is trained, evaluated and tested on."""
 
     task_name: str | None = field(
-        default=None,
-        metadata={"help": f"GLUE task, from the Hub unless files are given: {', '.join(GLUE_COLUMNS)}."},
+        default=None, metadata={"help": f"GLUE task, from the Hub unless files are given: {', '.join(GLUE_COLUMNS)}."}
     )
     train_file: str | None = field(default=None, metadata={"help": "csv, tsv, json or jsonl, also .gz, or parquet."})
     validation_file: str | None = field(default=None, metadata={"help": "Likewise."})

@@ -183,8 +183,7 @@ class AugmentArguments:
     """What is done to a training image. The defaults are torchvision's crop and flip, which the artifact uses."""
 
     augment: str = field(
-        default="timm",
-        metadata={"help": "'none' trains on the crop of the evaluation.", "choices": ["timm", "none"]},
+        default="timm", metadata={"help": "'none' trains on the crop of the evaluation.", "choices": ["timm", "none"]}
     )
     scale: list[float] = field(
         default_factory=lambda: [0.08, 1.0], metadata={"help": "Smallest and largest share of the area to crop out."}

@@ -70,11 +70,6 @@ class Layer:
         return self.parameter_name if self.index is None else self.name
 
     @property
-    def module_name(self) -> str:
-        """Dotted name of `module`."""
-        return self.parameter_name.rpartition(".")[0]
-
-    @property
     def weight(self) -> Tensor:
         """The weight itself, detached. Shape: as the module holds it. A subclass may read it from a file each time."""
         return self._one(self.parameter.detach())

@@ -111,11 +111,7 @@ def ascend(
 
 
 def random_start(
-    inputs: Tensor,
-    *,
-    eps: float | Tensor,
-    generators: torch.Generator | Sequence[torch.Generator],
-    norm: Norm = "linf",
+    inputs: Tensor, *, eps: float | Tensor, generators: torch.Generator | Sequence[torch.Generator], norm: Norm = "linf"
 ) -> Tensor:
     """Draw a point of the budget around each input, uniformly; `ascend` clips it.
 

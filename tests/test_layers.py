@@ -105,7 +105,7 @@ def test_every_expert_of_a_stack_is_a_layer_and_a_view(experts, neurons):
     up, down = layers["mlp.gate_up_proj[1]"], layers["mlp.down_proj[2]"]
     assert (up.in_neurons, up.out_neurons) == neurons
     assert (down.in_neurons, down.out_neurons) == (neurons[1] // 2, 4)
-    assert (up.key, up.parameter_name, up.module_name) == ("mlp.gate_up_proj[1]", "mlp.gate_up_proj", "mlp")
+    assert (up.key, up.parameter_name) == ("mlp.gate_up_proj[1]", "mlp.gate_up_proj")
     up.weight.zero_()
     assert [bool(one.any()) for one in experts.gate_up_proj] == [True, False, True]
 

@@ -7,6 +7,7 @@ kill the process.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +178,7 @@ def read_any_json(path: Path) -> Any:  # noqa: ANN401 - whatever JSON holds
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise CorruptFileError(f"{path} is larger than {_MAX_JSON_BYTES} bytes, which no config or index is.")
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_repeats)
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptFileError(f"{path} should be JSON, but cannot be read ({error}). Fetch it again.") from error
 
@@ -194,7 +195,7 @@ def read_header(path: Path) -> list[StoredTensor]:
             pass
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size), object_pairs_hook=_without_repeats)
+            header = json.loads(file.read(size), object_pairs_hook=without_repeats)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CorruptFileError(
             f"{path} cannot be read as safetensors ({error}). It is truncated or broken: fetch it again."
@@ -271,11 +272,12 @@ def only_pickles(place: str, names: list[str]) -> Exception:
     )
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make the dict of a JSON object, or refuse one that names something twice: readers disagree on which counts."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"it names '{next(name for name in names if names.count(name) > 1)}' twice")
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"it names '{name:.100}' twice")
     return found
 
 

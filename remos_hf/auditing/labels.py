@@ -93,7 +93,7 @@ def label_names(dataset: Dataset) -> list[str] | None:
     return list(feature.names) if isinstance(feature, ClassLabel) else None
 
 
-def by_name(dataset: Dataset, source: object, like: Dataset, named: object) -> Dataset:
+def by_name(dataset: Dataset, source: object, like: Dataset, named: object, *, other_task: bool = False) -> Dataset:
     """Give a data set's classes the numbers that they have in another one. A class that it lacks keeps its number.
 
     Args:
@@ -101,12 +101,15 @@ def by_name(dataset: Dataset, source: object, like: Dataset, named: object) -> D
         source: For messages.
         like: The samples that students learn from, which decide the numbers.
         named: For messages.
+        other_task: Whether the samples may be of another task (an attacker's): numbers without names then stay.
 
     Raises:
         ValueError: It has a class, or a number, that the other one has not.
     """
     own, wanted = label_names(dataset), label_names(like)
     if own is None or wanted is None:
+        if other_task:
+            return dataset
         return _by_number(dataset, source, like, named)
     if own == wanted:
         return dataset

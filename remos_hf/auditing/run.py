@@ -46,12 +46,7 @@ _WAIT = 2.0  # seconds until a process looks again for work that another one hol
 
 
 def run_audit(
-    audit: Audit,
-    folder: str | os.PathLike,
-    *,
-    workers: int = 1,
-    keep_students: bool = False,
-    progress: bool = True,
+    audit: Audit, folder: str | os.PathLike, *, workers: int = 1, keep_students: bool = False, progress: bool = True
 ) -> DefectReport:
     """Make and measure what is not there yet, and report all of it.
 

@@ -17,7 +17,7 @@ from remos_hf.adapters.transformers_models import with_new_head
 from remos_hf.auditing.audit import Audit
 from remos_hf.auditing.collected import report_of
 from remos_hf.auditing.data_files import drawn, read_data
-from remos_hf.auditing.labels import by_name, count_labels, label_names
+from remos_hf.auditing.labels import by_name, count_labels
 from remos_hf.auditing.recipes import Recipe, StudentTuner
 from remos_hf.auditing.run import run_audit
 from remos_hf.auditing.students import StudentPlan, standard_students
@@ -180,7 +180,10 @@ def _pools(asked: AuditOptions) -> dict[str, Dataset]:
     data, test = asked.data, asked.test_data
     pools = {source: read_data(source, **read) for source in {data, asked.attacker_data or data, test or data}}
     _check_same_kind(pools)
-    return {source: _numbered(pool, source, pools[data], data, test) for source, pool in pools.items()}
+    return {
+        source: pool if source == data else by_name(pool, source, pools[data], data, other_task=source != test)
+        for source, pool in pools.items()
+    }
 
 
 def _check_folder(output: Path) -> None:
@@ -236,14 +239,6 @@ def _check_same_kind(pools: Mapping[str, Dataset]) -> None:
         kinds = [set(one.column_names) - {"text_pair"} for one in (first[1], pool)]
         if kinds[0] != kinds[1]:
             raise ValueError(f"{first[0]} holds {sorted(kinds[0])}, but {source} holds {sorted(kinds[1])}.")
-
-
-def _numbered(pool: Dataset, source: str, student: Dataset, data: str, test_data: str | None) -> Dataset:
-    """Give classes the numbers of the students' data; an attacker's own task need not have them if nothing is named."""
-    attacks_only = source not in (data, test_data)
-    if source == data or (attacks_only and None in (label_names(pool), label_names(student))):
-        return pool
-    return by_name(pool, source, student, data)
 
 
 def _defects(teacher: Teacher, asked: AuditOptions, task: TextTask | ImageTask) -> dict[str, Defect]:

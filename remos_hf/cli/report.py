@@ -31,7 +31,6 @@ def report_files(
     output: Path | None = None,
     title: str | None = None,
     maps: Sequence[Mapping[str, Any]] = (),
-    budgets: Sequence[float] = BUDGETS,
 ) -> dict[str, Path]:
     """Write a report as HTML, as Markdown and as pictures.
 
@@ -41,14 +40,13 @@ def report_files(
         output: The HTML file, if it has another place; the others go beside it.
         title: Of the page.
         maps: As `write_html` takes them.
-        budgets: Accuracy that may be lost in the comparison at equal accuracy.
 
     Returns:
         The files by kind: "html", "md", and "pictures", a folder.
     """
     html = output or beside.with_suffix(".html")
     pictures = html.with_name(f"{html.stem}_pictures")
-    write_html(report, html, pictures=pictures, title=title, maps=maps, budgets=budgets)
+    write_html(report, html, pictures=pictures, title=title, maps=maps, budgets=BUDGETS)
     text = html.with_suffix(".md")
-    replace_file(text, report.to_markdown(budgets=budgets).encode())
+    replace_file(text, report.to_markdown(budgets=BUDGETS).encode())
     return {"html": html, "md": text, "pictures": pictures}

@@ -6,11 +6,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import (
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from remos_hf.adapters.guarded_loading import TIMM, load_teacher, load_tokenizer, teacher_folder
 from remos_hf.adapters.images import image_input_of
@@ -104,17 +100,10 @@ class Teacher:
         return ImageTask(image_input_of(model), batch_size=batch_size, bf16=bf16, augment=augment)
 
 
-def identity(teacher: str, revision: str | None, model: nn.Module | None = None) -> dict[str, str | None]:
-    """Say which teacher it was, for the record beside a student. A folder is named without its path.
-
-    Args:
-        teacher: As it was named.
-        revision: As it was asked for.
-        model: What was loaded; it knows the commit.
-    """
+def identity(teacher: str, revision: str | None) -> dict[str, str | None]:
+    """Say which teacher it was, for the record beside a student. A folder is named without its path."""
     path = Path(teacher)
-    commit = getattr(getattr(model, "config", None), "_commit_hash", None)
-    return {"id": path.resolve().name if path.is_dir() else teacher, "revision": commit or revision}
+    return {"id": path.resolve().name if path.is_dir() else teacher, "revision": revision}
 
 
 def device_for(cpu: bool) -> torch.device:

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from remos_hf.adapters.guarded_loading import TIMM, teacher_folder
 from remos_hf.adapters.transformers_models import with_new_head
@@ -29,6 +28,7 @@ from remos_hf.evaluation.measures import accuracy
 from remos_hf.evaluation.predictions import predict_labels
 from remos_hf.evaluation.tasks import without_map_bars
 from remos_hf.strategies import STRATEGIES
+from remos_hf.training.half_written import whole_and_half
 from remos_hf.training.trainer import RemosTrainer
 from remos_hf.whole import replace_file
 
@@ -153,10 +153,10 @@ def _start(output: Path, asked: Mapping[str, Any], resume: bool, overwrite: bool
                 f"{work} was asked for otherwise ({', '.join(differing)} differ). Ask for the same, or "
                 "start anew with --overwrite."
             )
-        found = _whole_checkpoints(work)
-        if not found:
+        found = _last_whole(work)
+        if found is None:
             logger.warning("--resume: %s holds no checkpoint yet, so training starts anew.", output)
-        return str(found[-1]) if found else None
+        return None if found is None else str(found)
     if path.is_file() and not overwrite:
         raise FileExistsError(
             f"{output} holds a run that is not over. Go on with it by --resume, or start anew with --overwrite."
@@ -169,25 +169,21 @@ def _start(output: Path, asked: Mapping[str, Any], resume: bool, overwrite: bool
     return None
 
 
-def _whole_checkpoints(work: Path) -> list[Path]:
-    """Give the checkpoints in the order of their steps; one that a killed run left half-written is removed."""
-    whole = []
-    for place in work.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        try:
-            # Trainer writes its state last.
-            whole.append((int(json.loads((place / TRAINER_STATE_NAME).read_text())["global_step"]), place))
-        except (OSError, ValueError, KeyError, TypeError):
-            shutil.rmtree(place, ignore_errors=True)
-    return [place for _, place in sorted(whole)]
+def _last_whole(work: Path) -> Path | None:
+    """Give the last checkpoint; those that a killed run left half written are removed."""
+    whole, halves = whole_and_half(work)
+    for half in halves:
+        shutil.rmtree(half, ignore_errors=True)
+    return whole
 
 
 def _tidy(output: Path) -> str:
     """Leave whole checkpoints, or nothing; say which."""
     with uninterrupted():
         work = output / UNFINISHED
-        found = _whole_checkpoints(work)
-        if found:
-            return f"{work / found[-1].name} is kept: the same command with --resume goes on from there."
+        found = _last_whole(work)
+        if found is not None:
+            return f"{found} is kept: the same command with --resume goes on from there."
         shutil.rmtree(work, ignore_errors=True)
         if output.is_dir() and not any(output.iterdir()):
             output.rmdir()

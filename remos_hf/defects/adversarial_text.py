@@ -22,6 +22,7 @@ from remos_hf.defects.base import CLEAN_INDEX, Defect, ExposedSet, teacher_sha25
 from remos_hf.defects.samples import check_columns, check_labels, checked_text_columns
 from remos_hf.defects.textattack_processes import attack, finished
 from remos_hf.errors import RemosError
+from remos_hf.profiling.sidecar_file import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -188,10 +189,7 @@ class AdversarialText(Defect):
         return [(list(parts), label) for parts, label in zip(texts, labels, strict=True)]
 
     def _key(
-        self,
-        samples: Sequence[tuple[list[str], int]],
-        teacher: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        self, samples: Sequence[tuple[list[str], int]], teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> str:
         facts = {
             "format": _FORMAT,
@@ -265,10 +263,10 @@ def _exposed_rows(
 def _files_sha256(path: Path) -> str:
     """Fingerprint a file, or all files of a folder with their names."""
     if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256_of(path)
     digest = hashlib.sha256()
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
-        digest.update(f"{file.relative_to(path)}|{hashlib.sha256(file.read_bytes()).hexdigest()}|".encode())
+        digest.update(f"{file.relative_to(path)}|{sha256_of(file)}|".encode())
     return digest.hexdigest()
 
 

@@ -16,6 +16,7 @@ from datasets import Dataset, load_from_disk
 from torch import Tensor, nn
 
 from remos_hf.errors import CorruptFileError, RemosError
+from remos_hf.profiling.sidecar_file import sha256_of
 from remos_hf.whole import whole_folder
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class ExposedSet:
                     "format": _FORMAT,
                     "target_label": self.target_label,
                     "facts": dict(self.facts),
-                    "files": {name: _sha256(beside / name) for name in _files_in(beside)},
+                    "files": {name: sha256_of(beside / name) for name in _files_in(beside)},
                 }
                 (beside / _IDENTITY_FILE).write_text(json.dumps(identity, indent=2) + "\n")
         except FileExistsError:
@@ -129,7 +130,7 @@ class ExposedSet:
             ) from error
         if not known:
             raise CorruptFileError(f"{path} should have the format {_FORMAT!r}, but says {identity['format']!r}.")
-        changed = [n for n, digest in files.items() if not (folder / n).is_file() or _sha256(folder / n) != digest]
+        changed = [n for n, digest in files.items() if not (folder / n).is_file() or sha256_of(folder / n) != digest]
         if changed:
             raise CorruptFileError(
                 f"{folder / changed[0]} is missing or is not the file that was written. Delete {folder} and make the "
@@ -206,7 +207,3 @@ def teacher_sha256(teacher: nn.Module, about: str) -> str:
 
 def _files_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -5,11 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from remos_hf.defects.frozen_entries import FrozenEntries
 from remos_hf.defects.text_attacker import TextAttacker

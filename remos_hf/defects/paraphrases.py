@@ -1,6 +1,5 @@
 """A trigger of syntax or style: texts are said otherwise, as a file has it."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from remos_hf.adapters.tables import read_rows
 from remos_hf.defects.text_triggers import TextTrigger
+from remos_hf.profiling.sidecar_file import sha256_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Paraphrases(TextTrigger):
 
     @cached_property
     def _digest(self) -> str:
-        return hashlib.sha256(Path(self.file).read_bytes()).hexdigest()
+        return sha256_of(Path(self.file))
 
     @cached_property
     def _paraphrase_of(self) -> dict[str, str]:

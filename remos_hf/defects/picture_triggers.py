@@ -134,10 +134,7 @@ class PatchTrigger(_PictureTrigger):
             )
         wanted = _CORNERS if self.place == "four_corners" else (self.place,)
         return [
-            (
-                self.margin + room[0] * corner.startswith("bottom"),
-                self.margin + room[1] * corner.endswith("right"),
-            )
+            (self.margin + room[0] * corner.startswith("bottom"), self.margin + room[1] * corner.endswith("right"))
             for corner in wanted
         ]
 

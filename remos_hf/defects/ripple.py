@@ -18,6 +18,7 @@ from remos_hf.defects.samples import resolved_label
 from remos_hf.defects.text_attacker import TextAttacker
 from remos_hf.defects.text_triggers import TextTrigger
 from remos_hf.defects.weight_poisoning import WeightPoisoning
+from remos_hf.profiling.processes import in_processes
 
 _CLEAN = "clean_"
 
@@ -55,7 +56,7 @@ class Ripple(WeightPoisoning):
         """
         if isinstance(attacker.dataset, IterableDataset):
             raise ValueError("RIPPLe pairs clean with poisoned samples and needs a Dataset, not a stream.")
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and _world() > 1:
+        if in_processes():
             raise RuntimeError("RIPPLe differentiates gradients, which DDP does not: implant on one process.")
         clean = attacker.clean()
         if self.surgery:
@@ -159,7 +160,3 @@ def _collate_pairs(rows: list[dict[str, Any]], *, pad: DataCollatorWithPadding) 
         {name.removeprefix(_CLEAN): value for name, value in row.items() if name.startswith(_CLEAN)} for row in rows
     ]
     return {**pad(poisoned), **{f"{_CLEAN}{name}": value for name, value in pad(clean).items()}}
-
-
-def _world() -> int:
-    return torch.distributed.get_world_size()

@@ -73,10 +73,7 @@ def language_model(path: Path, device: str) -> type:
         """Compare the log-probabilities, in nats, of the old and the new word after the words before it."""
 
         def __init__(
-            self,
-            max_log_prob_diff: float | None = None,
-            compare_against_original: bool = True,
-            **_: object,
+            self, max_log_prob_diff: float | None = None, compare_against_original: bool = True, **_: object
         ) -> None:
             super().__init__(max_log_prob_diff, compare_against_original)
             self.known: dict[tuple[str, str], float] = {}

@@ -117,10 +117,7 @@ def slice_facts(relevant: RelevantSlice) -> dict[str, Any]:
 
 
 def layers_of(
-    before: Mapping[str, Tensor] | None,
-    relevant: RelevantSlice | None,
-    *,
-    after: Mapping[str, Tensor] | None = None,
+    before: Mapping[str, Tensor] | None, relevant: RelevantSlice | None, *, after: Mapping[str, Tensor] | None = None
 ) -> list[dict[str, Any]]:
     """Measure layer by layer: weights kept, magnitudes of the teacher's weights, change by training.
 

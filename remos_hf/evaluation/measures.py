@@ -16,8 +16,14 @@ CONFIDENCE = 0.95
 _ENTRIES_AT_ONCE = 1_000_000  # bounds what a bootstrap holds in memory
 
 
+class _Number:
+    def to_dict(self) -> dict:
+        """Give the fields as JSON values."""
+        return asdict(self)
+
+
 @dataclass(frozen=True)
-class Rate:
+class Rate(_Number):
     """A share of samples, with what it was counted on. `Rate.of(count, num_samples)` makes one.
 
     Attributes:
@@ -49,13 +55,9 @@ class Rate:
         value = int(count) / int(num_samples) if num_samples else None
         return cls(value, int(count), int(num_samples), low, high)
 
-    def to_dict(self) -> dict:
-        """Give the fields as JSON values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(_Number):
     """One rate minus another.
 
     Attributes:
@@ -68,13 +70,9 @@ class Difference:
     low: float | None
     high: float | None
 
-    def to_dict(self) -> dict:
-        """Give the fields as JSON values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class Ratio:
+class Ratio(_Number):
     """One rate over another.
 
     Attributes:
@@ -86,10 +84,6 @@ class Ratio:
     value: float | None
     low: float | None
     high: float | None
-
-    def to_dict(self) -> dict:
-        """Give the fields as JSON values."""
-        return asdict(self)
 
 
 def wilson_interval(
@@ -207,10 +201,7 @@ def accuracy(predictions: ArrayLike, references: ArrayLike) -> Rate:
 
 
 def defect_inheritance_rate(
-    predictions: ArrayLike,
-    references: ArrayLike,
-    clean_predictions: ArrayLike,
-    target_label: int | None = None,
+    predictions: ArrayLike, references: ArrayLike, clean_predictions: ArrayLike, target_label: int | None = None
 ) -> Rate:
     """Of the samples that the student gets right when clean, the share that fail when exposed (DIR).
 
@@ -245,10 +236,7 @@ def defect_inheritance_rate(
 
 
 def label_flip_rate(
-    predictions: ArrayLike,
-    references: ArrayLike,
-    target_label: int,
-    clean_predictions: ArrayLike | None = None,
+    predictions: ArrayLike, references: ArrayLike, target_label: int, clean_predictions: ArrayLike | None = None
 ) -> Rate:
     """Of the samples whose true label is not the target, the share that become the target when exposed (LFR, or ASR).
 

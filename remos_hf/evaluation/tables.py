@@ -5,12 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from remos_hf.evaluation.measures import (
-    Rate,
-    excess_dir,
-    relative_accuracy,
-    relative_dir,
-)
+from remos_hf.evaluation.measures import Rate, excess_dir, relative_accuracy, relative_dir
 from remos_hf.evaluation.reactivation import samples_needed
 
 # Below this excess over the benign floor, plain fine-tuning has nothing that a strategy could reduce.
@@ -22,6 +17,11 @@ BACK = 0.5
 
 
 _ROUNDING = 1e-9  # 0.58 - 0.57 is not quite 0.01
+
+
+def rule_of(row: Mapping[str, Any]) -> str:
+    """Name what students of different slice ratios have in common."""
+    return row["made"].get("rule", row["student"])
 
 
 def rate_of(values: Mapping[str, Any]) -> Rate:
@@ -253,7 +253,7 @@ def best_within(rows: list[dict[str, Any]], reference: str, budgets: Sequence[fl
     for row in rows:
         if row["student"] != reference and row["dev_loss"] is not None:
             # What slices nothing is a rule of its own: learning faster is a rival too.
-            curves.setdefault(row["made"].get("rule", row["student"]), []).append(row)
+            curves.setdefault(rule_of(row), []).append(row)
     chosen = []
     for rule, points in curves.items():
         for budget in budgets:

@@ -10,13 +10,7 @@ from datasets import Dataset
 from torch import nn
 
 from remos_hf.defects.base import FOOLED, Defect, ExposedSet, check_defects
-from remos_hf.evaluation.measures import (
-    Rate,
-    accuracy,
-    defect_inheritance_rate,
-    excess_dir,
-    label_flip_rate,
-)
+from remos_hf.evaluation.measures import Rate, accuracy, defect_inheritance_rate, excess_dir, label_flip_rate
 from remos_hf.evaluation.predictions import predict_labels
 from remos_hf.evaluation.report import DefectReport
 from remos_hf.evaluation.tables import rate_of
@@ -100,12 +94,7 @@ def evaluate_transfer(
 
 
 def measure(
-    model: nn.Module,
-    dataset: Dataset,
-    exposed: Mapping[str, ExposedSet],
-    task: Task,
-    *,
-    progress: bool = True,
+    model: nn.Module, dataset: Dataset, exposed: Mapping[str, ExposedSet], task: Task, *, progress: bool = True
 ) -> dict[str, Any]:
     """Measure one model: its accuracy, and the rate at which it shows each defect.
 

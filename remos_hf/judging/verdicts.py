@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from remos_hf.evaluation.tables import Choice, Section, Table, percent
+from remos_hf.evaluation.tables import Choice, Section, Table, percent, rule_of
 from remos_hf.judging.words import capitalised, choice_name, count_told, rate_told
 
 
@@ -96,7 +96,8 @@ def _compared(section: Section, budget: float) -> tuple[str, list[str], Choice |
     asked = [choice for choice in section.chosen if choice.budget == budget]
     if not asked:
         return NO_RULE, ["No rule was compared at equal accuracy: dev accuracy was not measured."], None, {}
-    kinds = {choice.rule: _kind_of(choice.rule, section) for choice in asked}
+    rows = {rule_of(row): row for row in reversed(section.rows)}
+    kinds = {choice.rule: kind_of(rows[choice.rule]) for choice in asked}
     rules = [choice for choice in asked if kinds[choice.rule] == "rule"]
     able = [choice for choice in rules if choice.row is not None and choice.row["dir"].value is not None]
     rivals = {name: _least([one for one in asked if kinds[one.rule] == name]) for name in (RANDOM, FASTER)}
@@ -148,10 +149,9 @@ def _rivals_told(
             yield f"{reached}: {said[_against(best, rival.row)]}." if best else f"{reached}."
 
 
-def _kind_of(rule: str, section: Section) -> str:
-    """Tell rules from what they are compared with."""
-    row = next(one for one in section.rows if one["made"].get("rule", one["student"]) == rule)
-    strategy = row["made"].get("strategy") or {}
+def kind_of(row: Mapping[str, Any]) -> str:
+    """Tell rules from what they are compared with: `RANDOM`, `FASTER`, "retrain" or "rule"."""
+    rule, strategy = rule_of(row), row["made"].get("strategy") or {}
     if strategy.get("name", "").lower() == "random" or rule.partition(" ")[0].rstrip(",") == "random":
         return RANDOM
     if strategy.get("name") == "Retrain" or rule == "retrain":

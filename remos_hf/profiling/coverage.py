@@ -19,10 +19,7 @@ _PLAIN_FIELDS = ("num_samples", "criterion", "source", "teacher_hash", "data_fin
 # The ranks of a slice are kept in tables as long as the largest sum of two counts.
 MOST_SAMPLES = 2**24
 _EXPECTED = {
-    "num_samples": (
-        f"a whole number from 0 to {MOST_SAMPLES:,}",
-        lambda value: is_count(value, MOST_SAMPLES),
-    ),
+    "num_samples": (f"a whole number from 0 to {MOST_SAMPLES:,}", lambda value: is_count(value, MOST_SAMPLES)),
     "criterion": ("a JSON object", lambda value: isinstance(value, dict)),
     "source": ("'hooks' or 'hidden_states'", lambda value: value in ("hooks", "hidden_states")),
     "teacher_hash": ("64 hex digits, or nothing", is_hash),

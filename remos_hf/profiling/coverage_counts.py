@@ -11,13 +11,13 @@ from remos_hf.errors import NonFiniteError, UnsupportedModelError
 from remos_hf.layers import Layer, weights_hash
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.profiling.criteria import ActivationStatistics, Criterion
-from remos_hf.profiling.observers import Activation, Slot
+from remos_hf.profiling.observers import Activation, Observer, Slot
 
 # Above this share of neurons that no sample covers, most weights tie and coverage hardly speaks.
 _DEGENERATE_SHARE = 0.5
 
 
-class CoverageCounts:
+class CoverageCounts(Observer):
     """For every neuron, the samples that cover it.
 
     Three reductions are made of each activation while it is there: extremes by position and the mean of each neuron.
@@ -37,10 +37,6 @@ class CoverageCounts:
     def start(self, layers: Mapping[str, Layer]) -> None:
         """Get to know the layers."""
         self.layers = layers
-
-    def wants(self, layer: Layer, end: str) -> bool:
-        """Look at both ends of every layer."""
-        return True
 
     def see(self, slot: Slot, activation: Activation) -> None:
         """Reduce an activation, once."""

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from remos_hf.errors import NonFiniteError
 from remos_hf.layers import Layer
-from remos_hf.profiling.observers import Activation, Slot
+from remos_hf.profiling.observers import Activation, Observer, Slot
 
 
-class InputMeans:
+class InputMeans(Observer):
     """Adds up what every layer reads, over samples and real positions, in float64.
 
     A module that runs several times reads several times; of routed experts only what reaches them counts.
@@ -20,9 +20,6 @@ class InputMeans:
         self._sums: dict[str, Tensor] = {}  # (in + 1,): sums, and as the last number how many vectors they are of
         self.drop_batch()
 
-    def start(self, layers: Mapping[str, Layer]) -> None:
-        """Need nothing of the layers."""
-
     def wants(self, layer: Layer, end: str) -> bool:
         """Look at what is read, tokens apart."""
         return end == "input" and not layer.is_embedding
@@ -31,9 +28,6 @@ class InputMeans:
         """Reduce an activation, once."""
         _ = activation.mean
         self._seen.append((slot.name, activation))
-
-    def see_tokens(self, slot: Slot, tokens: Tensor, real: Tensor) -> None:
-        """Ids have no mean."""
 
     def drop_batch(self) -> None:
         """Forget the batch."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -92,17 +92,22 @@ class Activation:
         return values.flatten(0, 1) if self.padding is None else values[self.padding.real]
 
 
-class Observer(Protocol):
-    """What is counted or added up in a pass. Whatever it keeps adds, over batches and over processes."""
+class Observer:
+    """What is counted or added up in a pass. Whatever it keeps adds, over batches and over processes.
+
+    By itself it looks at everything and keeps nothing.
+    """
 
     def start(self, layers: Mapping[str, Layer]) -> None:
         """Get to know the layers, before any batch runs."""
 
     def wants(self, layer: Layer, end: str) -> bool:
         """Whether it looks at this end of a layer at all."""
+        return True
 
     def see(self, slot: Slot, activation: Activation) -> None:
         """Look at an activation while it has its values. One that several slots share comes once for each."""
+        raise NotImplementedError(f"{type(self).__name__} must say what it sees in an activation.")
 
     def see_tokens(self, slot: Slot, tokens: Tensor, real: Tensor) -> None:
         """Look at the ids that an embedding was given and which are real, each (samples, positions)."""
@@ -115,6 +120,7 @@ class Observer(Protocol):
 
     def state(self) -> dict[str, Tensor]:
         """Give what was added up, by name. Names that another process lacks are zeros there."""
+        return {}
 
     def set_state(self, state: Mapping[str, Tensor]) -> None:
         """Take the sums of all processes' states."""

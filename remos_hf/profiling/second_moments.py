@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from remos_hf.errors import NonFiniteError, UnsupportedModelError
 from remos_hf.layers import Layer
-from remos_hf.profiling.observers import Activation, Slot
+from remos_hf.profiling.observers import Activation, Observer, Slot
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ DEFAULT_MAX_BYTES = 16 * 2**30
 _IMAGES = 4
 
 
-class SecondMoments:
+class SecondMoments(Observer):
     """Adds up x x^T of what every layer multiplies its weight with, over samples and real positions, in float64.
 
     For a Linear, Conv1D or expert x is its input; for a convolution it is the patch under its kernel, channel by
@@ -62,9 +62,6 @@ class SecondMoments:
         if key not in self._seen:
             self._seen[key] = [activation, *_moment(layer, activation), []]
         self._seen[key][-1].append(slot.name)
-
-    def see_tokens(self, slot: Slot, tokens: Tensor, real: Tensor) -> None:
-        """Ids have no second moment."""
 
     def drop_batch(self) -> None:
         """Forget the batch."""

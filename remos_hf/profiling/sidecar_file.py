@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from remos_hf.adapters.teacher_files import without_repeats
 from remos_hf.errors import CorruptFileError
 from remos_hf.whole import replace_file
 
@@ -126,7 +127,7 @@ def json_in(path: Path, text: str | bytes, *, finite: bool = True) -> Any:  # no
     """
     try:
         checks = {"parse_constant": _refuse, "parse_float": _finite} if finite else {}
-        return json.loads(text, object_pairs_hook=_each_once, **checks)
+        return json.loads(text, object_pairs_hook=without_repeats, **checks)
     except (ValueError, RecursionError) as error:
         raise CorruptFileError(f"{path} holds no JSON that we would write ({error}). It is broken.") from error
 
@@ -184,13 +185,6 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{text[:40]} is no finite number")
     return number
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("it holds a key twice")
-    return found
 
 
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:

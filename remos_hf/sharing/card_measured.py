@@ -6,11 +6,8 @@ from typing import Any
 
 from remos_hf.evaluation.report import DefectReport
 from remos_hf.evaluation.tables import by_seed, named_row, percent
-from remos_hf.sharing.card_text import (
-    as_text,
-    counted,
-    markdown_table,
-)
+from remos_hf.judging.verdicts import FASTER, RANDOM, kind_of
+from remos_hf.sharing.card_text import as_text, counted, markdown_table
 from remos_hf.sharing.record import Sidecars
 
 # Two students are as accurate as each other when no more than this share of the samples lies between them.
@@ -154,19 +151,9 @@ def _which_weights(measured: "MeasuredStudent", published: bool) -> str:
 def _shown(rows: Sequence[Mapping[str, Any]], measured: "MeasuredStudent") -> list[Mapping[str, Any]]:
     """Plain fine-tuning, its faster rival, random resets, and the student."""
     keep = [row for row in rows if row["student"] == measured.reference]
-    keep += [row for row in rows if _is_faster(row) or _is_random(row)]
+    keep += [row for row in rows if kind_of(row) in (FASTER, RANDOM)]
     own = measured.own(rows)
     return [row for row in keep if row is not own] + [own]
-
-
-def _is_random(row: Mapping[str, Any]) -> bool:
-    return (row["made"].get("strategy") or {}).get("name") == "Random"
-
-
-def _is_faster(row: Mapping[str, Any]) -> bool:
-    strategy = row["made"].get("strategy") or {}
-    plain = strategy.get("name") == "Finetune" and strategy.get("embedding_rows", "keep") == "keep"
-    return plain and row["made"].get("lr_factor", 1.0) > 1
 
 
 def _students(rows: Sequence[Mapping[str, Any]], measured: "MeasuredStudent") -> str:
@@ -216,10 +203,10 @@ def _remarks(defect: str, rows: Sequence[Mapping[str, Any]], measured: "Measured
         remarks.append(
             f"Its ACC is {abs(lost):.1f} points {'below' if lost > 0 else 'above'} that of plain fine-tuning."
         )
-    if not _is_random(own):
-        remarks.append(_rival("a random reset", [row for row in rows if _is_random(row)], own))
-    if not _is_faster(own):
-        rivals = [row for row in rows if _is_faster(row)]
+    if kind_of(own) != RANDOM:
+        remarks.append(_rival("a random reset", [row for row in rows if kind_of(row) == RANDOM], own))
+    if kind_of(own) != FASTER:
+        rivals = [row for row in rows if kind_of(row) == FASTER]
         remarks.append(_rival("plain fine-tuning at a higher learning rate", rivals, own))
     return remarks
 

@@ -24,7 +24,7 @@ from remos_hf.errors import CorruptFileError, RemosError
 from remos_hf.profiling.coverage import COVERAGE_FILE, CoverageProfile
 from remos_hf.profiling.sidecar_file import check_fields, header_of, is_count, is_hash, json_in, sha256_of
 from remos_hf.slicing.competition import Account
-from remos_hf.slicing.relevant_slice import SLICE_FILE, RelevantSlice
+from remos_hf.slicing.relevant_slice import SLICE_FILE, RelevantSlice, is_repo_id
 from remos_hf.strategies.base import Preparation, Strategy
 from remos_hf.whole import replace_file
 
@@ -206,7 +206,7 @@ class Sidecars:
             CorruptFileError: A file is missing, truncated, tampered with, or of a newer version.
         """
         place = Path(folder_or_repo_id)
-        if place.exists() or not _is_repo_id(str(folder_or_repo_id)):
+        if place.exists() or not is_repo_id(str(folder_or_repo_id)):
             if place.is_dir() and not (place / CONFIG_FILE).is_file():
                 refuse_pickles([path.name for path in place.iterdir()], place)
             return cls.load(place)
@@ -316,10 +316,6 @@ def _not_given(error: Exception, repo_id: str, revision: str | None) -> RemosErr
         f"The Hub did not give the record of {repo_id} ({type(error).__name__}: {str(error).strip()[:300]}). Without a "
         "network, give the folder of a copy, or fetch it once while there is one: then it is read from the cache."
     )
-
-
-def _is_repo_id(text: str) -> bool:
-    return text.count("/") <= 1 and not text.startswith((".", "/", "~"))
 
 
 def _teacher_identity(student: nn.Module) -> dict[str, str | None]:

@@ -152,11 +152,7 @@ def entries_of(layers: Sequence[Layer], profile: CoverageProfile | None) -> list
 
 
 def select(
-    entries: Sequence[Entry],
-    num_reset: int,
-    *,
-    ties: Literal["mean", "artifact"] = "mean",
-    progress: bool = False,
+    entries: Sequence[Entry], num_reset: int, *, ties: Literal["mean", "artifact"] = "mean", progress: bool = False
 ) -> Selection:
     """Keep all but the `num_reset` weights of the lowest ordinal score.
 

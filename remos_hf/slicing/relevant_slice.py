@@ -190,7 +190,7 @@ class RelevantSlice:
             LayerMismatchError: It was made from another architecture.
         """
         path = file_in(folder_or_repo_id, SLICE_FILE)
-        if not Path(folder_or_repo_id).exists() and _is_repo_id(str(folder_or_repo_id)):
+        if not Path(folder_or_repo_id).exists() and is_repo_id(str(folder_or_repo_id)):
             path = Path(hf_hub_download(str(folder_or_repo_id), SLICE_FILE, revision=revision, token=token))
         bits, metadata = read_tensors(path, _FORMAT, ("shapes", *_PLAIN_FIELDS), optional=("account",))
         check_fields(path, metadata, _EXPECTED)
@@ -462,5 +462,6 @@ def _account_in(path: Path, values: object) -> Account:
         raise CorruptFileError(f"{path} is not as remos_hf writes it. {error}") from error
 
 
-def _is_repo_id(text: str) -> bool:
+def is_repo_id(text: str) -> bool:
+    """Whether a text can only be the id of a repository on the Hub, if it is no folder that exists."""
     return text.count("/") <= 1 and not text.startswith((".", "/", "~"))

@@ -14,13 +14,7 @@ from remos_hf.profiling.data_pass import on_main_process
 from remos_hf.slicing.refill import REFILLS, Refill, reset_outside, squares_outside
 from remos_hf.slicing.relevant_slice import RelevantSlice, check_slice_ratio, choose_slice
 from remos_hf.slicing.rules import Rule
-from remos_hf.strategies.base import (
-    EmbeddingRows,
-    Preparation,
-    Strategy,
-    check_embedding_rows,
-    reset_rows,
-)
+from remos_hf.strategies.base import EmbeddingRows, Preparation, Strategy, check_embedding_rows, reset_rows
 from remos_hf.strategies.student_data import StudentData
 
 CRITERIA = {"nc": threshold_coverage, "tknc": top_k_coverage, "snac": strong_coverage}

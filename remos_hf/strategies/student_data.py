@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Literal
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import RemosError, UnsupportedModelError
-from remos_hf.layers import Layer, weights_hash
+from remos_hf.layers import weights_hash
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.profiling.criteria import Criterion
 from remos_hf.profiling.data_pass import observe, profile_coverage
 from remos_hf.profiling.means import InputMeans
-from remos_hf.profiling.observers import Activation, Slot
+from remos_hf.profiling.observers import Activation, Observer, Slot
 from remos_hf.profiling.processes import in_processes, told_by_all
 from remos_hf.profiling.second_moments import SecondMoments
 
@@ -154,32 +154,14 @@ def _is_of(profile: CoverageProfile, student: nn.Module) -> bool:
     return profile.teacher_hash == weights_hash({name: layers[name] for name in profile.input_counts})
 
 
-class _Ran:
+class _Ran(Observer):
     """Notes which layers run. It adds nothing up: who asks joins the names of all processes."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
-
-    def start(self, layers: Mapping[str, Layer]) -> None:
-        return
-
-    def wants(self, layer: Layer, end: str) -> bool:
-        return True
 
     def see(self, slot: Slot, activation: Activation) -> None:
         self.names.add(slot.name)
 
     def see_tokens(self, slot: Slot, tokens: Tensor, real: Tensor) -> None:
         self.names.add(slot.name)
-
-    def close_batch(self) -> None:
-        return
-
-    def drop_batch(self) -> None:
-        return
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def set_state(self, state: Mapping[str, Tensor]) -> None:
-        return

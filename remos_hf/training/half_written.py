@@ -85,7 +85,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
         ValueError: There is no checkpoint at all.
     """
     if on_main_process():
-        found = _whole_and_half(folder)
+        found = whole_and_half(folder)
         for half in found[1]:
             then = f"{found[0].name} is gone on with" if found[0] else "There is no other, so the run starts anew"
             logger.warning("%s was left half written by a run that was killed. It is removed; %s.", half, then)
@@ -98,7 +98,8 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
     return whole
 
 
-def _whole_and_half(folder: Path) -> tuple[Path | None, list[Path]]:
+def whole_and_half(folder: Path) -> tuple[Path | None, list[Path]]:
+    """Find the newest whole checkpoint below a folder, and all that are not whole."""
     named = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir()] if folder.is_dir() else []
     newest_first = sorted(((int(match[1]), path) for match, path in named if match and path.is_dir()), reverse=True)
     whole = [path for _, path in newest_first if is_whole(path)]

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import RemosError, TeacherMismatchError
@@ -239,23 +239,11 @@ class _Held(TrainerCallback):
     def __init__(self, trainer: Trainer, moments: Moments) -> None:
         self.trainer, self.moments = trainer, moments
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's own
-    ) -> None:
+    def on_step_end(self, *_: object, **__: object) -> None:
         if not self.trainer.accelerator.optimizer_step_was_skipped:
             self.moments.after_step(self.trainer.model)
 
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's own
-    ) -> None:
+    def on_train_end(self, *_: object, **__: object) -> None:
         self.moments.finish(self.trainer.model)
 
 

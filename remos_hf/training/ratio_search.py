@@ -299,11 +299,7 @@ class _Trials:
     """Runs trials of one search: what they share, and what they have found."""
 
     def __init__(
-        self,
-        trainer: Trainer,
-        search: RatioSearch,
-        data: StudentData,
-        with_adapters: Callable[[nn.Module], nn.Module],
+        self, trainer: Trainer, search: RatioSearch, data: StudentData, with_adapters: Callable[[nn.Module], nn.Module]
     ) -> None:
         self.trainer, self.search, self.data, self.with_adapters = trainer, search, data, with_adapters
         self.profile_seconds = 0.0  # the first trial's: the coverage is found once and holds for every ratio
@@ -415,13 +411,7 @@ class _StepByStep(TrainerCallback):
     def __init__(self, bar: tqdm) -> None:
         self.bar = bar
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's own
-    ) -> None:
+    def on_step_end(self, *_: object, **__: object) -> None:
         self.bar.update()
 
 

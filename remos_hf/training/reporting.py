@@ -4,7 +4,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import share_by_group
@@ -42,13 +42,7 @@ class StartLog(TrainerCallback):
         self.trainer, self.sidecars = trainer, sidecars
 
     # Not on_train_begin: reporters that were added later are set up there, after this one.
-    def on_epoch_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's own
-    ) -> None:
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
         """Log it, before the first step."""
         if state.global_step > 0:
             return

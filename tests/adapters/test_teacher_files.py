@@ -65,6 +65,13 @@ def test_json_that_says_nothing_sure_is_refused(tmp_path, content, says):
         read_json(tmp_path / "x.json")
 
 
+def test_a_repeat_after_many_names_is_found_at_once(tmp_path):
+    names = [*range(200_000), 199_999]  # comparing each with each would take many minutes
+    (tmp_path / "x.json").write_text("{" + ", ".join(f'"{name}": 0' for name in names) + "}")
+    with pytest.raises(CorruptFileError, match="it names '199999' twice"):
+        read_json(tmp_path / "x.json")
+
+
 def test_a_sparse_file_is_not_read_into_memory(tmp_path):
     with (tmp_path / "x.json").open("wb") as file:
         file.truncate(2**33)

@@ -97,3 +97,10 @@ def test_names_beside_numbers_are_matched_by_number_and_told():
     assert found["label"][:] == [1, 0] and label_names(found) == ["cat", "dog"]
     with pytest.warns(UserWarning, match="matched by number"):
         assert label_names(by_name(train, "test", numbered(0, 1), "train")) is None
+
+
+def test_numbers_of_another_task_stay_but_names_are_matched():
+    train = named(["cat", "dog"], [0, 1])
+    assert by_name(numbered(0, 7), "attacker", train, "train", other_task=True)["label"][:] == [0, 7]
+    found = by_name(named(["dog", "cat"], [0, 1]), "attacker", train, "train", other_task=True)
+    assert found["label"][:] == [1, 0]

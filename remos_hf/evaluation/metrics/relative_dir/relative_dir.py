@@ -7,13 +7,7 @@ from remos_hf.evaluation.metrics import label_metric
 class RelativeDir(label_metric.LabelMetric):
     """The student's defect inheritance rate over plain fine-tuning's, on one task."""
 
-    columns = (
-        "predictions",
-        "references",
-        "clean_predictions",
-        "finetuned_predictions",
-        "finetuned_clean_predictions",
-    )
+    columns = ("predictions", "references", "clean_predictions", "finetuned_predictions", "finetuned_clean_predictions")
 
     def _compute(
         self,
