@@ -26,6 +26,7 @@ from remos_hf.sharing.card_text import (
 )
 from remos_hf.sharing.record import Sidecars
 from remos_hf.slicing.competition import Account
+from remos_hf.strategies import STRATEGIES
 from remos_hf.strategies.base import share_by_group
 
 try:
@@ -166,6 +167,7 @@ def model_card(
         untested=_untested(measured),
         loading=_loading(kind, repo_id) if published else "There are no weights to load.",
         reproducing=_reproducing(strategy, command or record.config.get("command")),
+        citations=_citations(strategy),
     )
 
 
@@ -275,6 +277,12 @@ def _slicing(record: Sidecars) -> list[tuple[str, str]]:
     if adapters:
         facts.append(("adapters", f"{adapters.get('kind')}, {adapters.get('saved')}"))
     return facts
+
+
+def _citations(strategy: Mapping[str, Any]) -> str:
+    used = {one.get("name") for one in strategy.get("strategies") or [strategy]}
+    kinds = [kind for kind in STRATEGIES.values() if kind.__name__ in used]
+    return "".join(f"{kind.citation}\n" for kind in kinds if hasattr(kind, "citation"))
 
 
 def _competing(record: Sidecars) -> list[tuple[str, str]]:

@@ -28,6 +28,10 @@ class L2SP(Strategy):
         What does not train (frozen) is not held. A pooler that the head reads is held as part of the head.
     """
 
+    citation: ClassVar[str] = (
+        "@inproceedings{li2018explicit, title={Explicit Inductive Bias for Transfer Learning with Convolutional "
+        "Networks}, author={Li, Xuhong and Grandvalet, Yves and Davoine, Franck}, booktitle={ICML}, year={2018}}"
+    )
     refuses_adapters: ClassVar[str] = "it holds the model's own weights, and those stay frozen beside adapters."
 
     alpha: float = 0.01

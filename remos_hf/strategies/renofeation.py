@@ -42,6 +42,11 @@ class Renofeation(Strategy):
         schedules (90k steps) it comes near fine-tuning's accuracy, with short ones it does not.
     """
 
+    citation: ClassVar[str] = (
+        "@inproceedings{chin2021renofeation, title={Renofeation: A Simple Transfer Learning Method for Improved "
+        "Adversarial Robustness}, author={Chin, Ting-Wu and Zhang, Cha and Marculescu, Diana}, "
+        "booktitle={CVPR Workshops}, year={2021}}"
+    )
     refuses_adapters: ClassVar[str] = "it starts every weight anew, and beside adapters they would stay untrained."
 
     distance: float = 5.0

@@ -9,6 +9,7 @@ import remos_hf
 from remos_hf.sharing import model_card as module
 from remos_hf.sharing.model_card import DEFECTS, eval_result_files, model_card
 from remos_hf.sharing.record import Sidecars
+from remos_hf.strategies.l2sp import L2SP
 from remos_hf.strategies.slice_and_reset import Remos
 from tests.sharing.reports import cell, report, usual
 
@@ -45,6 +46,12 @@ def test_without_a_report_the_card_says_that_nothing_was_measured_and_names_all_
     card = card_of()
     assert "Nothing was measured" in str(card) and card.data.eval_results is None
     assert all(f"- {words}" in str(card) for words in DEFECTS.values())
+
+
+def test_the_papers_of_the_strategies_used_are_cited_and_no_others():
+    held = Sidecars({**BARE.config, "strategy": {"strategies": [Remos(0.9).to_dict(), L2SP().to_dict()]}})
+    assert "li2018explicit" in text_of(held) and "chin2021renofeation" not in text_of(held)
+    assert "li2018explicit" not in text_of()
 
 
 def test_every_kind_of_defect_has_words():
