@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Literal
 
@@ -404,9 +405,10 @@ def _tell_if_far(relevant: RelevantSlice) -> None:
 
 def check_slice_ratio(slice_ratio: float) -> None:
     """Refuse a share that is not in (0, 1]."""
-    if not 0 < slice_ratio <= 1:
+    number = isinstance(slice_ratio, Real) and not isinstance(slice_ratio, bool)
+    if not number or not 0 < slice_ratio <= 1:
         raise ValueError(
-            f"slice_ratio is the share of weights kept, between 0 and 1, but got {slice_ratio}. "
+            f"slice_ratio is the share of weights kept, between 0 and 1, but got {slice_ratio!r}. "
             "The artifact's prune_ratio is 1 - slice_ratio."
         )
 

@@ -124,6 +124,15 @@ def test_a_head_for_other_labels_is_replaced_only_when_asked_for(tmp_path):
         load_teacher(str(tmp_path), AutoModelForSequenceClassification, config=config)
 
 
+def test_a_head_for_other_labels_does_not_keep_the_teachers_kind_of_problem(tmp_path):
+    tiny.bert(num_labels=1, problem_type="regression").save_pretrained(tmp_path)
+    assert load_teacher(str(tmp_path), num_labels=3).config.problem_type is None
+    assert load_teacher(str(tmp_path), num_labels=1).config.problem_type == "regression"
+    chosen = teacher_config(str(tmp_path))
+    chosen.problem_type = "multi_label_classification"
+    assert load_teacher(str(tmp_path), num_labels=3, config=chosen).config.problem_type == "multi_label_classification"
+
+
 def test_a_head_that_is_missing_is_told(folder, caplog):
     with caplog.at_level(logging.WARNING, logger="remos_hf"):
         load_teacher(str(folder), AutoModelForSequenceClassification)

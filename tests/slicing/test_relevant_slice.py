@@ -203,9 +203,9 @@ def test_a_folder_without_a_slice_says_so(tmp_path):
         RelevantSlice.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("ratio", [0, -0.1, 1.2, float("nan")])
+@pytest.mark.parametrize("ratio", [0, -0.1, 1.2, float("nan"), True, None, "0.9"])
 def test_a_ratio_outside_its_range_is_refused_with_the_artifacts_meaning(teacher, profile, ratio):
-    with pytest.raises(ValueError, match=f"got {ratio}.*prune_ratio is 1 - slice_ratio"):
+    with pytest.raises(ValueError, match=f"got {ratio!r}.*prune_ratio is 1 - slice_ratio"):
         choose_slice(teacher, profile, slice_ratio=ratio)
 
 
