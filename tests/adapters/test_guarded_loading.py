@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, BertForMaskedLM
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+)
 
 from remos_hf.adapters.guarded_loading import load_teacher, load_tokenizer, teacher_config, teacher_folder
 from remos_hf.errors import RemosError, UnsupportedModelError
@@ -125,7 +130,9 @@ def test_a_head_for_other_labels_is_replaced_only_when_asked_for(tmp_path):
 
 
 def test_a_head_for_other_labels_does_not_keep_the_teachers_kind_of_problem(tmp_path):
-    tiny.bert(num_labels=1, problem_type="regression").save_pretrained(tmp_path)
+    config = tiny.bert().config
+    config.num_labels, config.problem_type = 1, "regression"
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
     assert load_teacher(str(tmp_path), num_labels=3).config.problem_type is None
     assert load_teacher(str(tmp_path), num_labels=1).config.problem_type == "regression"
     chosen = teacher_config(str(tmp_path))
