@@ -273,6 +273,8 @@ def choose_slice(
         ReMoS, ICSE 2022, section 4.2; artifact nc_weight_rank_pruner.py:53-156.
     """
     check_choice(slice_ratio, rule, scope, ties, profile)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed is a whole number, but got {seed!r}. A recipe's seed of None stands for the run's.")
     competing, account = competing_layers(teacher, profile, head=head, embeddings=embeddings, ran=ran)
     profiled = competing
     if profile is not None and len(profile.input_counts) != len(competing):
