@@ -164,9 +164,12 @@ def load_teacher(
     if name.startswith(TIMM):
         return image_classifier(name.removeprefix(TIMM), num_labels, seed=seed)
     folder = teacher_folder(name, revision=revision)
-    config = load_config(folder) if config is None else copy.deepcopy(config)
+    own_config = config is None
+    config = load_config(folder) if own_config else copy.deepcopy(config)
     _use_own_attention(config)
     any_head = num_labels is not None
+    if any_head and own_config and num_labels != config.num_labels:
+        config.problem_type = None  # of the teacher's labels: a regression's loss would take class numbers for values
     if any_head:
         config.num_labels = num_labels
     blank = _blank(folder, config, kind, any_head)

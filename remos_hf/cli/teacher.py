@@ -6,9 +6,15 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerBase,
+)
 
-from remos_hf.adapters.guarded_loading import TIMM, load_teacher, load_tokenizer, teacher_folder
+from remos_hf.adapters.guarded_loading import TIMM, load_teacher, load_tokenizer, teacher_config
 from remos_hf.adapters.images import image_input_of
 from remos_hf.auditing.data_files import TEXT_COLUMNS, holds_images
 from remos_hf.errors import UnsupportedModelError
@@ -38,13 +44,18 @@ class Teacher:
             UnsupportedModelError: As `load_teacher`, or it has no way to pad texts.
             FileNotFoundError: There is no such teacher.
         """
-        if not holds_images(samples):
-            if name.startswith(TIMM):
-                raise UnsupportedModelError(f"{name} reads images, but the samples are texts.")
-            return cls(name, revision, load_tokenizer(name, revision=revision))
-        if not name.startswith(TIMM):  # `image_classifier` looks for itself
-            teacher_folder(name, revision=revision)
-        return cls(name, revision)
+        images, of_timm = holds_images(samples), name.startswith(TIMM)
+        if not of_timm:  # `image_classifier` looks for itself
+            config = type(teacher_config(name, revision=revision))
+            of_images, of_texts = (
+                config in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+                config in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+            )
+            if images and of_texts and not of_images:
+                raise UnsupportedModelError(f"{name} reads texts, but the samples are images.")
+        if not images and (of_timm or (of_images and not of_texts)):
+            raise UnsupportedModelError(f"{name} reads images, but the samples are texts.")
+        return cls(name, revision, None if images else load_tokenizer(name, revision=revision))
 
     @property
     def reads_images(self) -> bool:

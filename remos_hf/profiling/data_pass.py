@@ -178,7 +178,7 @@ def _limit(batches: Iterable, max_samples: int | str | None) -> int | None:
         return None
     if max_samples is None:
         return None if _has_length(batches) else DEFAULT_MAX_SAMPLES
-    if not isinstance(max_samples, int) or max_samples < 1:
+    if isinstance(max_samples, bool) or not isinstance(max_samples, int) or max_samples < 1:
         raise ValueError(
             f"max_samples is the number of samples to profile, at least 1, or 'all', but got {max_samples!r}."
         )

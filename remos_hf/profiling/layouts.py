@@ -187,7 +187,7 @@ def _look(values: Tensor, axis: int) -> _Seen:
     rows = rows.reshape(-1, rows.shape[-1])
     if not rows.numel():
         return _Seen(values.shape, rows.new_zeros(rows.shape[-1]), rows.new_zeros(()))
-    rows = rows.nan_to_num()  # what is not finite is found, and named, where it is counted
+    rows = rows.nan_to_num(0.0, 0.0, 0.0)  # what is not finite is found, and named, where it is counted
     return _Seen(values.shape, rows.mean(0), rows.max() - rows.min())
 
 
@@ -196,7 +196,7 @@ def _samples_axis(place: Place, values: Tensor, neurons: int, one: _Seen, other:
         return None
     grown = [axis for axis, (alone, both) in enumerate(zip(one.shape, values.shape, strict=True)) if alone != both]
     if not grown:
-        return Layout(None)
+        return Layout(None) if _is_table(_look(values, neurons), one, other) else None
     axis, rows = grown[0], one.shape[grown[0]]
     if len(grown) > 1 or axis == neurons % values.dim() or values.shape[axis] != 2 * rows:
         return None
@@ -213,6 +213,17 @@ def _samples_axis(place: Place, values: Tensor, neurons: int, one: _Seen, other:
         "so samples cannot be told apart. The first axis of every batch must be the sample, and the model must not mix "
         "samples."
     )
+
+
+def _is_table(both: _Seen, one: _Seen, other: _Seen) -> bool:
+    """Whether an activation that does not grow is the same whichever samples run, as a table of positions is.
+
+    What holds nothing shows nothing: an expert may get tokens of other samples.
+    """
+    if not both.shape.numel():
+        return False
+    largest = max(float((seen.mean - both.mean).abs().max()) for seen in (one, other))
+    return largest <= _TOLERANCE * max(float(both.spread), torch.finfo(torch.float32).tiny)
 
 
 def _error(values: Tensor, neurons: int, layout: Layout, one: _Seen, other: _Seen) -> float:

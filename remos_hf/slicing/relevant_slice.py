@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Literal
 
@@ -272,6 +273,8 @@ def choose_slice(
         ReMoS, ICSE 2022, section 4.2; artifact nc_weight_rank_pruner.py:53-156.
     """
     check_choice(slice_ratio, rule, scope, ties, profile)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed is a whole number, but got {seed!r}. A recipe's seed of None stands for the run's.")
     competing, account = competing_layers(teacher, profile, head=head, embeddings=embeddings, ran=ran)
     profiled = competing
     if profile is not None and len(profile.input_counts) != len(competing):
@@ -404,9 +407,10 @@ def _tell_if_far(relevant: RelevantSlice) -> None:
 
 def check_slice_ratio(slice_ratio: float) -> None:
     """Refuse a share that is not in (0, 1]."""
-    if not 0 < slice_ratio <= 1:
+    number = isinstance(slice_ratio, Real) and not isinstance(slice_ratio, bool)
+    if not number or not 0 < slice_ratio <= 1:
         raise ValueError(
-            f"slice_ratio is the share of weights kept, between 0 and 1, but got {slice_ratio}. "
+            f"slice_ratio is the share of weights kept, between 0 and 1, but got {slice_ratio!r}. "
             "The artifact's prune_ratio is 1 - slice_ratio."
         )
 

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -27,10 +28,21 @@ def is_whole(checkpoint: Path) -> bool:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
     except (OSError, ValueError):
         return False
-    if not any(path.name.startswith(_WEIGHTS) for path in checkpoint.iterdir()):
+    weights = [path for path in checkpoint.iterdir() if path.name.startswith(_WEIGHTS)]
+    if not weights:
         return False  # its removal was begun
+    if any(path.suffix == ".safetensors" and _is_cut_off(path) for path in weights):
+        return False
     zipped = [path for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth")]  # torch ends them with an index
     return all(zipfile.is_zipfile(path) for path in zipped)
+
+
+def _is_cut_off(weights: Path) -> bool:
+    try:
+        with safe_open(weights, framework="pt"):  # compares the header with the size, and reads no tensor
+            return False
+    except (SafetensorError, OSError):
+        return True
 
 
 def check_whole(checkpoint: Path) -> None:

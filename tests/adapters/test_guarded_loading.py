@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, BertForMaskedLM
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+)
 
 from remos_hf.adapters.guarded_loading import load_teacher, load_tokenizer, teacher_config, teacher_folder
 from remos_hf.errors import RemosError, UnsupportedModelError
@@ -122,6 +127,17 @@ def test_a_head_for_other_labels_is_replaced_only_when_asked_for(tmp_path):
     config.num_labels = 7
     with pytest.raises(UnsupportedModelError, match=r"classifier\.(weight|bias)"):
         load_teacher(str(tmp_path), AutoModelForSequenceClassification, config=config)
+
+
+def test_a_head_for_other_labels_does_not_keep_the_teachers_kind_of_problem(tmp_path):
+    config = tiny.bert().config
+    config.num_labels, config.problem_type = 1, "regression"
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    assert load_teacher(str(tmp_path), num_labels=3).config.problem_type is None
+    assert load_teacher(str(tmp_path), num_labels=1).config.problem_type == "regression"
+    chosen = teacher_config(str(tmp_path))
+    chosen.problem_type = "multi_label_classification"
+    assert load_teacher(str(tmp_path), num_labels=3, config=chosen).config.problem_type == "multi_label_classification"
 
 
 def test_a_head_that_is_missing_is_told(folder, caplog):

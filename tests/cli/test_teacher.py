@@ -3,10 +3,11 @@ import shutil
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, Image, Value
 
 from remos_hf.cli.teacher import Teacher, identity
 from remos_hf.errors import UnsupportedModelError
+from tests import tiny
 
 TEXTS = Dataset.from_dict({"text": ["good"], "label": [1]})
 
@@ -51,6 +52,18 @@ def test_a_tokenizer_without_padding_pads_with_its_end(teacher, tmp_path):
 def test_texts_are_refused_by_a_teacher_that_reads_images():
     with pytest.raises(UnsupportedModelError, match="reads images, but the samples are texts"):
         Teacher.named("timm/resnet18", TEXTS)
+
+
+def test_a_teacher_of_texts_and_one_of_images_say_so_before_anything_is_built(teacher, tmp_path):
+    images = Dataset.from_dict(
+        {"image": [None], "label": [1]}, features=Features({"image": Image(), "label": Value("int64")})
+    )
+    with pytest.raises(UnsupportedModelError, match="teacher reads texts, but the samples are images"):
+        Teacher.named(str(teacher), images)
+    tiny.vit().save_pretrained(tmp_path / "sees")
+    assert Teacher.named(str(tmp_path / "sees"), images).reads_images
+    with pytest.raises(UnsupportedModelError, match="sees reads images, but the samples are texts"):
+        Teacher.named(str(tmp_path / "sees"), TEXTS)
 
 
 def test_pairs_of_texts_are_read_as_pairs(teacher):

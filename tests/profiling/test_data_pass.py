@@ -308,7 +308,12 @@ def test_a_degenerate_profile_warns_with_its_share():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"source": "guess"}, "source is"), ({"max_samples": 0}, "at least 1, or 'all', but got 0")]
+    ("options", "words"),
+    [
+        ({"source": "guess"}, "source is"),
+        ({"max_samples": 0}, "at least 1, or 'all', but got 0"),
+        ({"max_samples": True}, "but got True"),
+    ],
 )
 def test_wrong_arguments_are_refused(options, words):
     with pytest.raises(ValueError, match=words):

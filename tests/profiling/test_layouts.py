@@ -53,6 +53,19 @@ def test_rows_that_depend_on_the_sample_are_not_matched():
     assert ("layer", "input", 0) in proof_of(model, {"input_ids": IDS}, 3).alone
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        pytest.param(lambda h: h.flatten(0, 1)[:0], id="nothing"),
+        pytest.param(lambda h: h.flatten(0, 1)[h.flatten(0, 1)[:, 0].topk(2).indices], id="as many of any samples"),
+    ],
+)
+def test_rows_that_do_not_grow_are_a_table_only_if_they_are_always_the_same(chosen):
+    proof = proof_of(Laid(chosen), {"input_ids": IDS}, 3)
+    assert ("layer", "input", 0) in proof.alone
+    assert ("layer", "input", 0) not in proof.layouts
+
+
 def test_rows_in_the_order_of_their_choice_are_not_matched():
     model = Laid(lambda h: h[:, :1].flatten(0, 1).flip(0))  # one token of each sample, the last sample first
     assert ("layer", "input", 0) in proof_of(model, {"input_ids": IDS}, 3).alone

@@ -203,9 +203,15 @@ def test_a_folder_without_a_slice_says_so(tmp_path):
         RelevantSlice.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("ratio", [0, -0.1, 1.2, float("nan")])
+@pytest.mark.parametrize("seed", [None, 1.0, True])
+def test_a_seed_that_is_no_whole_number_is_refused(teacher, seed):
+    with pytest.raises(ValueError, match=f"seed is a whole number, but got {seed}"):
+        choose_slice(teacher, slice_ratio=0.9, rule="random", seed=seed)
+
+
+@pytest.mark.parametrize("ratio", [0, -0.1, 1.2, float("nan"), True, None, "0.9"])
 def test_a_ratio_outside_its_range_is_refused_with_the_artifacts_meaning(teacher, profile, ratio):
-    with pytest.raises(ValueError, match=f"got {ratio}.*prune_ratio is 1 - slice_ratio"):
+    with pytest.raises(ValueError, match=f"got {ratio!r}.*prune_ratio is 1 - slice_ratio"):
         choose_slice(teacher, profile, slice_ratio=ratio)
 
 

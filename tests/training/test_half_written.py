@@ -56,7 +56,7 @@ def test_a_run_killed_at_any_write_goes_on_by_itself(finished, tmp_path, caplog,
     assert is_whole(place)
 
 
-@pytest.mark.parametrize("name", ["trainer_state.json", "optimizer.pt", "rng_state.pth"])
+@pytest.mark.parametrize("name", ["trainer_state.json", "optimizer.pt", "rng_state.pth", "model.safetensors"])
 def test_a_file_that_was_cut_off_makes_half_a_checkpoint(finished, tmp_path, name):
     place = copied(finished, tmp_path)
     assert is_whole(place)
