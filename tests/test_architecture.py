@@ -1,6 +1,7 @@
 """The house rules that a machine can check. Reads source text only: no import of remos_hf, no torch."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,11 @@ FLOORS = [
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
+@cache
+def parsed(module: Path) -> ast.AST:
+    return ast.parse(module.read_text())
+
+
 def room(dotted: str) -> str:
     return dotted.split(".")[1] if "." in dotted else "__init__"
 
@@ -53,7 +59,7 @@ def test_imports_go_down(module):
     if here == "__init__":
         return  # the front door may import every room
     assert here in FLOOR_OF, f"{here} is not on any floor: add it to FLOORS"
-    for name, node in imports(ast.parse(module.read_text())):
+    for name, node in imports(parsed(module)):
         there = room(name)
         assert there != "__init__", f"{module}:{node.lineno}: import from the module that defines the name"
         assert there == here or FLOOR_OF[there] < FLOOR_OF[here], (
@@ -62,7 +68,7 @@ def test_imports_go_down(module):
 
 
 def test_no_import_of_ours_is_hidden_in_a_function(module):
-    for function in ast.walk(ast.parse(module.read_text())):
+    for function in ast.walk(parsed(module)):
         if isinstance(function, ast.FunctionDef):
             assert not imports(function), f"{module}:{function.lineno}: {function.name} hides an import (a cycle?)"
 
@@ -92,3 +98,9 @@ def test_every_module_has_its_test(module):
         return
     mirror = ROOT / "tests" / module.relative_to(PACKAGE).parent / f"test_{module.name}"
     assert mirror.exists(), f"{module} has no {mirror.relative_to(ROOT)}"
+
+
+def test_what_the_oldest_environment_leaves_out_is_there():
+    listed = (ROOT / "Makefile").read_text().partition("--ignore=tests/,")[2].partition(")")[0]
+    missing = [name for name in listed.replace("\\", "").split() if not (ROOT / "tests" / name).exists()]
+    assert listed and not missing

@@ -1,8 +1,8 @@
-import os
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from tests.defects import attacked
@@ -14,14 +14,18 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", params=["textfooler", "kuleshov"])
-def made(request, world, tmp_path_factory):
-    """An exposed set of each recipe, with the folder that it was kept in."""
-    cache = tmp_path_factory.mktemp("cache")
-    environment = dict(os.environ)
-    exposed = attacked.attacked(world, request.param, cache=cache)
-    return SimpleNamespace(
-        recipe=request.param, exposed=exposed, cache=cache, same_environment=environment == dict(os.environ)
-    )
+def made(request, world, tmp_path_factory, worker_id):
+    """An exposed set of each recipe, with the folder that it was kept in.
+
+    An attack starts a process that imports TextAttack, seconds each: it is made once for all processes of a test run.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        shared = shared.parent
+    cache = shared / f"attacked-{request.param}"
+    with FileLock(f"{cache}.lock"):
+        exposed = attacked.attacked(world, request.param, cache=cache)
+    return SimpleNamespace(recipe=request.param, exposed=exposed, cache=cache)
 
 
 @pytest.fixture

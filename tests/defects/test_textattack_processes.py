@@ -1,15 +1,14 @@
 import json
 import logging
 import os
-import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
+from multiprocessing import get_context
+from types import SimpleNamespace
 
 import psutil
 import pytest
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from remos_hf.defects.textattack_processes import finished
 from remos_hf.errors import RemosError
@@ -17,21 +16,6 @@ from tests.defects.attacked import NEAR, attacked, needs_textattack, rows_of, ti
 
 # Every attack starts processes that import TextAttack: seconds each, and more on a busy machine.
 pytestmark = pytest.mark.timeout(400)
-
-
-@needs_textattack
-def test_the_callers_process_stays_as_it_was(made):
-    assert made.same_environment
-    assert "textattack" not in sys.modules
-
-
-@needs_textattack
-def test_two_workers_find_what_one_finds(world, made):
-    if made.recipe == "textfooler":
-        pytest.skip("one recipe is enough, and Kuleshov2017 has every constraint")
-    again = attacked(world, made.recipe, workers=2)
-    assert rows_of(again) == rows_of(made.exposed)
-    assert timeless(again.facts) == timeless(made.exposed.facts)
 
 
 def test_half_a_result_file_is_announced_and_not_read(tmp_path, caplog):
@@ -43,46 +27,56 @@ def test_half_a_result_file_is_announced_and_not_read(tmp_path, caplog):
     assert "rows-2-3.json is not whole" in caplog.text
 
 
-KILLED = """
-import sys
-from datasets import load_from_disk
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from remos_hf.defects.adversarial_text import AdversarialText
-import json
-folder, cache, fields = sys.argv[1:]
-AdversarialText("textfooler", **json.loads(fields)).exposed_set(
-    load_from_disk(folder + "/data"),
-    teacher=AutoModelForSequenceClassification.from_pretrained(folder + "/teacher"),
-    tokenizer=AutoTokenizer.from_pretrained(folder + "/teacher"),
-    cache=cache,
-)
-"""
+COPIES = 8
 
 
-@needs_textattack
-def test_a_killed_run_goes_on_from_its_last_samples(world, tmp_path):
-    long = Dataset.from_dict({"text": list(world.dataset["text"]) * 30, "label": list(world.dataset["label"]) * 30})
-    long.save_to_disk(str(tmp_path / "data"))
-    world.teacher.save_pretrained(tmp_path / "teacher")
-    world.tokenizer.save_pretrained(tmp_path / "teacher")
-    cache = tmp_path / "cache"
-    command = [sys.executable, "-c", KILLED, str(tmp_path), str(cache), json.dumps(world.fields)]
-    root = str(Path(__file__).parents[2])
-    run = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": root}, stderr=subprocess.DEVNULL)
+@pytest.fixture(scope="module")
+def gone_on(world, tmp_path_factory):
+    """A run that was killed after its first samples, and gone on with by two workers."""
+    cache = tmp_path_factory.mktemp("killed") / "cache"
+    long = concatenate_datasets([world.dataset] * COPIES)
+    run = get_context("fork").Process(target=attacked, args=(world, "kuleshov", long, cache))
+    run.start()
     wait_for(lambda: len(list(cache.glob(".*.partial/rows-*.json"))) >= 2)
     workers = psutil.Process(run.pid).children()
-    run.send_signal(signal.SIGKILL)
-    run.wait()
+    run.kill()
+    run.join()
     assert workers and not psutil.wait_procs(workers, timeout=30)[1], "a worker outlived its run"
     (partial,) = cache.glob(".*.partial")
     known = len(finished(partial))
     assert 0 < known < len(long)
+    before = dict(os.environ)
+    exposed = attacked(world, "kuleshov", long, cache, workers=2)
+    return SimpleNamespace(
+        exposed=exposed, known=known, cache=cache, partial=partial, same_environment=before == dict(os.environ)
+    )
 
-    exposed = attacked(world, dataset=long, cache=cache, workers=2)
-    assert exposed.facts["num_resumed"] == known
-    whole = [row["text"] for row in exposed.dataset]
-    assert len(whole) % 30 == 0 and whole == whole[: len(whole) // 30] * 30
-    assert [path.name for path in cache.iterdir()] == [partial.name[1:].removesuffix(".partial")]
+
+@needs_textattack
+def test_a_killed_run_goes_on_from_its_last_samples(gone_on):
+    assert gone_on.exposed.facts["num_resumed"] == gone_on.known
+    assert [path.name for path in gone_on.cache.iterdir()] == [gone_on.partial.name[1:].removesuffix(".partial")]
+
+
+@needs_textattack
+def test_two_workers_find_what_one_finds(gone_on, made):
+    if made.recipe == "textfooler":
+        pytest.skip("one recipe is enough, and Kuleshov2017 has every constraint")
+    found, expected = rows_of(gone_on.exposed), rows_of(made.exposed)
+    assert len(found) == COPIES * len(expected)
+    for place, row in enumerate(found):
+        copy, same = divmod(place, len(expected))
+        assert row == {**expected[same], "clean_index": expected[same]["clean_index"] + 16 * copy}
+    for name, fact in timeless(made.exposed.facts).items():
+        if name != "num_resumed":
+            times = COPIES if name.startswith("num_") else 1
+            assert gone_on.exposed.facts[name] == (fact * times if times > 1 else fact), name
+
+
+@needs_textattack
+def test_the_callers_process_stays_as_it_was(gone_on):
+    assert gone_on.same_environment
+    assert "textattack" not in sys.modules
 
 
 def wait_for(happened, seconds=300):
