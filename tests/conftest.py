@@ -29,8 +29,12 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    # Trainer collects garbage when it ends: half a second over all that was imported, unless that is set aside.
     gc.collect()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _imports_set_aside():
+    # Trainer collects garbage when it ends: half a second over all that was imported so far, unless that is set aside.
     gc.freeze()
 
 
