@@ -59,7 +59,7 @@ def read_rows(path: str | Path) -> Dataset:
         raise FileNotFoundError(f"There is no file {path}.") from None
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read as {kind or '.csv'} text in UTF-8: {error}.") from error
-    except (ValueError, TypeError, KeyError, OverflowError, NotImplementedError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, NotImplementedError) as error:  # pyarrow raises all of them
         told = str(error)
         raise ValueError(told if told.startswith(str(path)) else f"{path} cannot be read as {kind}: {told}") from error
     if not len(found):

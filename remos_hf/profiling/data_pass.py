@@ -34,8 +34,8 @@ from remos_hf.profiling.taps import Read, Taps
 logger = logging.getLogger(__name__)
 
 # What an endless stream is read to, and what trainers profile if not told otherwise. Eight times as many change fewer
-# than one bit in a hundred of the slice (benchmarks/results/profile_samples.json); where there are 6,600 samples or
-# more, profiling this many costs at most 3 % of three epochs.
+# than one bit in a hundred of the slice (benchmarks/results/profile_samples.json), and it is 2 % of three epochs over
+# 12,800 samples (benchmarks/README.md).
 DEFAULT_MAX_SAMPLES = 2048
 
 

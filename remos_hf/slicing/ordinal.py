@@ -33,7 +33,7 @@ from remos_hf.slicing.decided import Decided
 from remos_hf.slicing.magnitude_table import MagnitudeTable, magnitudes_of
 
 # Weights of a chunk. On a CPU: temporaries that stay in its cache, and that torch shares out over two threads at most,
-# as its threads wait by spinning: 2**15 takes 8 % longer on one idle core and 18 % on two. On a GPU: enough to fill it.
+# as its threads wait by spinning. On a GPU: enough to fill it.
 _CPU_CHUNK, _GPU_CHUNK = 2**16, 2**24
 _SAMPLE = 2**17
 # Coverage sums that there is a table for: 0.5 GiB of them.

@@ -248,7 +248,7 @@ HOSTILE = {
         "architecture",
     ),
     "checkpoint elsewhere": (
-        lambda folder: change_config(folder, model_args={"checkpoint_path": "/tmp/evil.pth"}),
+        lambda folder: change_config(folder, model_args={"checkpoint_path": "/elsewhere/evil.pth"}),
         UnsupportedModelError,
         "checkpoint_path",
     ),
