@@ -131,8 +131,9 @@ def public_text(text: str) -> str:
 def _last_part(path: str) -> str:
     if path.startswith("/"):
         root = path.split("/")[1]
-        if root not in _ROOTS and not Path("/", root).is_dir():
-            return path  # only looks like one
+        # Two parts may be an id, such as a class of Open Images; three are a path, of this machine or another.
+        if path.count("/") < 3 and root not in _ROOTS and not Path("/", root).is_dir():
+            return path
     return (PureWindowsPath(path) if "\\" in path else PurePosixPath(path)).name
 
 

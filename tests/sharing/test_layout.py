@@ -145,7 +145,7 @@ def test_adapters_go_only_onto_a_teacher_that_is_whole_and_without_other_weights
         ("C:\\Users\\maria\\teacher", "teacher"),
         ("\\\\server\\share\\teacher", "teacher"),
         ("remos train /Users/maria/t --data='/mnt/acme/train.csv' x", "remos train t --data='train.csv' x"),
-        ("file at (/tmp/a/b)", "file at (b)"),
+        ("file at (/cluster/of/maria)", "file at (maria)"),  # no folder of the machine that pushes
         ("google/bert_uncased", "google/bert_uncased"),
         ("https://huggingface.co/home/x", "https://huggingface.co/home/x"),
         ("and/or, 3 / 4, </s>, //, /", "and/or, 3 / 4, </s>, //, /"),
