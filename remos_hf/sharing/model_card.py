@@ -293,7 +293,7 @@ def _competing(record: Sidecars) -> list[tuple[str, str]]:
 def _samples_told(coverage: Mapping[str, Any]) -> str:
     if coverage.get("num_samples") is None:
         return "not recorded"
-    return f"{coverage['num_samples']:,}{' (a cap: the data holds more)' if coverage.get('capped') else ''}"
+    return f"{coverage['num_samples']:,}{' (the most that were asked for)' if coverage.get('capped') else ''}"
 
 
 def _layers(record: Sidecars) -> str:

@@ -238,3 +238,9 @@ def test_what_the_record_knows_of_the_teacher_stands_and_a_path_is_not_told(tmp_
     card = card_of(BARE, finetuned_from="other/teacher")
     assert card.data.base_model == "owner/teacher" and "| other/teacher |" in card.text
     assert str(tmp_path) not in str(card_of(BARE, finetuned_from=str(tmp_path)))
+
+
+def test_a_cap_on_the_samples_profiled_is_told():
+    coverage = {"num_samples": 2048, "capped": True}
+    assert "| 2,048 (the most that were asked for) |" in text_of(Sidecars({**BARE.config, "coverage": coverage}))
+    assert "asked for) |" not in text_of(Sidecars({**BARE.config, "coverage": {**coverage, "capped": False}}))
