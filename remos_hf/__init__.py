@@ -33,8 +33,8 @@ _HOMES = {
     "evaluation.predictions": ("predict_labels",),
     "evaluation.tasks": ("TextTask",),
     "evaluation.reactivation": ("Reactivation", "reactivate"),
-    "evaluation.report": ("DefectReport",),
-    "evaluation.transfer": ("evaluate_transfer",),
+    "judging.report": ("DefectReport",),
+    "auditing.given": ("evaluate_transfer",),
     "evaluation.measures": (
         "Difference",
         "Rate",

@@ -10,8 +10,8 @@ from remos_hf.auditing.audit import CLEAN, Audit
 from remos_hf.auditing.cells import Cell, as_asked, cells_of, is_done, read_cell
 from remos_hf.defects.backdoor import Backdoor
 from remos_hf.defects.base import Defect
-from remos_hf.evaluation.report import DefectReport, installed_versions, joined_versions
 from remos_hf.evaluation.transfer import paired
+from remos_hf.judging.report import DefectReport, installed_versions, joined_versions
 from remos_hf.strategies.plain import Retrain
 
 

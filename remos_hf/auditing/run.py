@@ -30,9 +30,9 @@ from remos_hf.errors import NonFiniteError
 from remos_hf.evaluation.measures import accuracy
 from remos_hf.evaluation.predictions import predict_labels
 from remos_hf.evaluation.reactivation import reactivate
-from remos_hf.evaluation.report import DefectReport, installed_versions, joined_versions
 from remos_hf.evaluation.tasks import without_map_bars
 from remos_hf.evaluation.transfer import measure
+from remos_hf.judging.report import DefectReport, installed_versions, joined_versions
 from remos_hf.strategies.slice_and_reset import SliceAndReset
 from remos_hf.whole import replace_file, settle, whole_folder
 

@@ -37,8 +37,8 @@ from remos_hf.defects.ripple import Ripple
 from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords
 from remos_hf.evaluation.image_task import ImageTask
 from remos_hf.evaluation.reactivation import Reactivation
-from remos_hf.evaluation.report import DefectReport
 from remos_hf.evaluation.tasks import TextTask, without_map_bars
+from remos_hf.judging.report import DefectReport
 from remos_hf.strategies.plain import Finetune
 
 TEXT_DEFECTS = ("word", "sentence", "ripples", "ep", "lwp")

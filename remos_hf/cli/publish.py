@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from remos_hf.cli.options import CardOptions, PushOptions
-from remos_hf.evaluation.report import DefectReport
+from remos_hf.judging.report import DefectReport
 from remos_hf.sharing.hub import push_to_hub
 from remos_hf.sharing.model_card import model_card
 from remos_hf.sharing.record import Sidecars

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from remos_hf.cli.options import ReportOptions
-from remos_hf.evaluation.report import DefectReport
+from remos_hf.judging.report import DefectReport
 from remos_hf.showing.given_maps import read_maps
 from remos_hf.showing.page import write_html
 from remos_hf.whole import replace_file

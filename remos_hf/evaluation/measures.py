@@ -4,10 +4,11 @@ Labels are 1-d sequences, arrays or CPU tensors of integer ids, one entry a samp
 [0, 1], never a percentage, and None when no sample is left to count, never NaN.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from math import sqrt
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -54,6 +55,11 @@ class Rate(_Number):
         low, high = wilson_interval(count, num_samples)
         value = int(count) / int(num_samples) if num_samples else None
         return cls(value, int(count), int(num_samples), low, high)
+
+
+def rate_of(values: Mapping[str, Any]) -> Rate:
+    """Give a rate back from its JSON values."""
+    return Rate(**{name: values[name] for name in ("value", "count", "num_samples", "low", "high")})
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from remos_hf.evaluation.tables import Choice, Section, Table, percent, rule_of
+from remos_hf.judging.tables import Choice, Section, Table, percent, rule_of
 from remos_hf.judging.words import capitalised, choice_name, count_told, rate_told
 
 

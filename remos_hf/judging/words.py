@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from remos_hf.evaluation.tables import Choice, percent, tenths
+from remos_hf.judging.tables import Choice, percent, tenths
 
 
 def rate_told(rate: Any) -> str:  # noqa: ANN401 - a rate

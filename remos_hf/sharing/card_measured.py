@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from remos_hf.evaluation.report import DefectReport
-from remos_hf.evaluation.tables import by_seed, named_row, percent
+from remos_hf.judging.report import DefectReport
+from remos_hf.judging.tables import by_seed, named_row, percent
 from remos_hf.judging.verdicts import FASTER, RANDOM, kind_of
 from remos_hf.sharing.card_text import as_text, counted, markdown_table
 from remos_hf.sharing.record import Sidecars

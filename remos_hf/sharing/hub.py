@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from remos_hf.errors import CorruptFileError, RemosError
-from remos_hf.evaluation.report import DefectReport
+from remos_hf.judging.report import DefectReport
 from remos_hf.sharing.card_measured import chosen_student
 from remos_hf.sharing.layout import (
     CARD_FILE,

@@ -11,7 +11,7 @@ import huggingface_hub
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id, yaml_dump
 
-from remos_hf.evaluation.report import DefectReport
+from remos_hf.judging.report import DefectReport
 from remos_hf.sharing.card_measured import MeasuredStudent, measured_section, record_part
 from remos_hf.sharing.card_text import (
     as_code,

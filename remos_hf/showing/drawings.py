@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remos_hf.evaluation.report import DefectReport
-from remos_hf.evaluation.tables import percent
+from remos_hf.judging.report import DefectReport
+from remos_hf.judging.tables import percent
 from remos_hf.judging.verdicts import RANDOM, Verdict
 from remos_hf.judging.words import count_told, point_told, seeds_told, span_told
 from remos_hf.showing.pictures import anatomy_pictures, convergence

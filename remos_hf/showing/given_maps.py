@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from remos_hf.errors import CorruptFileError
-from remos_hf.evaluation.tables import Table
+from remos_hf.judging.tables import Table
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -17,8 +17,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tqdm.auto import tqdm
 
 from remos_hf.errors import NonFiniteError
-from remos_hf.evaluation.report import HOW_TO_READ, DefectReport
-from remos_hf.evaluation.tables import Table, percent, rate_of
+from remos_hf.evaluation.measures import rate_of
+from remos_hf.judging.report import HOW_TO_READ, DefectReport
+from remos_hf.judging.tables import Table, percent
 from remos_hf.judging.verdicts import Verdict, answer_of, glance_table, verdict_of
 from remos_hf.judging.words import count_told
 from remos_hf.showing.drawings import Drawing, drawings_of
@@ -181,7 +182,7 @@ def _reproduce(report: DefectReport, path: Path) -> list[dict[str, str]]:
     )
     again = (
         "from remos_hf.showing.page import write_html\n"
-        "from remos_hf.evaluation.report import DefectReport\n\n"
+        "from remos_hf.judging.report import DefectReport\n\n"
         f'write_html(DefectReport.load("{path.stem}.json"), "{path.name}")'
     )
     return [

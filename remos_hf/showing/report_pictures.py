@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from remos_hf.evaluation.measures import Rate
-from remos_hf.evaluation.report import DefectReport
-from remos_hf.evaluation.tables import pooled_counts, pooled_rates
+from remos_hf.judging.report import DefectReport
+from remos_hf.judging.tables import pooled_counts, pooled_rates
 from remos_hf.judging.words import span_told
 from remos_hf.showing.canvas import GREY, PERCENT, looks_of_kinds, new_figure, styled, written
 

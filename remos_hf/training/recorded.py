@@ -14,7 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress
 
 from remos_hf.errors import RemosError
-from remos_hf.evaluation.report import DefectReport
+from remos_hf.judging.report import DefectReport
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.sharing.hub import Pushed, push_to_hub, push_while_training
 from remos_hf.sharing.layout import CARD_FILE, REPORT_FILE

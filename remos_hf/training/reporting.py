@@ -11,7 +11,7 @@ from remos_hf.strategies.base import share_by_group
 from remos_hf.training.ratio_search import RECORD_KEY
 
 if TYPE_CHECKING:
-    from remos_hf.evaluation.report import DefectReport
+    from remos_hf.judging.report import DefectReport
 
 logger = logging.getLogger(__name__)
 

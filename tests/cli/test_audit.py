@@ -7,7 +7,7 @@ from PIL import Image
 
 import remos_hf.cli.audit as audit
 from remos_hf.cli.options import AuditOptions
-from remos_hf.evaluation.report import DefectReport
+from remos_hf.judging.report import DefectReport
 from tests.cli.conftest import write_data
 
 pytest.importorskip("matplotlib")

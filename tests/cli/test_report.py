@@ -3,7 +3,7 @@ import json
 import pytest
 from PIL import Image
 
-from remos_hf.evaluation.report import DefectReport
+from remos_hf.judging.report import DefectReport
 
 
 def rate(count, number=100):

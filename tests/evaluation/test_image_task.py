@@ -11,10 +11,9 @@ from remos_hf.defects.base import ExposedSet
 from remos_hf.defects.picture_triggers import PatchTrigger
 from remos_hf.evaluation import image_task
 from remos_hf.evaluation.image_task import ImageTask
-from remos_hf.evaluation.measures import Rate
+from remos_hf.evaluation.measures import Rate, rate_of
 from remos_hf.evaluation.predictions import predict_labels
 from remos_hf.evaluation.reactivation import Reactivation, reactivate
-from remos_hf.evaluation.tables import rate_of
 from remos_hf.evaluation.transfer import measure
 from tests.defects import pictures
 

@@ -1,7 +1,7 @@
 import pytest
 
-from remos_hf.evaluation.report import DefectReport
 from remos_hf.judging import verdicts
+from remos_hf.judging.report import DefectReport
 from tests.showing.test_page import PLAIN, faster, random, record, remos
 
 

@@ -1,7 +1,7 @@
 """Defect reports made of counts."""
 
 from remos_hf.evaluation.measures import Rate, excess_dir
-from remos_hf.evaluation.report import DefectReport
+from remos_hf.judging.report import DefectReport
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import Random, Remos
 

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from remos_hf.evaluation.measures import Rate, excess_dir
-from remos_hf.evaluation.report import DefectReport
+from remos_hf.judging.report import DefectReport
 from remos_hf.sharing.card_measured import chosen_student
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.plain import Finetune

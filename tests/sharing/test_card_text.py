@@ -4,7 +4,7 @@ import re
 import pytest
 import yaml
 
-from remos_hf.evaluation.report import DefectReport
+from remos_hf.judging.report import DefectReport
 from remos_hf.sharing.model_card import eval_result_files
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.slice_and_reset import Remos

@@ -10,7 +10,7 @@ import pytest
 
 from remos_hf.errors import NonFiniteError
 from remos_hf.evaluation.measures import Rate, excess_dir
-from remos_hf.evaluation.report import DefectReport
+from remos_hf.judging.report import DefectReport
 from remos_hf.showing import drawings, given_maps
 from remos_hf.showing import page as rendering
 from remos_hf.showing.page import write_html

@@ -20,7 +20,7 @@ from remos_hf.evaluation.anatomy import (
     weights_of,
 )
 from remos_hf.evaluation.measures import Rate
-from remos_hf.evaluation.report import DefectReport
+from remos_hf.judging.report import DefectReport
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.showing import pictures, report_pictures
 from remos_hf.showing.maps import share_in_trigger

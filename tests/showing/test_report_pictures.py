@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remos_hf.evaluation.measures import Rate
-from remos_hf.evaluation.report import DefectReport
+from remos_hf.judging.report import DefectReport
 from remos_hf.showing import canvas, report_pictures
 from tests.showing.test_pictures import RECORDS, legend_of, lines, record, report, titles, with_curves
 

@@ -6,7 +6,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from remos_hf.evaluation.measures import Rate, excess_dir
-from remos_hf.evaluation.report import DefectReport
+from remos_hf.judging.report import DefectReport
 from remos_hf.strategies.plain import Finetune
 from remos_hf.training.attach import attach_remos
 from remos_hf.training.reporting import log_defects

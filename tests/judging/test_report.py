@@ -5,11 +5,11 @@ import pytest
 from datasets import Dataset
 from hypothesis import strategies as st
 
+from remos_hf.auditing.given import evaluate_transfer
 from remos_hf.defects.base import CLEAN_INDEX, Defect, ExposedSet
 from remos_hf.errors import CorruptFileError
 from remos_hf.evaluation.measures import Rate, excess_dir
-from remos_hf.evaluation.report import DefectReport
-from remos_hf.evaluation.transfer import evaluate_transfer
+from remos_hf.judging.report import DefectReport
 from tests.defects import toy
 from tests.evaluation.voter import TASK, WORD, Voter
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from remos_hf.errors import CorruptFileError
 from remos_hf.evaluation.anatomy import check_anatomy
-from remos_hf.evaluation.tables import (
+from remos_hf.evaluation.measures import rate_of
+from remos_hf.judging.tables import (
     Section,
     best_within,
     equal_accuracy_table,
@@ -20,7 +21,6 @@ from remos_hf.evaluation.tables import (
     markdown_of,
     named_row,
     pooled_row,
-    rate_of,
     reactivation_table,
     remarks_on,
     students_table,

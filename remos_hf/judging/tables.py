@@ -24,11 +24,6 @@ def rule_of(row: Mapping[str, Any]) -> str:
     return row["made"].get("rule", row["student"])
 
 
-def rate_of(values: Mapping[str, Any]) -> Rate:
-    """Give a rate back from its JSON values."""
-    return Rate(**{name: values[name] for name in ("value", "count", "num_samples", "low", "high")})
-
-
 @dataclass(frozen=True)
 class Table:
     """Cells as text.

@@ -3,8 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remos_hf.evaluation.measures import Rate, excess_dir, relative_accuracy, relative_dir
-from remos_hf.evaluation.report import DefectReport
-from tests.evaluation.test_report import counts, curves, cut, rate, record, table
+from remos_hf.judging.report import DefectReport
+from tests.judging.test_report import counts, curves, cut, rate, record, table
 
 
 def test_seeds_are_pooled_by_their_counts_and_shown_apart():

@@ -6,11 +6,10 @@ import pytest
 from remos_hf.defects.base import ExposedSet
 from remos_hf.defects.label_noise import LabelNoise
 from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords
-from remos_hf.evaluation.measures import Rate, excess_dir
-from remos_hf.evaluation.tables import rate_of
+from remos_hf.evaluation.measures import Rate, excess_dir, rate_of
 from remos_hf.evaluation.transfer import measure
-from tests.evaluation.test_report import TEACHER, TEST, Negated, made, table, transfer
 from tests.evaluation.voter import TASK, WORD, Voter, reference
+from tests.judging.test_report import TEACHER, TEST, Negated, made, table, transfer
 
 PLOT = TriggerWords(words=("plot",))
 
