@@ -1,0 +1,64 @@
+"""What kind of student a row is: as it was recorded, never guessed from its name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What students have in common whatever their slice ratio and their seed.
+
+    Attributes:
+        key: Stable: colours and markers go by it, in all reports.
+        name: In the middle of a sentence.
+    """
+
+    key: str
+    name: str
+
+
+PLAIN = Kind("plain", "plain fine-tuning")
+FASTER = Kind("faster", "plain fine-tuning at a higher learning rate")
+RETRAIN = Kind("retrain", "training from scratch")
+RANDOM = Kind("random", "a random reset")
+REMOS = Kind("remos", "ReMoS")
+REMOS_LAYER = Kind("remos_layer", "ReMoS layer by layer")
+TOP_MAGNITUDE = Kind("top_magnitude", "resetting the largest weights")
+MAG_PRUNE = Kind("mag_prune", "resetting the smallest weights")
+ROWS = Kind("rows", "resetting the embedding rows of unseen tokens")
+TEACHER = Kind("teacher", "the teacher")
+UNKNOWN = Kind("unknown", "a student whose making is not recorded")
+
+_RULES = {"Random": RANDOM, "TopMagnitude": TOP_MAGNITUDE, "MagPrune": MAG_PRUNE, "Retrain": RETRAIN}
+
+
+def kind_of(made: Mapping[str, Any], *, reference: bool = False) -> Kind:
+    """Tell the kind of a student from the record of how it was made.
+
+    Args:
+        made: The record's "made"; empty where nothing is known.
+        reference: Whether the report names it as plain fine-tuning.
+
+    Returns:
+        The kind; of a strategy that has no word here, one named after its class, and of several, after all of them.
+    """
+    strategy = made.get("strategy") or {}
+    parts = strategy.get("strategies") or ([strategy] if strategy.get("name") else [])
+    if not parts:
+        return PLAIN if reference else UNKNOWN
+    kinds = [_kind_of_one(one) for one in parts]
+    if len(kinds) > 1:
+        return Kind(" + ".join(one.key for one in kinds), " with ".join(one.name for one in kinds))
+    if kinds[0] is PLAIN and made.get("lr_factor", 1) > 1:
+        return FASTER
+    return kinds[0]
+
+
+def _kind_of_one(strategy: Mapping[str, Any]) -> Kind:
+    name = strategy["name"]
+    if name == "Finetune":
+        return PLAIN if strategy.get("embedding_rows", "keep") == "keep" else ROWS
+    if name == "Remos":
+        return REMOS_LAYER if strategy.get("scope") == "layer" else REMOS
+    return _RULES.get(name) or Kind(name.lower(), name)
