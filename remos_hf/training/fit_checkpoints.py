@@ -1,5 +1,6 @@
 """Checkpoints of `fit`: how far a run has come, written whole or not at all, and found again."""
 
+import copy
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import load as load_tensors
 from safetensors.torch import save_model
 from torch import nn
+from transformers import PreTrainedModel
 
 from remos_hf.errors import CorruptFileError
 from remos_hf.training.moments import Moments
@@ -146,5 +148,9 @@ class Saver:
             settle(self.folder, "checkpoint-*")  # also of a killed run of which only this was left to do
             with whole_file(self.folder / MODEL_FILE) as path:
                 save_model(student, str(path))
+            if isinstance(student, PreTrainedModel):
+                config = copy.deepcopy(student.config)
+                config.architectures = [type(student).__name__]  # what save_pretrained says, and loaders look for
+                config.save_pretrained(self.folder)
             self.moments.sidecars.save(self.folder)
         self.accelerator.wait_for_everyone()
