@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from remos_hf.adapters.base import inputs_of
@@ -49,7 +50,7 @@ def count_samples(batch: Any) -> int:  # noqa: ANN401 - any batch
     if not tensors:
         raise TypeError(
             "A batch must be a tensor, an (inputs, ...) tuple, or a mapping that holds tensors, as Trainer makes them, "
-            f"but got {type(batch).__name__}."
+            f"but {_held_instead(batch)}"
         )
     main = next((key for key in _MAIN_KEYS if key in tensors), None)
     if main is None:
@@ -67,6 +68,34 @@ def count_samples(batch: Any) -> int:  # noqa: ANN401 - any batch
     if main is not None and not tensors[main].numel():
         raise ValueError(f"'{main}' has the shape {tuple(tensors[main].shape)}: no sample of the batch holds anything.")
     return samples
+
+
+def _held_instead(batch: Any) -> str:  # noqa: ANN401 - whatever was given
+    """Say what a batch without tensors holds, and how tensors are made of it."""
+    held = dict(batch) if isinstance(batch, Mapping) else {"": batch}
+    inputs = {key: value for key, value in held.items() if key not in (*LABEL_KEYS, "label")}
+    if held and not inputs:
+        return (
+            f"got only labels ({', '.join(map(repr, held))}). Trainer leaves out columns that the model's forward does "
+            "not take: tokenize texts before (dataset.map), and of images make pixel_values in the data_collator, with "
+            "remove_unused_columns=False."
+        )
+    for key, value in inputs.items():
+        first = value[0] if isinstance(value, (list, tuple)) and len(value) else value
+        where = f" in {key!r}" if key else ""
+        if isinstance(first, str):
+            return (
+                f"got text{where} ({first[:40]!r}). Tokenize it first: tokenizer(texts, padding=True, truncation=True, "
+                "return_tensors='pt') gives a batch."
+            )
+        if isinstance(first, Image):
+            return (
+                f"got an image{where}. Make pixel_values of images first: the teacher's image processor does, or "
+                "image_input_of(teacher)."
+            )
+        if isinstance(first, (int, float, list)):
+            return f"got lists{where}. Make tensors of them: DataLoader(samples, collate_fn=...), set_format('torch')."
+    return f"got {type(batch).__name__}."
 
 
 def take(batch: Any, rows: Tensor, samples: int) -> Any:  # noqa: ANN401 - any batch

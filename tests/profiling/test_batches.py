@@ -1,5 +1,6 @@
 import pytest
 import torch
+from PIL import Image
 
 from remos_hf.profiling.batches import count_samples, digest, first_samples, take, unpacked
 
@@ -35,6 +36,23 @@ def test_tensors_that_disagree_on_the_samples_are_refused(batch):
 def test_a_batch_of_empty_texts_is_refused_by_its_shape():
     with pytest.raises(ValueError, match=r"'input_ids' has the shape \(3, 0\)"):
         count_samples({"input_ids": torch.ones(3, 0, dtype=torch.long)})
+
+
+@pytest.mark.parametrize(
+    ("batch", "told"),
+    [
+        ("a good film", "got text \\('a good film'\\). Tokenize it first"),
+        (["a good film", "bad"], "Tokenize it first"),
+        ({"text": ["a good film"], "label": torch.ones(1)}, "got text in 'text'"),
+        ({"labels": torch.ones(2)}, "got only labels \\('labels'\\). Trainer leaves out columns"),
+        ({"image": [Image.new("RGB", (2, 2))]}, "got an image in 'image'. Make pixel_values"),
+        ({"input_ids": [[1, 2]]}, "got lists in 'input_ids'. Make tensors"),
+        (None, "got NoneType"),
+    ],
+)
+def test_what_is_no_tensor_is_told_with_what_makes_one_of_it(batch, told):
+    with pytest.raises(TypeError, match=told):
+        count_samples(batch)
 
 
 def test_some_samples_are_taken_from_every_tensor_that_has_them():
