@@ -230,11 +230,20 @@ class Sidecars:
             RemosError: The strategies differ.
         """
         made_by, asked = self.config["strategy"], json.loads(json.dumps(strategy.to_dict()))
-        if made_by != asked:
-            raise RemosError(
-                f"The checkpoint was made by {made_by}, but the trainer asks for {asked}. Resume with the same "
-                "strategy, or start anew from the teacher."
-            )
+        if made_by == asked:
+            return
+        one, other = made_by, asked
+        if made_by["name"] == asked["name"]:  # then only what differs says something
+            keys = sorted(key for key in {*made_by, *asked} if made_by.get(key) != asked.get(key))
+            one, other = ({key: recipe.get(key) for key in keys} for recipe in (made_by, asked))
+        raise RemosError(
+            f"The checkpoint was made by {made_by['name']} with {_told(one)}, but the trainer asks for {asked['name']} "
+            f"with {_told(other)}. Resume with the same strategy, or start anew from the teacher."
+        )
+
+
+def _told(recipe: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in recipe.items() if key != "name") or "its defaults"
 
 
 def refuse_pickles(names: Collection[str], place: str | os.PathLike) -> None:

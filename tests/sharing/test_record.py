@@ -167,8 +167,10 @@ def test_another_strategy_may_not_go_on(sidecars, tmp_path):
     sidecars.save(tmp_path)
     loaded = Sidecars.load(tmp_path)
     loaded.check_strategy(Remos(0.9))
-    with pytest.raises(RemosError, match="'slice_ratio': 0.9.*'slice_ratio': 0.8"):
+    with pytest.raises(RemosError, match="by Remos with slice_ratio=0.9, but .* Remos with slice_ratio=0.8. Resume"):
         loaded.check_strategy(Remos(0.8))
+    with pytest.raises(RemosError, match="by Remos with slice_ratio=0.9, .* but the trainer asks for Finetune with"):
+        loaded.check_strategy(Finetune())
 
 
 # --- of a teacher that the caller knows ---
