@@ -1,11 +1,13 @@
-"""What a command says while it works: on stderr, and only to somebody who looks."""
+"""What a command says while it works, on stderr: bars to somebody who looks, a line a minute into a log."""
 
 import contextlib
+import io
 import logging
 import os
 import sys
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,27 +16,63 @@ import datasets
 from tqdm import tqdm
 from transformers.utils import logging as hf_logging
 
+_SECONDS_BETWEEN = 60.0
+_last_told = 0.0  # seconds of the clock, since several bars and callbacks share the one line a minute
+
+
+def tell(text: str) -> None:
+    """Say a line, with the time of day."""
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+    sys.stderr.flush()
+
+
+def tell_now_and_then(text: Callable[[], str]) -> None:
+    """Say how far something is, unless something of this kind was said less than a minute ago.
+
+    Args:
+        text: Makes the line; called only when it is said.
+    """
+    global _last_told
+    now = time.monotonic()
+    if now - _last_told >= _SECONDS_BETWEEN:
+        _last_told = now
+        tell(text())
+
+
+def minutes_left(done: float, total: float, seconds: float) -> str:
+    """Say how long the rest of some work will take.
+
+    Args:
+        done: What is done, above 0, in any unit.
+        total: All of it.
+        seconds: What that took.
+    """
+    minutes = round(seconds * (total - done) / done / 60)
+    return "less than a minute left" if minutes < 1 else f"about {minutes:,} minute{'s' * (minutes > 1)} left"
+
 
 @contextlib.contextmanager
 def manners(debug: bool = False, in_options: Callable[[str], str] = str) -> Iterator[bool]:
     """Keep stdout for the result, and stderr quiet where nobody looks.
 
     Nothing that is printed in the block reaches stdout. Bars, the package's own log and what libraries print are shown
-    on a terminal; in a pipe only warnings are. With `debug`, all is shown. The settings are put back at the end.
+    on a terminal. In a pipe or a log only warnings are, and a line a minute that says how far the bars are. With
+    `debug`, all is shown. The settings are put back at the end.
 
     Args:
         debug: Show all.
         in_options: Says a warning in terms of the command line.
 
     Yields:
-        Whether to show bars.
+        Whether somebody sees bars.
     """
+    global _last_told
     seen = sys.stderr.isatty()
     ours, handler = logging.getLogger("remos_hf"), logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     level, propagates, verbosity = ours.level, ours.propagate, hf_logging.get_verbosity()
     bars = not datasets.are_progress_bars_disabled(), hf_logging.is_progress_bar_enabled()
-    as_asked = tqdm.__init__
+    as_asked, shown, _last_told = tqdm.__init__, tqdm.display, time.monotonic()
     ours.addHandler(handler)
     ours.setLevel(logging.INFO if seen or debug else logging.WARNING)
     ours.propagate = False
@@ -50,10 +88,10 @@ def manners(debug: bool = False, in_options: Callable[[str], str] = str) -> Iter
             if not seen:
                 datasets.disable_progress_bars()
                 hf_logging.disable_progress_bar()
-                tqdm.__init__ = _without_bar(as_asked)
+                tqdm.__init__, tqdm.display = _unseen(as_asked), _as_line
             yield seen
     finally:
-        tqdm.__init__ = as_asked
+        tqdm.__init__, tqdm.display = as_asked, shown
         ours.removeHandler(handler)
         ours.setLevel(level)
         ours.propagate = propagates
@@ -64,12 +102,36 @@ def manners(debug: bool = False, in_options: Callable[[str], str] = str) -> Iter
             hf_logging.enable_progress_bar()
 
 
-def _without_bar(as_asked: Callable[..., None]) -> Callable[..., None]:
+def _unseen(as_asked: Callable[..., None]) -> Callable[..., None]:
     # tqdm has no switch for all its bars, and a strategy shows those of its profile whoever runs it.
-    def hidden(bar: tqdm, *args: Any, **options: Any) -> None:  # noqa: ANN401 - tqdm's own
-        as_asked(bar, *args, **{**options, "disable": True})
+    def made(bar: tqdm, *args: Any, **options: Any) -> None:  # noqa: ANN401 - tqdm's own
+        # tqdm leaves a bar out where its file is no terminal, if `disable` is None.
+        as_asked(bar, *args, **{**options, "disable": bool(options.get("disable")), "file": _Nowhere(), "delay": 0})
 
-    return hidden
+    return made
+
+
+class _Nowhere(io.StringIO):
+    """Takes what a bar writes beside its line."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+def _as_line(bar: tqdm, msg: str | None = None, pos: int | None = None) -> bool:
+    """Stand in for `tqdm.display`: say how far a bar is, now and then."""
+    told = bar.format_dict
+    if msg is None and told["initial"] < told["n"] != told["total"]:
+        tell_now_and_then(lambda: _line_of(told))
+    return True
+
+
+def _line_of(told: Mapping[str, Any]) -> str:
+    scaled = tqdm.format_sizeof if told["unit_scale"] else lambda number: f"{number:,}"
+    of = f" of {scaled(told['total'])}" if told["total"] else ""
+    unit = f" {told['unit']}" if told["unit"] != "it" else ""
+    left = minutes_left(told["n"] - told["initial"], told["total"] - told["initial"], told["elapsed"]) if of else ""
+    return f"{told['prefix'].removesuffix(': ') or 'progress'}: {scaled(told['n'])}{of}{unit}{left and f'; {left}'}"
 
 
 def _shown(

@@ -3,15 +3,22 @@
 A command's module takes the dataclass as it is; `commands.py` makes the command line of it. Nothing heavy is loaded.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Option
 
 AUTO = "auto"
 ALL = "all"
 _SLICING = ("remos", "top_magnitude", "mag_prune", "random")
+
+
+def was_given(asked: Any, name: str) -> bool:  # noqa: ANN401 - the options of any command
+    """Whether an option has another value than it has when nobody names it."""
+    one = next(one for one in fields(asked) if one.name == name)
+    default = one.default if one.default_factory is MISSING else one.default_factory()
+    return getattr(asked, name) != default
 
 
 def _share(text: str) -> float:
@@ -79,6 +86,16 @@ _ReportStudent = Annotated[str | None, Option("--student", help="The student's n
 _ReportTask = Annotated[str | None, Option("--task", help="The task's name in the report.")]
 _MadeBy = Annotated[str | None, Option(help="What made the student, for the card.")]
 
+# What says something only where a teacher is profiled.
+_OF_PROFILING = ("text_columns", "max_samples", "criterion", "batch_size", "max_length")
+
+
+def _refuse(asked: Any, names: tuple[str, ...], because: str) -> None:  # noqa: ANN401 - the options of any command
+    for name in names:
+        if was_given(asked, name):
+            option = "--text-column" if name == "text_columns" else f"--{name.replace('_', '-')}"
+            raise BadParameter(f"{option} {because}: leave it out.")
+
 
 @dataclass(frozen=True)
 class ProfileOptions:
@@ -135,6 +152,8 @@ class SliceOptions:
             raise BadParameter("give one of --coverage and --data: the rule remos keeps what the data uses.")
         if self.rule != "remos" and (self.coverage is not None or self.data is not None):
             raise BadParameter(f"the rule {self.rule} looks at no data: leave out --coverage and --data.")
+        if self.data is None:
+            _refuse(self, _OF_PROFILING, "says how --data is profiled, which is not given")
 
 
 @dataclass(frozen=True)
@@ -161,8 +180,8 @@ class TrainOptions:
         float, Option(min=0, max=1, help="Accuracy that auto may lose on --eval-data, as a share.")
     ] = 0.02
     strategy: Annotated[
-        Literal["remos", "finetune", "retrain", "random", "top_magnitude", "mag_prune"],
-        Option(help="How the student starts."),
+        Literal["remos", "finetune", "retrain", "random", "top_magnitude", "mag_prune", "l2sp", "renofeation"],
+        Option(help="How the student starts, and what holds it while it trains; the last two are rivals that hold it."),
     ] = "remos"
     epochs: _Epochs = 3.0
     learning_rate: Annotated[float, Option(min=0, help="Of AdamW, decaying linearly.")] = 5e-5
@@ -189,6 +208,12 @@ class TrainOptions:
             raise BadParameter(f"the strategy {self.strategy} slices nothing: leave out --slice-ratio.")
         if self.slice_ratio == AUTO and (self.strategy != "remos" or self.eval_data is None):
             raise BadParameter("--slice-ratio auto needs --strategy remos and --eval-data to choose on.")
+        if self.slice_ratio != AUTO:
+            _refuse(self, ("accuracy_budget",), "goes with --slice-ratio auto alone")
+        if self.strategy != "remos":
+            _refuse(
+                self, ("profile_samples",), f"counts what is profiled, and the strategy {self.strategy} profiles none"
+            )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from remos_hf.auditing.data_files import drawn, read_data
 from remos_hf.auditing.labels import LABEL_COLUMN
 from remos_hf.cli.options import ALL, ProfileOptions, SliceOptions
 from remos_hf.cli.output import PROFILE, check_output, written
-from remos_hf.cli.teacher import Teacher, device_for
+from remos_hf.cli.teacher import Teacher, check_reading, device_for
 from remos_hf.evaluation.tasks import without_map_bars
 from remos_hf.profiling.coverage import COVERAGE_FILE, CoverageProfile
 from remos_hf.profiling.data_pass import DEFAULT_MAX_SAMPLES, profile_coverage
@@ -55,6 +55,7 @@ def profiled(asked: ProfileOptions | SliceOptions, data: str, progress: bool) ->
     number = number_to_profile(asked.max_samples, samples, "--max-samples")
     samples = drawn(samples, number, asked.seed) if number < len(samples) else samples
     named = Teacher.named(asked.teacher, samples, asked.revision)
+    check_reading(asked, named.reads_images)
     model = named.load_as_saved().to(device_for(asked.cpu))
     task = named.task(model, samples, batch_size=asked.batch_size, max_length=asked.max_length)
     with without_map_bars():

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -17,9 +18,15 @@ from transformers import (
 from remos_hf.adapters.guarded_loading import TIMM, load_teacher, load_tokenizer, teacher_config
 from remos_hf.adapters.images import image_input_of
 from remos_hf.auditing.data_files import TEXT_COLUMNS, holds_images
+from remos_hf.cli.options import was_given
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.evaluation.image_task import ImageTask
 from remos_hf.evaluation.tasks import TextTask
+
+# A folder in timm's own form, such as a student of timm that `remos train` saved.
+LOCAL_TIMM = f"{TIMM}local-dir:"
+_OF_TEXTS = {"text_columns": "--text-column", "max_length": "--max-length"}
+_OF_IMAGES = {"augment": "--augment"}
 
 
 @dataclass(frozen=True)
@@ -113,8 +120,24 @@ class Teacher:
 
 def identity(teacher: str, revision: str | None) -> dict[str, str | None]:
     """Say which teacher it was, for the record beside a student. A folder is named without its path."""
-    path = Path(teacher)
+    path = Path(teacher.removeprefix(LOCAL_TIMM))
     return {"id": path.resolve().name if path.is_dir() else teacher, "revision": revision}
+
+
+def check_reading(asked: Any, reads_images: bool) -> None:  # noqa: ANN401 - the options of any command
+    """Refuse options that say how the other kind of samples is read.
+
+    Args:
+        asked: A command's options.
+        reads_images: Whether its samples are images, not texts.
+
+    Raises:
+        ValueError: There is one.
+    """
+    wrong, samples = (_OF_TEXTS, "images") if reads_images else (_OF_IMAGES, "texts")
+    for name, option in wrong.items():
+        if hasattr(asked, name) and was_given(asked, name):
+            raise ValueError(f"{option} says nothing of how {samples} are read, which the samples are. Leave it out.")
 
 
 def device_for(cpu: bool) -> torch.device:

@@ -4,29 +4,35 @@ import json
 import logging
 import shlex
 import shutil
+import time
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, TrainingArguments
+from torch import nn
+from transformers import PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from remos_hf.adapters.guarded_loading import TIMM, teacher_folder
+from remos_hf.adapters.guarded_loading import teacher_folder
+from remos_hf.adapters.timm_models import ImageClassifier
 from remos_hf.adapters.transformers_models import with_new_head
 from remos_hf.auditing.data_files import drawn, read_data
 from remos_hf.auditing.labels import LABEL_COLUMN, by_name, count_labels, label_names
 from remos_hf.auditing.recipes import trainer_inputs
+from remos_hf.auditing.student_files import save_timm_student, timm_config
+from remos_hf.cli.console import minutes_left, tell_now_and_then
 from remos_hf.cli.options import AUTO, TrainOptions
 from remos_hf.cli.output import STUDENT, check_output, uninterrupted, written
 from remos_hf.cli.profile import number_to_profile
-from remos_hf.cli.teacher import Teacher
-from remos_hf.errors import CorruptFileError, RemosError, UnsupportedModelError
+from remos_hf.cli.teacher import LOCAL_TIMM, Teacher, check_reading, identity
+from remos_hf.errors import CorruptFileError, RemosError
+from remos_hf.evaluation.image_task import ImageTask
 from remos_hf.evaluation.measures import accuracy
 from remos_hf.evaluation.predictions import predict_labels
-from remos_hf.evaluation.tasks import without_map_bars
+from remos_hf.evaluation.tasks import TextTask, without_map_bars
 from remos_hf.strategies import STRATEGIES
 from remos_hf.training.half_written import whole_and_half
 from remos_hf.training.trainer import RemosTrainer
@@ -42,32 +48,19 @@ _PROCESSOR_FILE = "preprocessor_config.json"
 
 def run(asked: TrainOptions, progress: bool) -> tuple[dict[str, Any], str]:
     """Train a student and save it; give what is told, as JSON values and as text."""
-    output, seed, work = asked.output, asked.seed, asked.output / UNFINISHED
+    output, work = asked.output, asked.output / UNFINISHED
     described = _described(asked)
     checkpoint = _start(output, described, asked.resume, asked.overwrite)
-    if asked.teacher.startswith(TIMM):
-        raise UnsupportedModelError(
-            f"{asked.teacher} is a model of timm, whose students other tools load by timm's own recipe: see "
-            "examples/run_timm_remos.py. `remos audit` takes it."
-        )
-    samples, tested = _read(asked)
-    num_labels, names = count_labels(samples, asked.train_data), label_names(samples)
-    if num_labels < 2:
-        raise ValueError(f"A classifier tells two labels or more apart, but {asked.train_data} has {num_labels}.")
-    samples = _drawn(samples, asked.max_samples, seed)
-    chosen_on = tested = None if tested is None else _drawn(tested, asked.max_samples, seed)
-    if asked.slice_ratio == AUTO:  # what the ratio was chosen on says too much of the student
-        half = len(tested) // 2
-        chosen_on, tested = drawn(tested, half, seed), drawn(tested, None, seed, skip=half)
-    named = Teacher.named(asked.teacher, samples, asked.revision)
-    public = named.load(num_labels, seed)
-    student = with_new_head(public, num_labels, seed=seed)
-    if names is not None:
-        student.config.id2label = dict(enumerate(names))
-        student.config.label2id = {name: number for number, name in enumerate(names)}
+    data = _data(asked)
+    named = Teacher.named(asked.teacher, data.samples, asked.revision)
+    check_reading(asked, named.reads_images)
+    public = named.load(data.num_labels, asked.seed)
+    student = with_new_head(public, data.num_labels, seed=asked.seed, labels=data.names)
+    if isinstance(student, ImageClassifier):
+        timm_config(student)  # that nobody could load the student again is said before it trains
     task = named.task(
         public,
-        samples,
+        data.samples,
         batch_size=asked.batch_size,
         max_length=asked.max_length,
         bf16=asked.bf16,
@@ -77,31 +70,15 @@ def run(asked: TrainOptions, progress: bool) -> tuple[dict[str, Any], str]:
     work.mkdir(parents=True, exist_ok=True)
     replace_file(work / _ASKED_FILE, (json.dumps(described, indent=1) + "\n").encode())
     try:
-        with without_map_bars():
-            inputs = trainer_inputs(task, samples)
-            if tested is not None:
-                read_plainly = trainer_inputs(task, chosen_on)  # without augmentation
-                inputs["eval_dataset"] = read_plainly.get("profile_dataset", read_plainly["train_dataset"])
-        trainer = RemosTrainer(
-            student,
-            _arguments(asked, named, progress),
-            processing_class=named.tokenizer,
-            max_samples=number_to_profile(asked.profile_samples, samples, "--profile-samples"),
-            **_start_of_student(asked),
-            **inputs,
-        )
-        trainer.remove_callback(PrinterCallback)
+        trainer = _trainer(asked, named, student, task, data, progress)
         trainer.train(resume_from_checkpoint=checkpoint)
         measured = None
-        if tested is not None:
-            found = predict_labels(trainer.model, tested, task, progress=progress)
-            measured = accuracy(found, list(tested[LABEL_COLUMN])).to_dict()
+        if data.tested is not None:
+            found = predict_labels(trainer.model, data.tested, task, progress=True)
+            measured = accuracy(found, list(data.tested[LABEL_COLUMN])).to_dict()
         trainer.sidecars.config["command"] = _command(described)
         with written(output, STUDENT) as folder:
-            trainer.save_model(str(folder))
-            (folder / TRAINING_ARGS_NAME).unlink()  # a pickle, which nobody needs and nobody should open
-            if named.reads_images:
-                _copy_processor(named, folder)
+            _save(trainer, named, data.names, folder)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_tidy(output)) from None
     except BaseException:
@@ -110,6 +87,94 @@ def run(asked: TrainOptions, progress: bool) -> tuple[dict[str, Any], str]:
     with uninterrupted():
         shutil.rmtree(work)
     return _told(trainer, output, measured)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The samples of a run.
+
+    Attributes:
+        samples: The student learns from them.
+        chosen_on: A ratio is chosen on them; None if there is no clean data.
+        tested: Accuracy is measured on them: the same, or others where a ratio was chosen.
+        num_labels: Labels of the task.
+        names: Their names; None if they are only numbered.
+    """
+
+    samples: Dataset
+    chosen_on: Dataset | None
+    tested: Dataset | None
+    num_labels: int
+    names: list[str] | None
+
+
+def _data(asked: TrainOptions) -> _Data:
+    """Read what is asked for; classes have the training data's numbers everywhere."""
+    read, seed = {"text_columns": asked.text_columns, "label_column": asked.label_column}, asked.seed
+    samples = read_data(asked.train_data, **read)
+    num_labels, names = count_labels(samples, asked.train_data), label_names(samples)
+    if num_labels < 2:
+        raise ValueError(f"A classifier tells two labels or more apart, but {asked.train_data} has {num_labels}.")
+    if asked.eval_data is None:
+        return _Data(_drawn(samples, asked.max_samples, seed), None, None, num_labels, names)
+    tested = by_name(read_data(asked.eval_data, **read), asked.eval_data, samples, asked.train_data)
+    samples = _drawn(samples, asked.max_samples, seed)
+    chosen_on = tested = _drawn(tested, asked.max_samples, seed)
+    if asked.slice_ratio == AUTO:  # what the ratio was chosen on says too much of the student
+        half = len(tested) // 2
+        chosen_on, tested = drawn(tested, half, seed), drawn(tested, None, seed, skip=half)
+    return _Data(samples, chosen_on, tested, num_labels, names)
+
+
+def _trainer(
+    asked: TrainOptions, named: Teacher, student: nn.Module, task: TextTask | ImageTask, data: _Data, progress: bool
+) -> RemosTrainer:
+    with without_map_bars():
+        inputs = trainer_inputs(task, data.samples)
+        if data.chosen_on is not None:
+            read_plainly = trainer_inputs(task, data.chosen_on)  # without augmentation
+            inputs["eval_dataset"] = read_plainly.get("profile_dataset", read_plainly["train_dataset"])
+    trainer = RemosTrainer(
+        student,
+        _arguments(asked, named, progress),
+        processing_class=named.tokenizer,
+        max_samples=number_to_profile(asked.profile_samples, data.samples, "--profile-samples"),
+        **_start_of_student(asked),
+        **inputs,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if not progress:
+        trainer.add_callback(_Lines())
+    return trainer
+
+
+class _Lines(TrainerCallback):
+    """Says into a log how far training is, where nobody sees Trainer's bar."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
+        self.first, self.start = state.global_step, time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
+        if state.global_step < state.max_steps:
+            tell_now_and_then(lambda: self._line(state))
+
+    def _line(self, state: TrainerState) -> str:
+        step, last = state.global_step, state.max_steps
+        left = minutes_left(step - self.first, last - self.first, time.monotonic() - self.start)
+        return f"training: epoch {state.epoch:.1f} of {state.num_train_epochs}, step {step:,} of {last:,}; {left}"
+
+
+def _save(trainer: RemosTrainer, named: Teacher, names: list[str] | None, folder: Path) -> None:
+    """Save the student so that everything which reads its kind loads it, with its record."""
+    student = trainer.model
+    if isinstance(student, ImageClassifier):  # whose module does not know what it is called by timm
+        trainer.sidecars.config["teacher"].update(identity(named.name, named.revision))
+    trainer.save_model(str(folder))
+    (folder / TRAINING_ARGS_NAME).unlink()  # a pickle, which nobody needs and nobody should open
+    if isinstance(student, ImageClassifier):
+        save_timm_student(student, folder, names)
+    elif named.reads_images:
+        _copy_processor(named, folder)
 
 
 def _described(asked: TrainOptions) -> dict[str, Any]:
@@ -149,9 +214,10 @@ def _start(output: Path, asked: Mapping[str, Any], resume: bool, overwrite: bool
             raise CorruptFileError(f"{path} does not say what was asked for ({error}). Use --overwrite.") from error
         differing = sorted(key for key in {*before, *asked} if before.get(key) != asked.get(key))
         if differing:
+            told = [f"{_option(key)} {_value(before.get(key))}, not {_value(asked.get(key))}" for key in differing]
             raise RemosError(
-                f"{work} was asked for otherwise ({', '.join(differing)} differ). Ask for the same, or "
-                "start anew with --overwrite."
+                f"The run in {output} was started with {'; '.join(told)}. Ask for the same to go on with it, or start "
+                "anew with --overwrite."
             )
         found = _last_whole(work)
         if found is None:
@@ -190,13 +256,18 @@ def _tidy(output: Path) -> str:
     return "Nothing is kept: the first checkpoint comes after an epoch."
 
 
-def _read(asked: TrainOptions) -> tuple[Dataset, Dataset | None]:
-    """Read both sources; classes have the training data's numbers in both."""
-    read = {"text_columns": asked.text_columns, "label_column": asked.label_column}
-    samples = read_data(asked.train_data, **read)
-    if asked.eval_data is None:
-        return samples, None
-    return samples, by_name(read_data(asked.eval_data, **read), asked.eval_data, samples, asked.train_data)
+def _option(name: str) -> str:
+    return (
+        "TEACHER"
+        if name == "teacher"
+        else f"--{name.removesuffix('s') if name == 'text_columns' else name}".replace("_", "-")
+    )
+
+
+def _value(value: Any) -> str:  # noqa: ANN401 - JSON
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "left out" if value in (None, []) else " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _drawn(samples: Dataset, number: int | None, seed: int) -> Dataset:
@@ -219,11 +290,13 @@ def _command(asked: Mapping[str, Any]) -> str:
             continue
         values = value if isinstance(value, list) else [] if value is True else [value]
         shown = [_public(one) if name.endswith("_data") else str(one) for one in values]
-        parts += [f"--{name.removesuffix('s') if name == 'text_columns' else name}".replace("_", "-"), *shown]
+        parts += [_option(name), *shown]
     return shlex.join([*parts, "--output", "student"])
 
 
 def _public(source: str) -> str:
+    if source.startswith(LOCAL_TIMM):
+        return f"{LOCAL_TIMM}{Path(source.removeprefix(LOCAL_TIMM)).name}"
     return Path(source).name if Path(source).exists() else source
 
 

@@ -1,14 +1,20 @@
 import json
 import shlex
+import time
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 import remos_hf.cli.train as train
+from remos_hf import image_classifier
+from remos_hf.auditing.data_files import read_data
+from remos_hf.auditing.student_files import load_student, save_timm_student
 from remos_hf.evaluation.measures import accuracy
-from remos_hf.sharing.record import Sidecars
+from remos_hf.evaluation.predictions import predict_labels
+from remos_hf.sharing.record import SIDECAR_FILES, Sidecars
 from tests.cli.conftest import write_data
 
 OPTIONS = ["--max-length", 16, "--epochs", 2, "--batch-size", 8, "--learning-rate", 3e-3]
@@ -84,7 +90,9 @@ def test_interrupted_it_goes_on_as_if_nothing_had_been(remos, command, tmp_path,
     refused = remos(*command)
     assert refused.exit_code == 1 and "--resume" in refused.stderr
     other = remos(*command, "--resume", "--seed", 4)
-    assert other.exit_code == 1 and "seed differ" in other.stderr
+    assert other.exit_code == 1 and "was started with --seed 0, not 4. Ask for the same" in other.stderr
+    other = remos(*command, "--resume", "--text-column", "sentence", "--bf16", "--slice-ratio", 0.7)
+    assert "--bf16 off, not on; --slice-ratio 0.8, not 0.7; --text-column left out, not sentence" in other.stderr
     told = remos(*command, "--resume")
     assert told.exit_code == 0, told.stderr
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "s")
@@ -145,6 +153,73 @@ def test_labels_that_were_never_trained_are_refused(remos, command, tmp_path):
     assert result.exit_code == 1 and "dev.tsv has the label 2, but" in result.stderr
 
 
-def test_teachers_of_timm_are_sent_elsewhere(remos, data, tmp_path):
-    result = remos("train", "timm/resnet18", "--train-data", data, "--output", tmp_path / "s", "--slice-ratio", 0.9)
-    assert result.exit_code == 1 and "examples/run_timm_remos.py" in result.stderr
+@pytest.mark.parametrize("strategy", ["l2sp", "renofeation"])
+def test_rivals_that_hold_their_student_are_named_like_any_other(remos, command, tmp_path, strategy):
+    told = remos(*command, "--strategy", strategy, "--epochs", 0.2)
+    assert told.exit_code == 0, told.stderr
+    assert Sidecars.load(tmp_path / "s").config["strategy"]["name"].lower() == strategy
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of class folders with tiny pictures."""
+    folder = tmp_path_factory.mktemp("images")
+    for shade, name in enumerate(("daisy", "rose", "tulip")):
+        (folder / name).mkdir()
+        for number in range(4):
+            Image.new("RGB", (40, 32), (80 * shade, 20 * number, 90)).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_timm(tmp_path_factory):
+    pytest.importorskip("timm")
+    folder = tmp_path_factory.mktemp("timm") / "net"
+    save_timm_student(image_classifier("test_resnet", 5, seed=1, pretrained=False), folder)
+    return f"timm/local-dir:{folder}"
+
+
+@pytest.mark.timm
+def test_a_student_of_a_teacher_of_timm_is_loaded_again_by_everything(remos, of_timm, images, tmp_path):
+    import timm
+
+    asked = ["train", of_timm, "--train-data", images, "--eval-data", images, "--slice-ratio", 0.8, "--epochs", 1]
+    told = remos(*asked, "--output", tmp_path / "s", "--batch-size", 4, "--json")
+    assert told.exit_code == 0, told.stderr
+    said, place = json.loads(told.stdout), tmp_path / "s"
+    assert said["files"] == sorted(["config.json", "model.safetensors", "remos_config.json", *SIDECAR_FILES[1:]])
+    assert said["accuracy"]["num_samples"] == 12 and said["teacher"]["id"] == "net"
+    student = load_student(place)
+    assert student.class_names == ("daisy", "rose", "tulip") and student.record.relevant_slice.slice_ratio == 0.8
+    samples = read_data(images)
+    found = predict_labels(student.model, samples, student.task(samples), progress=False)
+    assert accuracy(found, samples["label"]).value == said["accuracy"]["value"]
+    plain = timm.create_model(f"local-dir:{place}", pretrained=True)
+    loaded = image_classifier("test_resnet", checkpoint_path=place / "model.safetensors").body
+    wrapped = AutoModelForImageClassification.from_pretrained(place)
+    assert wrapped.config.id2label == {0: "daisy", 1: "rose", 2: "tulip"}
+    for other in (plain, loaded, wrapped.timm_model):
+        assert all(torch.equal(one, other.state_dict()[name]) for name, one in student.model.body.state_dict().items())
+    command = student.record.config["command"]
+    assert "timm/local-dir:net" in command and str(tmp_path) not in command
+
+
+@pytest.mark.timm
+def test_options_of_texts_are_refused_for_images_and_the_reverse(remos, of_timm, images, command, tmp_path):
+    asked = ["train", of_timm, "--train-data", images, "--output", tmp_path / "s", "--slice-ratio", 0.8]
+    told = remos(*asked, "--max-length", 16)
+    assert told.exit_code == 1 and "--max-length says nothing of how images are read" in told.stderr
+    told = remos(*command, "--slice-ratio", 0.8, "--augment", "none")
+    assert told.exit_code == 1 and "--augment says nothing of how texts are read" in told.stderr
+    assert not (tmp_path / "s").exists()
+    told = remos("train", of_timm, *command[2:], "--slice-ratio", 0.8)
+    assert told.exit_code == 1 and "reads images, but the samples are texts" in told.stderr
+
+
+def test_into_a_log_goes_a_line_a_minute(remos, command, tmp_path, monkeypatch):
+    clock = iter(range(0, 10**6, 25))  # 25 seconds each time somebody looks
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    told = remos(*command, "--strategy", "finetune")
+    assert told.exit_code == 0, told.stderr
+    lines = [line.split(" ", 1)[1] for line in told.stderr.splitlines() if "training: " in line]
+    assert 2 <= len(lines) < 16 and all(" of 2, step " in line and " of 16; " in line for line in lines), told.stderr
