@@ -30,6 +30,9 @@ ROWS = Kind("rows", "resetting the embedding rows of unseen tokens")
 TEACHER = Kind("teacher", "the teacher")
 UNKNOWN = Kind("unknown", "a student whose making is not recorded")
 
+# What `slice_ratio=` and the commands do unless told otherwise: its row and its accuracy are always shown.
+RECOMMENDED = REMOS
+
 _RULES = {"Random": RANDOM, "TopMagnitude": TOP_MAGNITUDE, "MagPrune": MAG_PRUNE, "Retrain": RETRAIN}
 
 

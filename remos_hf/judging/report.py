@@ -13,26 +13,14 @@ from typing import Any
 from remos_hf.errors import CorruptFileError
 from remos_hf.evaluation.anatomy import check_anatomy
 from remos_hf.evaluation.measures import rate_of
-from remos_hf.judging.tables import (
-    Section,
-    best_within,
-    equal_accuracy_table,
-    is_inherited,
-    markdown_of,
-    named_row,
-    pooled_row,
-    reactivation_table,
-    remarks_on,
-    students_table,
-)
+from remos_hf.judging.judgement import BUDGETS, judged
+from remos_hf.judging.rows import Row, Section, rows_of, section_of
+from remos_hf.judging.tables import markdown_of, tables_of
+from remos_hf.judging.verdicts import NOTHING, verdict_of
 from remos_hf.slicing.competition import Account
 from remos_hf.whole import replace_file
 
 _FORMAT_VERSION = 1
-HOW_TO_READ = (
-    "n counts pairs of a sample and a seed. Intervals hold 95 % over those pairs; they leave out the spread between "
-    'seeds, which the values in parentheses show. "-": not measured, or no sample left to count.'
-)
 _PACKAGES = ("remos_hf", "torch", "transformers", "datasets", "accelerate")
 
 
@@ -133,8 +121,7 @@ class DefectReport:
             raise ValueError(f"The reports refer to {self._reference!r} and {other._reference!r}; use one reference.")
         settings = {**self.settings}
         for key, value in other.settings.items():
-            held = settings.get(key)
-            settings[key] = {**held, **value} if isinstance(held, dict) and isinstance(value, dict) else value
+            settings[key] = _merged(settings.get(key), value, deep=key == "teachers")
         anatomies = {_anatomy_place(one): one for one in (*other.anatomies, *self.anatomies)}
         inside = [_anatomy_place(one) for one in (*self.anatomies, *other.anatomies)]
         return DefectReport(
@@ -145,57 +132,54 @@ class DefectReport:
         )
 
     def not_inheriting(self) -> list[tuple[str, str]]:
-        """Name the tasks and defects that plain fine-tuning does not inherit: nothing there could be reduced.
+        """Name the tasks and defects that plain fine-tuning is shown not to inherit: nothing there could be reduced.
 
         Returns:
-            Pairs of task and defect. Where plain fine-tuning was not measured nothing is known, and nothing named.
+            Pairs of task and defect. Where it cannot be said nothing is named.
         """
-        plain = {key: named_row(rows, self._reference) for key, rows in self.tables().items()}
-        return [key for key, row in plain.items() if row is not None and not is_inherited(row)]
+        told = [verdict_of(section, BUDGETS[0]) for section in self.sections()]
+        return [(one.section.task, one.section.defect) for one in told if one.kind == NOTHING]
 
     @property
     def _reference(self) -> str:
         return self.settings.get("reference", "finetune")
 
-    def tables(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
-        """Give the students of each task and defect, their seeds pooled; what `to_markdown` and every picture show.
+    def tables(self) -> dict[tuple[str, str], list[Row]]:
+        """Give the students of each task and defect, their seeds together; what is judged, printed and drawn.
 
         Returns:
-            Rows by task and defect, in the order of the records. A row holds rates ("acc", "dir", "dir_fooled",
-            "floor", "floor_acc"), differences and ratios ("excess", "relative_acc", "relative_dir"), or None where
-            nothing was measured; values by seed ("acc_by_seed", "dir_by_seed"); "reactivation" and
-            "floor_reactivation", rates by number of poisoned samples; "made", how the first seed's student was made.
+            Rows by task and defect, in the order of the records. A row holds its "kind"; rates over seeds ("acc",
+            "dir", "dir_fooled", "floor", "floor_acc": `SeedRate`), differences over seeds ("excess", "against_plain" of
+            "dir" and "acc": `SeedDifference`) and ratios ("relative_acc", "relative_dir"), or None where nothing was
+            measured; values by seed ("acc_by_seed", "dir_by_seed"); "reactivation" and "floor_reactivation", rates by
+            number of poisoned samples; "commonest", the accuracy of always answering the commonest label; "made", how
+            the first seed's student was made; "records", what all of this comes from.
         """
-        grouped: dict[tuple[str, str], dict[str, list[dict]]] = {}
+        grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for record in self.records:
-            table = grouped.setdefault((record.get("task") or "", record["defect"]), {})
-            table.setdefault(record["student"], []).append(record)
-        tables = {}
-        for key, by_student in grouped.items():
-            plain = by_student.get(self._reference, [])
-            tables[key] = [pooled_row(name, records, plain) for name, records in by_student.items()]
-        return tables
+            grouped.setdefault((record.get("task") or "", record["defect"]), []).append(record)
+        return {key: rows_of(records, self._reference) for key, records in grouped.items()}
 
-    def to_markdown(self, *, budgets: Sequence[float] = (0.01, 0.02, 0.04)) -> str:
-        """Render the tables.
+    def to_markdown(self, *, budgets: Sequence[float] = BUDGETS) -> str:
+        """Render what can be said, and the tables.
 
         Args:
             budgets: Accuracy that may be lost on the dev split, as shares, for the comparison at equal accuracy.
 
         Returns:
-            Markdown: for each task and defect the students, the rules at equal accuracy, and re-activation.
+            Markdown: the answer and the table that holds it; for each task and defect what can be said, the students,
+            the rules at equal accuracy, and re-activation.
         """
-        parts = [HOW_TO_READ, ""]
-        for task, told in self.unfinished().items():
-            parts += [f"**{task}: {told}.**", ""]
-        parts += [line for told in self.competing() for line in (f"{told}", "")]
-        for section in self.sections(budgets=budgets):
-            parts += [f"## {section.title}", "", *markdown_of(section.students), ""]
-            for remark in section.remarks:
-                parts += [f"**{remark}**", ""]
-            for table in (section.equal_accuracy, section.reactivation):
-                if table is not None:
-                    parts += [f"{table.caption}:", "", *markdown_of(table), ""]
+        told = judged(self, budgets=budgets)
+        parts = [f"**{told.answer}**", "", *(line for one in told.advice for line in (one, ""))]
+        parts += [f"{told.glance.caption}:", "", *markdown_of(told.glance), ""]
+        parts += [line for one in (*told.limits, told.how_to_read, *self.competing()) for line in (one, "")]
+        for one in told.verdicts:
+            parts += [f"## {_title(one.section.title)}", "", f"**{one.verdict}.**", ""]
+            parts += [f"- {sentence}" for sentence in one.sentences]
+            for table in tables_of(one.section):
+                parts += ["", f"{table.caption}:", "", *markdown_of(table)]
+            parts += [""]
         return "\n".join(parts)
 
     def competing(self) -> list[str]:
@@ -213,31 +197,24 @@ class DefectReport:
         told = "{} students are still to be made or measured; the tables hold what is done"
         return {task: told.format(number) for task, number in missing.items() if number}
 
-    def sections(self, *, budgets: Sequence[float] = (0.01, 0.02, 0.04)) -> list["Section"]:
-        """Give all that is said of each task and defect, as `to_markdown` and the HTML report show it.
+    def sections(self, *, budgets: Sequence[float] = BUDGETS) -> list[Section]:
+        """Give the numbers of each task and defect: what is judged, printed and drawn.
 
         Args:
             budgets: As for `to_markdown`.
         """
-        sections = []
-        for (task, defect), rows in self.tables().items():
-            plain = named_row(rows, self._reference)
-            chosen = best_within(rows, self._reference, budgets)
-            sections.append(
-                Section(
-                    task,
-                    defect,
-                    rows,
-                    plain,
-                    plain is not None and is_inherited(plain),
-                    remarks_on(plain, self._reference),
-                    chosen,
-                    students_table(rows),
-                    equal_accuracy_table(chosen),
-                    reactivation_table(rows),
-                )
-            )
-        return sections
+        return [section_of(*key, rows, self.settings, budgets) for key, rows in self.tables().items()]
+
+
+def _merged(held: Any, value: Any, *, deep: bool) -> Any:  # noqa: ANN401 - JSON values
+    """Put settings by task together; teachers of one task are of several seeds."""
+    if not isinstance(held, dict) or not isinstance(value, dict):
+        return value
+    return {**held, **({key: _merged(held.get(key), one, deep=False) for key, one in value.items()} if deep else value)}
+
+
+def _title(text: str) -> str:
+    return " ".join(text.split()).replace("<", "&lt;")
 
 
 def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:

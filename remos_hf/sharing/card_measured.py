@@ -4,9 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from remos_hf.judging.kinds import FASTER, RANDOM
 from remos_hf.judging.report import DefectReport
-from remos_hf.judging.tables import by_seed, named_row, percent
-from remos_hf.judging.verdicts import FASTER, RANDOM, kind_of
+from remos_hf.judging.rows import named_row
+from remos_hf.judging.words import by_seed, percent
 from remos_hf.sharing.card_text import as_text, counted, markdown_table
 from remos_hf.sharing.record import Sidecars
 
@@ -151,7 +152,7 @@ def _which_weights(measured: "MeasuredStudent", published: bool) -> str:
 def _shown(rows: Sequence[Mapping[str, Any]], measured: "MeasuredStudent") -> list[Mapping[str, Any]]:
     """Plain fine-tuning, its faster rival, random resets, and the student."""
     keep = [row for row in rows if row["student"] == measured.reference]
-    keep += [row for row in rows if kind_of(row) in (FASTER, RANDOM)]
+    keep += [row for row in rows if row["kind"] in (FASTER, RANDOM)]
     own = measured.own(rows)
     return [row for row in keep if row is not own] + [own]
 
@@ -203,10 +204,10 @@ def _remarks(defect: str, rows: Sequence[Mapping[str, Any]], measured: "Measured
         remarks.append(
             f"Its ACC is {abs(lost):.1f} points {'below' if lost > 0 else 'above'} that of plain fine-tuning."
         )
-    if kind_of(own) != RANDOM:
-        remarks.append(_rival("a random reset", [row for row in rows if kind_of(row) == RANDOM], own))
-    if kind_of(own) != FASTER:
-        rivals = [row for row in rows if kind_of(row) == FASTER]
+    if own["kind"] != RANDOM:
+        remarks.append(_rival("a random reset", [row for row in rows if row["kind"] == RANDOM], own))
+    if own["kind"] != FASTER:
+        rivals = [row for row in rows if row["kind"] == FASTER]
         remarks.append(_rival("plain fine-tuning at a higher learning rate", rivals, own))
     return remarks
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from remos_hf.judging.report import DefectReport
-from remos_hf.judging.tables import percent
-from remos_hf.judging.verdicts import RANDOM, Verdict
-from remos_hf.judging.words import count_told, point_told, seeds_told, span_told
+from remos_hf.judging.verdicts import Verdict
+from remos_hf.judging.words import count_told, percent, point_told, seeds_told, span_told
 from remos_hf.showing.pictures import anatomy_pictures, convergence
 from remos_hf.showing.report_pictures import accuracy_against_dir, reactivation_curve
 
@@ -120,7 +119,7 @@ def _chosen_of(
     spoken = [report.settings.get("reference", "finetune")]
     for one in told:
         if (one.section.task, one.section.defect) == (group[0].get("task") or "", group[0]["teacher"]):
-            spoken += [choice.row["student"] for choice in (one.best, one.rivals.get(RANDOM)) if choice is not None]
+            spoken += [choice.row["student"] for choice in (one.best, *one.starts) if choice is not None]
     place = {student: number for number, student in reversed(list(enumerate(spoken)))}
     ordered = sorted(group, key=lambda one: (place.get(one["student"], len(spoken)), one["anatomy"]["slice"] is None))
     return ordered[:_DRAWN]

@@ -18,10 +18,11 @@ from tqdm.auto import tqdm
 
 from remos_hf.errors import NonFiniteError
 from remos_hf.evaluation.measures import rate_of
-from remos_hf.judging.report import HOW_TO_READ, DefectReport
-from remos_hf.judging.tables import Table, percent
-from remos_hf.judging.verdicts import Verdict, answer_of, glance_table, verdict_of
-from remos_hf.judging.words import count_told
+from remos_hf.judging.judgement import judged
+from remos_hf.judging.report import DefectReport
+from remos_hf.judging.tables import Table, tables_of
+from remos_hf.judging.verdicts import Verdict
+from remos_hf.judging.words import count_told, percent
 from remos_hf.showing.drawings import Drawing, drawings_of
 from remos_hf.showing.given_maps import map_of
 from remos_hf.whole import replace_file
@@ -66,8 +67,8 @@ def write_html(
     shown = [map_of(one) for one in maps]
     path = Path(path)
     folder = path.with_name(f"{path.stem}_pictures") if pictures is None else Path(pictures)
-    budget = sorted(budgets)[len(budgets) // 2]
-    told = [verdict_of(section, budget) for section in report.sections(budgets=budgets)]
+    judgement = judged(report, budgets=budgets)
+    told = judgement.verdicts
     names = list(dict.fromkeys(one.section.task for one in told))
     drawn = list(drawings_of(report, told, names))
     files = _Files(folder)
@@ -102,9 +103,9 @@ def write_html(
         open=len(told) <= _OPEN,
         unfinished=[f"{task}: {what}." for task, what in report.unfinished().items()],
         competing=report.competing(),
-        answer=answer_of(told, budget),
-        glance=glance_table(told, budget),
-        how_to_read=HOW_TO_READ,
+        answer=[judgement.answer, *judgement.advice, *judgement.limits],
+        glance=judgement.glance,
+        how_to_read=judgement.how_to_read,
         made=[{"title": place[1], "figures": of} for place, of in figures.items() if place[0] == "made"],
         made_note=_made_note(report, drawn),
         maps=shown,
@@ -124,16 +125,15 @@ def write_html(
 
 def _shown(told: Verdict, anchor: str, figures: list[dict[str, Any]]) -> dict[str, Any]:
     section = told.section
-    students = Table(f"Students of {section.title}", section.students.header, section.students.lines)
-    tables = [students, section.equal_accuracy, section.reactivation]
+    tables = tables_of(section)
     return {
         "defect": section.defect,
         "title": section.title,
         "anchor": anchor,
         "verdict": told.verdict,
         "sentences": told.sentences,
-        "remarks": section.remarks,
-        "tables": [table for table in tables if table is not None],
+        "remarks": [],
+        "tables": tables,
         "figures": figures,
     }
 
@@ -152,7 +152,10 @@ def _unmeasured(report: DefectReport, told: Sequence[Verdict], maps: Sequence[Ma
     listed("A benign floor of", [f"{of.title}, {row['student']}" for of, row in rows if row["floor"] is None])
     without = [f"{of.title}, {row['student']}" for of, row in rows if row["dir"].value is None]
     listed("A DIR, for want of samples that could show the defect, of", without)
-    listed("Re-activation of", [one.section.title for one in told if one.section.reactivation is None])
+    listed(
+        "Re-activation of",
+        [one.section.title for one in told if not any(row["reactivation"] for row in one.section.rows)],
+    )
     listed(
         "Dev accuracy, so rules at equal accuracy, of", [one.section.title for one in told if not one.section.chosen]
     )
@@ -163,9 +166,7 @@ def _unmeasured(report: DefectReport, told: Sequence[Verdict], maps: Sequence[Ma
         )
     if not maps:
         said.append("Where models look (activation maps, Grad-CAM).")
-    said.append(
-        "Triggers, inputs and teachers other than those in the settings. The intervals leave out the seeds' spread."
-    )
+    said.append("Triggers, inputs and teachers other than those in the settings.")
     return said
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from remos_hf.evaluation.measures import Rate
 from remos_hf.judging.report import DefectReport
-from remos_hf.judging.tables import pooled_counts, pooled_rates
+from remos_hf.judging.rows import over_counts, over_seeds
 from remos_hf.judging.words import span_told
 from remos_hf.showing.canvas import GREY, PERCENT, looks_of_kinds, new_figure, styled, written
 
@@ -76,7 +76,7 @@ def _reactivation_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
         )
     students = list(dict.fromkeys(record["student"] for record in held))
     own, twin = (
-        {name: pooled_counts(one.get(key) for one in held if one["student"] == name) for name in students}
+        {name: over_counts(one.get(key) for one in held if one["student"] == name) for name in students}
         for key in ("reactivation", "floor_reactivation")
     )
     task, defect = about.pop()
@@ -136,9 +136,7 @@ def _accuracy_figure(report: DefectReport, defect: str | None, task: str | None 
         points = _points(students)
         drawn |= {_kind(students[student][0]) for student in points}
         _draw_points(axes, points, students, looks, with_ratios=len(panels) == 1)
-        floor = pooled_rates(
-            record.get("floor") for record in students.get(report.settings.get("reference", "finetune"), [])
-        )
+        floor = over_seeds(students.get(report.settings.get("reference", "finetune"), []), "floor")
         if floor is not None and floor.value is not None:
             axes.axvline(floor.value, color="black", linestyle=":", linewidth=1.4)
         accs, dirs = ([rates[place].num_samples for rates in points.values()] for place in (0, 1))
@@ -203,8 +201,13 @@ def _draw_points(
 
 def _reach(rates: Sequence[Rate]) -> list[list[float]]:
     """Give how far intervals reach below and above their values."""
-    below, above = ([rate.value - rate.low for rate in rates], [rate.high - rate.value for rate in rates])
-    return [[max(0.0, one) for one in side] for side in (below, above)]  # rounding may leave -1e-17
+    ends = [
+        (rate.value if rate.low is None else rate.low, rate.value if rate.high is None else rate.high) for rate in rates
+    ]
+    sides = zip(
+        *((rate.value - low, high - rate.value) for rate, (low, high) in zip(rates, ends, strict=True)), strict=True
+    )
+    return [[max(0.0, one) for one in side] for side in sides]  # rounding may leave -1e-17
 
 
 def _by_defect(
@@ -225,10 +228,7 @@ def _by_defect(
 
 def _points(students: Mapping[str, list[Mapping[str, Any]]]) -> dict[str, tuple[Rate, Rate]]:
     """Give accuracy and DIR of the students that have both, seeds pooled."""
-    pooled = {
-        name: tuple(pooled_rates(record[key] for record in records) for key in ("acc", "dir"))
-        for name, records in students.items()
-    }
+    pooled = {name: tuple(over_seeds(records, key) for key in ("acc", "dir")) for name, records in students.items()}
     return {name: (acc, dir_) for name, (acc, dir_) in pooled.items() if acc and dir_ and dir_.value is not None}
 
 
