@@ -1,6 +1,11 @@
-"""`python -m remos_hf.cli`, for where the command `remos` is not on the path."""
+"""The command `remos`, and `python -m remos_hf.cli` for where that is not on the path."""
 
-from remos_hf.cli.commands import main
+import sys
+
+try:
+    from remos_hf.cli.commands import main
+except ImportError as error:  # without the extra: a line, and no traceback of whoever only typed a command
+    sys.exit(f"remos: {error}")
 
 if __name__ == "__main__":
     main()

@@ -5,19 +5,22 @@ Exit codes: 0 done; 1 failed, with one line on stderr that says why and what to 
 
 import inspect
 import json
+import platform
 import re
 import traceback
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 try:
     import typer
     from typer.core import TyperCommand
-except ImportError as error:
-    raise ImportError("The command remos needs typer: pip install 'remos_hf[cli]'.") from error
+except ImportError:
+    raise ImportError("The command remos needs typer: pip install 'remos_hf[cli]'.") from None
 
+from remos_hf import __version__
 from remos_hf.cli import options
 
 # By command: its options, and where what it does is found. By name, and loaded when a command runs: torch and
@@ -78,6 +81,33 @@ app = typer.Typer(
     help="Fine-tune public models without inheriting their defects: profile and slice a teacher, train a student, "
     "audit what students inherit, publish them.",
 )
+
+
+def _tell_versions(asked: bool) -> None:
+    if asked:
+        found = {"remos_hf": __version__, "Python": platform.python_version()}
+        for name in ("torch", "transformers"):
+            try:
+                found[name] = version(name)
+            except PackageNotFoundError:
+                found[name] = "not installed"
+        typer.echo(", ".join(f"{name} {number}" for name, number in found.items()))
+        raise typer.Exit
+
+
+@app.callback()
+def _about(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_tell_versions,
+            is_eager=True,
+            help="Print the versions of remos_hf, Python, torch and transformers, and stop.",
+        ),
+    ] = False,
+) -> None:
+    """Take what is asked before a command."""
 
 
 class _SeveralValues(TyperCommand):
@@ -159,6 +189,7 @@ def _do(command: str, asked: Any, as_json: bool, debug: bool) -> None:  # noqa: 
 
 def _in_options(text: str) -> str:
     """Say options where a message of the package names arguments: --text-column for text_columns."""
+    text = _PYTHON.sub(lambda found: _ON_THE_COMMAND_LINE[found[0]], text)
     return _ARGUMENTS.sub(lambda found: _OPTIONS[found[1]] + (" " if found[2] else ""), text)
 
 
@@ -175,6 +206,22 @@ def _option_of(one: Field) -> str:
 # Words with an underscore alone: "data" and "seed" mean other things in a sentence.
 _OPTIONS = {one.name: _option_of(one) for asked, *_ in _COMMANDS.values() for one in fields(asked) if "_" in one.name}
 _ARGUMENTS = re.compile(rf"(?<![\w.])({'|'.join(_OPTIONS)})\b(=?)")
+# What else a message calls by its name in Python.
+_ON_THE_COMMAND_LINE = {
+    "criterion=": "--criterion",
+    "threshold_coverage()": "--criterion nc",
+    "top_k_coverage()": "--criterion tknc",
+    "strong_coverage()": "--criterion snac",
+    "MedianCoverage": "median",
+    "ThresholdCoverage": "nc",
+    "TopKCoverage": "tknc",
+    "StrongCoverage": "snac",
+    "TopMagnitude": "top_magnitude",
+    "seed=": "--seed",
+    "revision=": "--revision",
+    " (remos_hf)": "",
+}
+_PYTHON = re.compile("|".join(rf"(?<![\w.-]){re.escape(name)}" for name in _ON_THE_COMMAND_LINE))
 
 
 def _reason(error: Exception) -> str:
