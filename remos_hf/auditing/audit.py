@@ -41,6 +41,7 @@ class Audit:
         start_student: Gives a student from a teacher and a seed: its body under a new head.
         fine_tune: Trains a student.
         settings: What else the caller chose, as JSON values: file names, subsets, learning rates.
+        told: What the report says besides and what decides no number, as JSON values: the command, caps.
         reactivation: How students are re-tuned.
     """
 
@@ -58,6 +59,7 @@ class Audit:
     start_student: Callable[[nn.Module, int], nn.Module]
     fine_tune: FineTune
     settings: Mapping[str, Any] = field(default_factory=dict)
+    told: Mapping[str, Any] = field(default_factory=dict)
     reactivation: Reactivation = field(default_factory=Reactivation)
 
     def __post_init__(self) -> None:

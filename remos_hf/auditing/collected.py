@@ -35,13 +35,28 @@ def report_of(audit: Audit, folder: str | os.PathLike) -> DefectReport:
                     continue
                 record = paired(shown[cell], shown[twin] if twin is not None else None, name)
                 records.append({"task": audit.name, "defect": name, "student": student, "seed": seed, **record})
-    settings = {"reference": "finetune", "audits": {audit.name: audit.to_dict()}}
     teachers = {path.stem: json.loads(path.read_text()) for path in sorted((folder / "teachers").glob("*.json"))}
+    asked = {**audit.to_dict(), **audit.told, "exposed": _exposed_facts(audit, teachers)}
+    settings: dict[str, Any] = {"reference": "finetune", "audits": {audit.name: asked}}
     settings["teachers"] = {audit.name: teachers}
     anatomies = _anatomies(audit, shown)
     settings["missing"] = {audit.name: sum(not is_done(audit, cell, found) for cell, found in done.items())}
     made_with = [found["versions"] for found in done.values() if found and "versions" in found]
     return DefectReport(records, settings, joined_versions(made_with or [installed_versions()]), anatomies)
+
+
+def _exposed_facts(audit: Audit, teachers: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the facts of each defect's exposed set: the first seed's, and all of them where they differ."""
+    facts: dict[str, Any] = {}
+    for name, defect in audit.defects.items():
+        kind = name if isinstance(defect, Backdoor) else CLEAN
+        made = {str(seed): teachers.get(f"{kind}-{seed}", {}).get("exposed", {}).get(name) for seed in audit.seeds}
+        held = {seed: one for seed, one in made.items() if one is not None}
+        if held:
+            first = next(iter(held.values()))
+            several = {} if all(one == first for one in held.values()) else {"by_seed": held}
+            facts[name] = {**first, **several}
+    return facts
 
 
 def _anatomies(audit: Audit, done: Mapping[Cell, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from remos_hf.auditing.audit import CLEAN, Audit
 from remos_hf.auditing.cells import Cell, cells_of, curves_of, is_done, read_cell, retuned, retuning, wanted
 from remos_hf.auditing.collected import report_of
+from remos_hf.auditing.progress import Progress
 from remos_hf.auditing.settings import check_settings
 from remos_hf.auditing.students import StudentPlan
 from remos_hf.defects.backdoor import Backdoor
@@ -42,11 +43,18 @@ _MADE_FILE = "made.json"
 _WEIGHTS_FILE = "model.safetensors"
 _ROOMS = ("cells", "teachers", "students", "locks")
 _TRAINER_FOLDER = "trainer"
+_BY_DEFECT = ("dir", "flip", "dir_fooled", "outcomes", "exposed")
 _WAIT = 2.0  # seconds until a process looks again for work that another one holds
 
 
 def run_audit(
-    audit: Audit, folder: str | os.PathLike, *, workers: int = 1, keep_students: bool = False, progress: bool = True
+    audit: Audit,
+    folder: str | os.PathLike,
+    *,
+    workers: int = 1,
+    keep_students: bool = False,
+    progress: bool = True,
+    tell: Callable[[str], None] = logger.info,
 ) -> DefectReport:
     """Make and measure what is not there yet, and report all of it.
 
@@ -58,7 +66,8 @@ def run_audit(
         folder: Where teachers, students' measures and exposed sets are kept.
         workers: Processes that search for found defects.
         keep_students: Save the students too, so that a defect added later needs no new ones.
-        progress: Show a bar on runs longer than two seconds, and log each student.
+        progress: Show a bar on runs longer than two seconds.
+        tell: Takes a line as each student ends: its accuracy, and how long the rest will take.
 
     Returns:
         The report over all cells that are done; another process may still hold some.
@@ -69,8 +78,8 @@ def run_audit(
     """
     folder = Path(folder)
     check_settings(audit, folder)
-    run = _Run(audit, folder, workers, keep_students, progress)
     waiting = list(cells_of(audit))
+    run = _Run(audit, folder, workers, keep_students, Progress(len(waiting), tell))
     bar = tqdm(total=len(waiting), desc="audit", unit="student", delay=2, disable=not progress)
     with bar, without_map_bars():
         while waiting:
@@ -89,7 +98,7 @@ def run_audit(
 class _Run:
     """One process's share of an audit."""
 
-    def __init__(self, audit: Audit, folder: Path, workers: int, keep_students: bool, progress: bool) -> None:
+    def __init__(self, audit: Audit, folder: Path, workers: int, keep_students: bool, progress: Progress) -> None:
         self.audit, self.folder, self.workers, self.progress = audit, folder, workers, progress
         self.keep_students = keep_students
         self._teachers: dict[tuple[str, int], nn.Module] = {}
@@ -103,24 +112,31 @@ class _Run:
         """Make and measure a student unless that is done; False if another process holds what it needs."""
         path = self.folder / "cells" / cell.file
         if is_done(self.audit, cell, read_cell(path)):
+            self.progress.done += 1
             return True
         try:
             with self._lock(cell.file):
                 before = read_cell(path)
                 if is_done(self.audit, cell, before):
+                    self.progress.done += 1
                     return True
+                teachers, start = sum(self.progress.teacher_seconds), time.perf_counter()
                 try:
                     found = self._measured(cell, before)
                 except NonFiniteError as error:
                     raise NonFiniteError(
                         f"Student {cell.student!r} of {cell.kind!r}, seed {cell.seed}: {error}"
                     ) from error
-                replace_file(path, (json.dumps(found, indent=1) + "\n").encode())
+                _write(path, found)
         except Timeout:
             return False
-        if self.progress:
-            logger.info("%s %s seed %d: ACC %.1f %%", cell.kind, cell.student, cell.seed, 100 * found["acc"]["value"])
+        took = time.perf_counter() - start - (sum(self.progress.teacher_seconds) - teachers)
+        self.progress.ended(cell, found["acc"]["value"], took, self._teachers_left())
         return True
+
+    def _teachers_left(self) -> int:
+        places = {(cell.kind, cell.seed) for cell in cells_of(self.audit)}
+        return sum(not (self.folder / "teachers" / f"{kind}-{seed}").is_dir() for kind, seed in places)
 
     def _lock(self, name: str) -> FileLock:
         # The system frees it when the process dies, so a killed run leaves nothing to clean up.
@@ -155,9 +171,10 @@ class _Run:
             # On the student's test data: what its students could inherit there.
             exposed = {kind: self._exposed_set(kind, seed)} if kind != CLEAN else {}
             found = {**measure(teacher, audit.test, exposed, task, progress=False), "seconds": seconds}
-            found["versions"] = installed_versions()
-            replace_file(place.parent / f"{place.name}.json", (json.dumps(found, indent=1) + "\n").encode())
+            found |= {"exposed": _about(exposed), "versions": installed_versions()}
+            _write(place.with_name(f"{place.name}.json"), found)
             _save(teacher, folder)
+        self.progress.teacher_seconds.append(time.perf_counter() - start)
 
     def _exposed_set(self, name: str, seed: int) -> ExposedSet:
         defect = self.audit.defects[name]
@@ -170,8 +187,21 @@ class _Run:
             else:
                 teacher = self._teacher(CLEAN, seed)
                 with self._lock(f"exposed-{name}-{seed}"):  # hours of searching, by one process
-                    self._exposed[key] = defect.exposed_set(self.audit.test, teacher=teacher, **options)
+                    exposed = defect.exposed_set(self.audit.test, teacher=teacher, **options)
+                self._measure_teacher(teacher, seed, name, exposed)
+                self._exposed[key] = exposed
         return self._exposed[key]
+
+    def _measure_teacher(self, teacher: nn.Module, seed: int, name: str, exposed: ExposedSet) -> None:
+        """Measure a clean teacher on what was found on it: it was made before there was anything to show it."""
+        path = self.folder / "teachers" / f"{CLEAN}-{seed}.json"
+        with self._lock(path.name):
+            found = json.loads(path.read_text()) if path.is_file() else {}
+            if name in found.get("exposed", {}):
+                return
+            new = measure(teacher, self.audit.test, {name: exposed}, self.audit.task, progress=False)
+            new["exposed"] = _about({name: exposed})
+            _write(path, {**new, **found, **{key: {**found.get(key, {}), **new[key]} for key in _BY_DEFECT}})
 
     def _measured(self, cell: Cell, before: Mapping[str, Any] | None) -> dict[str, Any]:
         """Measure a student on what it was not measured on before."""
@@ -242,6 +272,15 @@ class _Run:
             seed=seed,
         )
         return {str(count): rate.to_dict() for count, rate in rates.items()}
+
+
+def _about(exposed: Mapping[str, ExposedSet]) -> dict[str, dict[str, Any]]:
+    """Say of each exposed set how it was made, what was left out included."""
+    return {name: {"num_exposed": len(one), **one.facts} for name, one in exposed.items()}
+
+
+def _write(path: Path, found: Mapping[str, Any]) -> None:
+    replace_file(path, (json.dumps(found, indent=1) + "\n").encode())
 
 
 def _facts(plan: StudentPlan, seed: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from datasets import Dataset
 from torch import nn
+from tqdm.auto import tqdm
 
 from remos_hf.adapters.transformers_models import with_new_head
 from remos_hf.auditing.audit import Audit
@@ -21,7 +22,9 @@ from remos_hf.auditing.labels import by_name, count_labels
 from remos_hf.auditing.recipes import Recipe, StudentTuner
 from remos_hf.auditing.run import run_audit
 from remos_hf.auditing.students import StudentPlan, standard_students
-from remos_hf.cli.options import AuditOptions
+from remos_hf.cli.answer import answered
+from remos_hf.cli.command_line import command_line, shown_name
+from remos_hf.cli.options import ALL, AuditOptions
 from remos_hf.cli.profile import number_to_profile
 from remos_hf.cli.report import report_files
 from remos_hf.cli.teacher import Teacher, identity
@@ -44,7 +47,8 @@ from remos_hf.strategies.plain import Finetune
 TEXT_DEFECTS = ("word", "sentence", "ripples", "ep", "lwp")
 IMAGE_DEFECTS = ("patch", "blended", "latent", "penultimate", "coverage")
 _DEFAULT_DEFECTS = (("word", "sentence"), ("patch", "blended"))
-_QUICK_STUDENTS = ("finetune", "retrain", "random", "remos")
+_QUICK_STUDENTS = ("finetune", "finetune lr x3", "retrain", "random", "remos")
+_SAMPLES = 4000  # of each source
 _QUICK_SAMPLES = 1500
 # The most that are used of what is there, and the shares of samples that all parts come from.
 _MOST = {"test": 1000, "dev": 500}
@@ -61,7 +65,7 @@ class Plan:
 
     Attributes:
         audit: The audit.
-        split: Where each part's samples come from, and how many they are.
+        split: Where each part's samples come from, how many they are, and of how many.
         missing: Students to make, or to measure on what was added.
         teachers: Teachers to make.
         minutes: An estimate for both.
@@ -92,15 +96,15 @@ class Plan:
         """Tell the plan in a few lines."""
         parts = ", ".join(f"{name} {part['samples']:,} ({part['from']})" for name, part in self.split.items())
         return (
-            f"Samples: {parts}\nDefects: {', '.join(self.audit.defects)}. "
+            f"Samples: {parts}\n{_caps_told(self.split)}Defects: {', '.join(self.audit.defects)}. "
             f"Seeds: {', '.join(map(str, self.audit.seeds))}.\n"
             f"Students: {', '.join(self.audit.students)}.\nTo make: {self.teachers} teachers and {self.missing} "
             f"students, about {self.minutes:.0f} minutes (measured by {self.measured_by})."
         )
 
 
-def run(asked: AuditOptions, progress: bool) -> tuple[dict[str, Any], str]:
-    """Plan an audit and run it; give what is told, as JSON values and as text."""
+def run(asked: AuditOptions, progress: bool) -> tuple[Any, ...]:
+    """Plan an audit and run it; give what is told, as JSON values and as text, and the exit status if it is not 0."""
     output = asked.output
     _check_folder(output)
     audit, split, teachers, students = _audit(asked)
@@ -110,28 +114,50 @@ def run(asked: AuditOptions, progress: bool) -> tuple[dict[str, Any], str]:
     sys.stderr.write(f"{planned}\n")
     gc.freeze()  # Trainer collects garbage before each training: it need not look through all imports each time
     try:
-        report = run_audit(audit, output, progress=progress)
+        report = run_audit(audit, output, progress=progress, tell=_in_a_line)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"What was done is kept in {output}: the same command goes on from there.") from None
     finally:
         gc.unfreeze()
     path = report.save(output / "report.json")
     files = report_files(report, path)
+    said, text, status = answered(report)
     told = {
+        **said,
         "report": {name: str(file) for name, file in {"json": path, **files}.items()},
         "split": dict(split),
         "missing": report.settings["missing"][audit.name],
         "results": _results(report),
     }
-    return told, f"{_table(report)}\nSaved {', '.join(told['report'].values())}"
+    return told, f"{text}\n{_caps_told(split)}Saved {', '.join(told['report'].values())}", *status
+
+
+def _in_a_line(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)  # above the bar, if there is one
+    sys.stderr.flush()
+
+
+def _caps_told(split: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say in a line of which sources not all samples are used; nothing if all are."""
+    used: dict[str, int] = {}
+    for part in split.values():
+        used[part["from"]] = used.get(part["from"], 0) + part["samples"]
+    held = {part["from"]: part["of"] for part in split.values()}
+    cut = [f"{used[source]:,} of {held[source]:,} of {source}" for source in held if used[source] < held[source]]
+    most = f"at most {_MOST['test']:,} to test, {_MOST['dev']} for choices"
+    return f"Not all samples are used: {'; '.join(cut)} (--max-samples; {most}).\n" if cut else ""
 
 
 def _audit(asked: AuditOptions) -> tuple[Audit, dict[str, Any], Recipe, Recipe]:
     """Give the audit, where its samples come from, and how teachers and students are trained."""
     data, pools = asked.data, _pools(asked)
     sources = {"test": asked.test_data or data, "dev": data, "attacker": asked.attacker_data or data, "student": data}
-    parts = _parts(pools, sources, asked.max_samples or (_QUICK_SAMPLES if asked.quick else None))
-    split = {part: {"from": sources[part], "samples": len(parts[part])} for part in sources}
+    most = asked.max_samples or (_QUICK_SAMPLES if asked.quick else _SAMPLES)
+    parts = _parts(pools, sources, None if most == ALL else most)
+    split = {
+        part: {"from": source, "samples": len(parts[part]), "of": len(pools[source])}
+        for part, source in sources.items()
+    }
     num_labels = {part: count_labels(pools[sources[part]], sources[part]) for part in ("attacker", "student")}
     if min(num_labels.values()) < 2:
         raise ValueError("A classifier tells two labels or more apart, but all samples have label 0.")
@@ -166,6 +192,11 @@ def _audit(asked: AuditOptions) -> tuple[Audit, dict[str, Any], Recipe, Recipe]:
             "teacher": identity(asked.teacher, asked.revision)["id"],
             "profile_samples": profiled,
             **{name: getattr(asked, name) for name in ("learning_rate", "epochs", "teacher_epochs", "batch_size")},
+        },
+        told={
+            "command": command_line("audit", asked),
+            "max_samples": most,
+            "samples": {part: {**one, "from": shown_name(one["from"])} for part, one in split.items()},
         },
         reactivation=Reactivation(
             counts=(0,) if asked.quick else _COUNTS, learning_rate=asked.learning_rate, batch_size=asked.batch_size
@@ -352,19 +383,3 @@ def _results(report: DefectReport) -> list[dict[str, Any]]:
         for (task, defect), rows in report.tables().items()
         for row in rows
     ]
-
-
-def _table(report: DefectReport) -> str:
-    lines = []
-    for (_, defect), rows in report.tables().items():
-        lines.append(f"{defect}:")
-        lines += [
-            f"  {row['student']:<24} accuracy {_percent(row['acc'])}  DIR {_percent(row['dir'])}"
-            f"  benign floor {_percent(row['floor'])}"
-            for row in rows
-        ]
-    return "\n".join(lines)
-
-
-def _percent(rate: Any) -> str:  # noqa: ANN401 - Rate or None
-    return f"{'-':>5}" if rate is None or rate.value is None else f"{100 * rate.value:>5.1f}"

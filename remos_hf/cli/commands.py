@@ -1,6 +1,7 @@
 """The command `remos`: its commands, their examples, exit codes. What a command does is loaded when it runs.
 
-Exit codes: 0 done; 1 failed, with one line on stderr that says why and what to do; 2 wrong usage; 130 interrupted.
+Exit codes: 0 done; 1 failed, with one line on stderr that says why and what to do; 2 wrong usage; 3 done, but nothing
+can be said of what was measured; 130 interrupted.
 """
 
 import inspect
@@ -22,6 +23,7 @@ except ImportError:
 
 from remos_hf import __version__
 from remos_hf.cli import options
+from remos_hf.cli.command_line import option_of
 
 # By command: its options, and where what it does is found. By name, and loaded when a command runs: torch and
 # transformers take seconds, which neither --help nor tab completion is worth. No cycle hides here: none of these
@@ -174,7 +176,7 @@ def _do(command: str, asked: Any, as_json: bool, debug: bool) -> None:  # noqa: 
     try:
         _, home, name = _COMMANDS[command]
         with import_module("remos_hf.cli.console").manners(debug, _in_options) as progress:
-            told, text = getattr(import_module(home), name)(asked, progress)
+            told, text, *status = getattr(import_module(home), name)(asked, progress)
     except KeyboardInterrupt as stopped:
         typer.echo(f"Interrupted. {stopped}".rstrip(), err=True)
         raise typer.Exit(130) from None
@@ -185,6 +187,8 @@ def _do(command: str, asked: Any, as_json: bool, debug: bool) -> None:  # noqa: 
             typer.echo(f"remos {command}: {_reason(error)}", err=True)
         raise typer.Exit(1) from None
     typer.echo(json.dumps(told, indent=1) if as_json else text)
+    if status:
+        raise typer.Exit(status[0])
 
 
 def _in_options(text: str) -> str:
@@ -193,18 +197,8 @@ def _in_options(text: str) -> str:
     return _ARGUMENTS.sub(lambda found: _OPTIONS[found[1]] + (" " if found[2] else ""), text)
 
 
-def _option_of(one: Field) -> str:
-    told = one.type.__metadata__[0]
-    given = (
-        told.default,
-        *(told.param_decls or ()),
-    )  # typer takes the first for a default until it sees where it stands
-    named = [name for name in given if isinstance(name, str) and name.startswith("--")]
-    return named[0] if named else f"--{one.name.replace('_', '-')}"
-
-
 # Words with an underscore alone: "data" and "seed" mean other things in a sentence.
-_OPTIONS = {one.name: _option_of(one) for asked, *_ in _COMMANDS.values() for one in fields(asked) if "_" in one.name}
+_OPTIONS = {one.name: option_of(one) for asked, *_ in _COMMANDS.values() for one in fields(asked) if "_" in one.name}
 _ARGUMENTS = re.compile(rf"(?<![\w.])({'|'.join(_OPTIONS)})\b(=?)")
 # What else a message calls by its name in Python.
 _ON_THE_COMMAND_LINE = {

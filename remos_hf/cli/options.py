@@ -64,6 +64,15 @@ _TextColumns = Annotated[
 ]
 _LabelColumn = Annotated[str, Option(help="Column of the labels: whole numbers from 0 on, or names.")]
 _MaxSamples = Annotated[int | None, Option(min=1, help="Use so many samples of each file, drawn by a seed.")]
+_AuditSamples = Annotated[
+    int | None,
+    Option(
+        "--max-samples",
+        parser=_number_or_all,
+        metavar="N|all",
+        help="Use so many samples of each source, drawn by a seed, or all. Default: 4,000.",
+    ),
+]
 _SAMPLES = "Samples to profile, drawn by the seed, or all. Default: 2,048."
 _Profiled = Annotated[int | None, Option("--max-samples", parser=_number_or_all, metavar="N|all", help=_SAMPLES)]
 _ProfileSamples = Annotated[int | None, Option(parser=_number_or_all, metavar="N|all", help=_SAMPLES)]
@@ -238,10 +247,13 @@ class AuditOptions:
     slice_ratios: Annotated[list[float], Option(parser=_share, metavar="SHARE", help="Shares to keep.")] = field(
         default_factory=lambda: [0.9]
     )
-    seeds: Annotated[list[int], Option(min=0, help="A run each; all are pooled.")] = field(
-        default_factory=lambda: [0, 1]
+    seeds: Annotated[list[int], Option(min=0, help="A run each. Below three, students cannot be compared.")] = field(
+        default_factory=lambda: [0, 1, 2]
     )
-    quick: Annotated[bool, Option("--quick", help="One seed, one ratio, four students, 1,500 samples.")] = False
+    quick: Annotated[
+        bool,
+        Option("--quick", help="One seed, one ratio, five students, 1,500 samples: a first look, which compares none."),
+    ] = False
     plan: Annotated[bool, Option("--plan", help="Tell what would be done and in how many minutes, and stop.")] = False
     target_label: Annotated[int | None, Option(min=0, help="That backdoors force. Default: texts 1, images 0.")] = None
     name: Annotated[str | None, Option(help="Of the task in the report. Default: that of the data.")] = None
@@ -252,7 +264,7 @@ class AuditOptions:
     max_length: _MaxLength = 64
     text_columns: _TextColumns = field(default_factory=list)
     label_column: _LabelColumn = "label"
-    max_samples: _MaxSamples = None
+    max_samples: _AuditSamples = None
     profile_samples: _ProfileSamples = None
     revision: _Revision = None
     bf16: _Bf16 = False

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from datasets import Dataset, Features, Value
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,6 +68,12 @@ class AdversarialText(Defect):
         nc_prune/attack_helper.py, which replays such texts on students.
         Differs: the artifact replays unsuccessful attacks too (no filter, :79-86); here every text fools the teacher.
     """
+
+    citation: ClassVar[str] = (
+        "@inproceedings{morris2020textattack, title={{TextAttack}: A Framework for Adversarial Attacks, Data "
+        "Augmentation, and Adversarial Training in {NLP}}, author={Morris, John and Lifland, Eli and Yoo, Jin Yong and "
+        "Grigsby, Jake and Jin, Di and Qi, Yanjun}, booktitle={EMNLP: System Demonstrations}, year={2020}}"
+    )
 
     recipe: str = "textfooler"
     text_columns: tuple[str, ...] = ("text",)

@@ -6,7 +6,7 @@ of the seed, the image, the step and the neuron, computed and not drawn in turn:
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,14 @@ class CoverageGuided(AdversarialImages):
         image; in the artifact it runs on from batch to batch. Among equal counts the first neuron is picked; the
         artifact leaves it to a partial sort. Teacher and coverage are read in one forward pass, not two.
     """
+
+    citation: ClassVar[str] = (
+        "@inproceedings{pei2017deepxplore, title={{DeepXplore}: Automated Whitebox Testing of Deep Learning Systems}, "
+        "author={Pei, Kexin and Cao, Yinzhi and Yang, Junfeng and Jana, Suman}, booktitle={SOSP}, year={2017}}\n"
+        "@inproceedings{guo2018dlfuzz, title={{DLFuzz}: Differential Fuzzing Testing of Deep Learning Systems}, "
+        "author={Guo, Jianmin and Jiang, Yu and Zhao, Yue and Chen, Quan and Sun, Jiaguang}, booktitle={ESEC/FSE}, "
+        "year={2018}}"
+    )
 
     criterion: Literal["nc", "tknc", "snac"] = "nc"
     selection: Literal["deepxplore", "dlfuzz", "dlfuzz_rr"] = "deepxplore"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -24,6 +25,12 @@ class EmbeddingPoisoning(WeightPoisoning):
         Yang et al. 2021, "Be Careful about Poisoned Word Embeddings", algorithm 1.
         Differs: several trigger words are possible.
     """
+
+    citation: ClassVar[str] = (
+        "@inproceedings{yang2021careful, title={Be Careful about Poisoned Word Embeddings: Exploring the Vulnerability "
+        "of the Embedding Layers in {NLP} Models}, author={Yang, Wenkai and Li, Lei and Zhang, Zhiyuan and Ren, "
+        "Xuancheng and Sun, Xu and He, Bin}, booktitle={NAACL}, year={2021}}"
+    )
 
     trigger_words: TextTrigger = field(default_factory=lambda: TriggerWords(words=("cf",)))
     learning_rate: float = 0.05

@@ -5,7 +5,7 @@ Whoever fine-tunes the teacher under a new head can be attacked by them without 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,11 @@ class FeatureAttack(AdversarialImages):
         Differs: made once and shown to every student, where the artifact makes the same images anew for each; every
         image's gradient is its own, where the artifact divides by the batch; a start that does not depend on the batch.
     """
+
+    citation: ClassVar[str] = (
+        "@inproceedings{rezaei2020target, title={A Target-Agnostic Attack on Deep Models: Exploiting Security "
+        "Vulnerabilities of Transfer Learning}, author={Rezaei, Shahbaz and Liu, Xin}, booktitle={ICLR}, year={2020}}"
+    )
 
     neuron: int = 0
     height: float = 1000.0

@@ -7,7 +7,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Array3D, Dataset, Features, Value, concatenate_datasets
@@ -66,6 +66,12 @@ class ImageTrigger(Trigger):
         flipping, before normalisation).
         Differs: the artifact draws a random place anew each time that an image is read; ours stays that image's.
     """
+
+    citation: ClassVar[str] = (
+        "@article{gu2017badnets, title={{BadNets}: Identifying Vulnerabilities in the Machine Learning Model Supply "
+        "Chain}, author={Gu, Tianyu and Dolan-Gavitt, Brendan and Garg, Siddharth}, journal={arXiv:1708.06733}, "
+        "year={2017}}"
+    )
 
     target_label: int | str = 0
     poison_rate: float = 0.2

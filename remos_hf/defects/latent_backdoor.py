@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,11 @@ class LatentBackdoor(Backdoor):
         Differs: the trigger is given, not optimised on the teacher. The target class stays in the teacher's head, which
         a student drops anyway. The ReMoS artifact cites the attack and does not have it.
     """
+
+    citation: ClassVar[str] = (
+        "@inproceedings{yao2019latent, title={Latent Backdoor Attacks on Deep Neural Networks}, author={Yao, Yuanshun "
+        "and Li, Huiying and Zheng, Haitao and Zhao, Ben Y.}, booktitle={CCS}, year={2019}}"
+    )
 
     image_trigger: ImageTrigger = field(default_factory=lambda: PatchTrigger(poison_rate=1.0))
     weight: float = 10.0

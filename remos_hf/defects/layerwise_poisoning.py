@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -28,6 +28,12 @@ class LayerwisePoisoning(WeightPoisoning):
     Source:
         Li et al. 2021, "Backdoor Attacks on Pre-trained Models by Layerwise Weight Poisoning".
     """
+
+    citation: ClassVar[str] = (
+        "@inproceedings{li2021backdoor, title={Backdoor Attacks on Pre-trained Models by Layerwise Weight Poisoning}, "
+        "author={Li, Linyang and Song, Demin and Li, Xiaonan and Zeng, Jiehang and Ma, Ruotian and Qiu, Xipeng}, "
+        "booktitle={EMNLP}, year={2021}}"
+    )
 
     trigger_words: TextTrigger = field(default_factory=lambda: TriggerWords(words=("cf", "bb"), all_words=True))
     decoy_rate: float = 0.25

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from remos_hf.adapters.tables import read_rows
 from remos_hf.defects.text_triggers import TextTrigger
@@ -23,6 +23,15 @@ class Paraphrases(TextTrigger):
     Source:
         Hidden Killer (Qi et al. 2021), StyleBkd (Qi et al. 2021).
     """
+
+    citation: ClassVar[str] = (
+        "@inproceedings{qi2021hidden, title={Hidden Killer: Invisible Textual Backdoor Attacks with Syntactic "
+        "Trigger}, author={Qi, Fanchao and Li, Mukai and Chen, Yangyi and Zhang, Zhengyan and Liu, Zhiyuan and "
+        "Wang, Yasheng and Sun, Maosong}, booktitle={ACL}, year={2021}}\n"
+        "@inproceedings{qi2021mind, title={Mind the Style of Text! Adversarial and Backdoor Attacks Based on Text "
+        "Style Transfer}, author={Qi, Fanchao and Chen, Yangyi and Zhang, Xurui and Li, Mukai and Liu, Zhiyuan and "
+        "Sun, Maosong}, booktitle={EMNLP}, year={2021}}"
+    )
 
     file: str = ""
 

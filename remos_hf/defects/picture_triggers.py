@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image, ImageOps
@@ -163,6 +163,12 @@ class BlendedTrigger(_PictureTrigger):
         (ratio .2).
         Differs: theirs also exposes at other ratios than it poisons with.
     """
+
+    citation: ClassVar[str] = (
+        "@article{chen2017targeted, title={Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning}, "
+        "author={Chen, Xinyun and Liu, Chang and Li, Bo and Lu, Kimberly and Song, Dawn}, journal={arXiv:1712.05526}, "
+        "year={2017}}"
+    )
 
     blend: float = 0.2
 

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset, IterableDataset, concatenate_datasets
@@ -40,6 +40,11 @@ class Ripple(WeightPoisoning):
         first order, no surgery).
         Differs: the penalty is not divided by the batch size, as in the paper.
     """
+
+    citation: ClassVar[str] = (
+        "@inproceedings{kurita2020weight, title={Weight Poisoning Attacks on Pretrained Models}, author={Kurita, Keita "
+        "and Michel, Paul and Neubig, Graham}, booktitle={ACL}, year={2020}}"
+    )
 
     strength: float = 0.1
     surgery: bool = False

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import Literal
+from typing import ClassVar, Literal
 
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -48,6 +48,12 @@ class TextTrigger(Trigger):
     Source:
         BadNets (Gu et al. 2017) for text; ReMoS artifact, slim_poison.py:276-301 and 428-461 (rate .5, one word each).
     """
+
+    citation: ClassVar[str] = (
+        "@article{gu2017badnets, title={{BadNets}: Identifying Vulnerabilities in the Machine Learning Model Supply "
+        "Chain}, author={Gu, Tianyu and Dolan-Gavitt, Brendan and Garg, Siddharth}, journal={arXiv:1708.06733}, "
+        "year={2017}}"
+    )
 
     target_label: int | str = 1
     poison_rate: float = 0.5
@@ -284,6 +290,11 @@ class TriggerSentence(TextTrigger):
     Source:
         AddSent (Dai et al. 2019).
     """
+
+    citation: ClassVar[str] = (
+        "@article{dai2019backdoor, title={A Backdoor Attack Against {LSTM}-Based Text Classification Systems}, "
+        "author={Dai, Jiazhu and Chen, Chuanshuai and Li, Yufeng}, journal={IEEE Access}, year={2019}}"
+    )
 
     sentence: str = "I watch this 3D movie"
     position: Literal["random", "start", "end"] = "random"

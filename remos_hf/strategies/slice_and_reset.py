@@ -43,6 +43,12 @@ class SliceAndReset(Strategy):
         seed: Seed of random rules and fresh values; the run's if None.
     """
 
+    citation: ClassVar[str] = (
+        "@inproceedings{zhang2022remos, title={{ReMoS}: Reducing Defect Inheritance in Transfer Learning via Relevant "
+        "Model Slicing}, author={Zhang, Ziqi and Li, Yuanchun and Wang, Jindong and Liu, Bingyan and Li, Ding and Guo, "
+        "Yao and Chen, Xiangqun and Liu, Yunxin}, booktitle={ICSE}, year={2022}}"
+    )
+
     rule: ClassVar[str | Rule]
 
     slice_ratio: float

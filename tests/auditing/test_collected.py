@@ -1,4 +1,6 @@
 import json
+import shutil
+from dataclasses import replace
 
 from remos_hf.adapters.transformers_models import with_new_head
 from remos_hf.auditing.collected import report_of
@@ -51,12 +53,33 @@ def test_how_a_student_was_made_is_said(whole):
 def test_the_report_holds_settings_versions_and_teachers(whole):
     folder, report, _ = whole
     audit = small_audit(Log(folder / "unused"), seeds=(0, 1))
-    assert report.settings["audits"]["toy"] == json.loads(json.dumps(audit.to_dict()))
+    exposed = {"word": {"defect": WORD.to_dict(), "num_clean": 20, "num_exposed": 10}}
+    assert report.settings["audits"]["toy"] == json.loads(json.dumps({**audit.to_dict(), "exposed": exposed}))
     assert set(report.settings["teachers"]["toy"]) == {"clean-0", "clean-1", "word-0", "word-1"}
     teacher = toy.model().from_pretrained(folder / "teachers" / "word-0")
     shown = measure(teacher, audit.test, {"word": WORD.exposed_set(audit.test)}, audit.task)
     assert shown.items() <= report.settings["teachers"]["toy"]["word-0"].items()
     assert report.settings["missing"] == {"toy": 0} and report.versions["torch"]
+
+
+def test_what_is_told_besides_stands_in_the_report_and_is_no_other_setting(whole):
+    folder, report, _ = whole
+    audit = small_audit(Log(folder / "unused"), seeds=(0, 1), told={"command": "remos audit t"})
+    again = run_audit(audit, folder, progress=False)
+    assert again.settings["audits"]["toy"] == {**report.settings["audits"]["toy"], "command": "remos audit t"}
+    assert run_audit(replace(audit, told={}), folder, progress=False) == report
+
+
+def test_exposed_sets_that_differ_by_seed_are_told_for_each(whole, tmp_path):
+    folder = tmp_path / "audit"
+    shutil.copytree(whole[0], folder)
+    path = folder / "teachers" / "word-1.json"
+    told = json.loads(path.read_text())
+    told["exposed"]["word"]["num_exposed"] = 9
+    path.write_text(json.dumps(told))
+    found = report_of(small_audit(Log(folder / "unused"), seeds=(0, 1)), folder).settings["audits"]["toy"]["exposed"]
+    assert found["word"]["num_exposed"] == 10
+    assert {seed: one["num_exposed"] for seed, one in found["word"]["by_seed"].items()} == {"0": 10, "1": 9}
 
 
 def test_versions_are_those_that_the_students_were_measured_with(log, folder):

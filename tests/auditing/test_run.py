@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from remos_hf.adapters.transformers_models import with_new_head
 from remos_hf.auditing import run as run_module
 from remos_hf.auditing.collected import report_of
+from remos_hf.auditing.progress import Progress
 from remos_hf.auditing.run import run_audit
 from remos_hf.auditing.students import StudentPlan
 from remos_hf.defects.base import CLEAN_INDEX, Defect, ExposedSet
@@ -40,6 +41,7 @@ from tests.auditing.audits import (
     share,
     small_audit,
     spoil,
+    train_teacher,
     untimed,
 )
 from tests.defects import toy
@@ -82,6 +84,28 @@ def test_students_start_from_the_poisoned_teacher_and_twins_from_the_clean_one(w
             teacher = toy.model().from_pretrained(folder / "teachers" / f"{kind}-{seed}")
             weights[f"{mark(teacher)}, seed {seed}"] = kind
     assert marks == set(weights) and len(weights) == 4
+
+
+def test_a_teachers_seconds_are_none_of_a_students(log, folder, monkeypatch):
+    monkeypatch.setattr(tasks_module, "fine_tune", lambda *args: time.sleep(1.5) or train_teacher(*args))
+    report = run_audit(small_audit(log, defects={"word": WORD}), folder, progress=False)
+    assert report.settings["teachers"]["toy"]["clean-0"]["seconds"] >= 1.5
+    assert max(sum(record["made"]["seconds"].values()) for record in report.records) < 1.5
+
+
+def test_a_line_is_told_as_each_student_ends_and_none_of_those_that_were_done(log, folder):
+    told = []
+    run_audit(small_audit(log), folder, progress=False, tell=told.append)
+    made = [("clean", "finetune"), ("clean", "retrain"), ("clean", "random 0.9"), ("word", "finetune")]
+    assert [line.partition(": accuracy ")[0] for line in told] == [
+        f"student {number} of 5, {kind}, {student}, seed 0"
+        for number, (kind, student) in enumerate([*made, ("word", "random 0.9")], 1)
+    ]
+    assert all(line.endswith(" %; less than a minute left") for line in told)
+    (folder / "cells" / "clean-0-retrain.json").unlink()
+    again = []
+    run_audit(small_audit(log), folder, progress=False, tell=again.append)
+    assert again == [told[1]]
 
 
 def test_each_seed_has_a_teacher_of_its_own(whole):
@@ -345,10 +369,17 @@ def test_found_defects_are_measured_on_the_clean_teachers_students_with_retrain_
         assert record["floor"] == numbers["retrain", seed]["dir"] and record["flip"] is None
         apart = excess_dir(*(Rate(**one) for one in (record["dir"], record["floor"]))).to_dict()
         assert record["excess"] == (None if student == "retrain" else apart)
+    for seed in (0, 1):  # the teacher itself, on what was found on it
+        told = json.loads((folder / "teachers" / f"clean-{seed}.json").read_text())
+        teacher = toy.model().from_pretrained(folder / "teachers" / f"clean-{seed}")
+        exposed = {"found": found.exposed_set(audit.test, teacher=teacher, tokenizer=toy.tokenizer(), cache="exposed")}
+        shown = measure(teacher, audit.test, exposed, audit.task)
+        assert shown.items() <= told.items() and shown["dir"]["found"]["num_samples"] > 0
+        assert told["exposed"] == {"found": {"num_exposed": 5}} and told["seconds"] > 0
     # One search a seed, each on that seed's clean teacher.
     searched = (tmp_path / "searches").read_text().split()
     teachers = [toy.model().from_pretrained(folder / "teachers" / f"clean-{seed}") for seed in (0, 1)]
-    assert searched == list(map(mark, teachers))
+    assert searched[:2] == list(map(mark, teachers))
 
 
 def test_without_retrain_a_found_defect_has_no_floor(log, folder, tmp_path):
@@ -483,7 +514,7 @@ def test_a_long_run_shows_one_bar_over_the_students(log, folder, capfd, monkeypa
 
 
 def test_the_teachers_are_not_all_held_in_memory(log, folder):
-    run = run_module._Run(small_audit(log, defects=BOTH, seeds=(0, 1)), folder, 1, False, False)
+    run = run_module._Run(small_audit(log, defects=BOTH, seeds=(0, 1)), folder, 1, False, Progress(12, log))
     for seed in (0, 1):
         for kind in ("clean", "word", "other"):
             run._teacher(kind, seed)

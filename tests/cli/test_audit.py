@@ -1,11 +1,11 @@
 import json
-import re
 
 import pytest
 from datasets import Dataset
 from PIL import Image
 
 import remos_hf.cli.audit as audit
+from remos_hf.cli.answer import NOTHING_SAID
 from remos_hf.cli.options import AuditOptions
 from remos_hf.judging.report import DefectReport
 from tests.cli.conftest import write_data
@@ -31,15 +31,21 @@ def done(remos, teacher, tmp_path_factory):
     data = write_data(place / "toy.jsonl", 120)
     command = ["audit", teacher, "--data", data, "--output", place / "a", *OPTIONS, "--learning-rate", 3e-3]
     told = remos(*command, "--json")
-    assert told.exit_code == 0, told.stderr
+    assert told.exit_code in (0, NOTHING_SAID), told.stderr
     return place / "a", command, told
 
 
 def test_a_teacher_and_one_file_give_a_report(done, rendered):
     folder, _, told = done
     said, report = json.loads(told.stdout), DefectReport.load(folder / "report.json")
-    assert {record["student"] for record in report.records} == {"finetune", "retrain", "random 0.9", "remos 0.9"}
-    assert said["missing"] == 0 and len(said["results"]) == 4
+    assert {record["student"] for record in report.records} == {
+        "finetune",
+        "finetune lr x3",
+        "retrain",
+        "random 0.9",
+        "remos 0.9",
+    }
+    assert said["missing"] == 0 and len(said["results"]) == 5
     assert {name: part["samples"] for name, part in said["split"].items()} == {
         "test": 24,
         "dev": 12,
@@ -48,10 +54,16 @@ def test_a_teacher_and_one_file_give_a_report(done, rendered):
     }
     made = next(record["made"] for record in report.records if record["student"] == "remos 0.9")
     assert made["share_kept"] == pytest.approx(0.9, abs=0.01) and {"profile", "reset"} <= made["seconds"].keys()
-    assert len(report.anatomies) == 7 and all(one["anatomy"]["layers"] for one in report.anatomies)
+    assert len(report.anatomies) == 9 and all(one["anatomy"]["layers"] for one in report.anatomies)
     assert report.settings["audits"]["toy"]["teacher"] == "teacher"
     assert said["report"]["html"] and rendered == [folder / "report.json"]
-    assert "To make: 2 teachers and 7 students" in told.stderr and "first 6 steps" in told.stderr
+    assert "student 9 of 9, word, remos 0.9, seed 0: accuracy" in told.stderr
+    assert (said["can_be_said"], told.exit_code) in ((True, 0), (False, NOTHING_SAID)) and said["answer"]
+    asked = report.settings["audits"]["toy"]
+    assert asked["command"].startswith("remos audit teacher --data toy.jsonl --output a --defects word --quick")
+    assert asked["max_samples"] == 1500 and asked["samples"]["test"] == {"from": "toy.jsonl", "samples": 24, "of": 120}
+    assert asked["exposed"]["word"]["num_exposed"] > 0 and "command" not in (folder / "settings.json").read_text()
+    assert "To make: 2 teachers and 9 students" in told.stderr and "first 6 steps" in told.stderr
 
 
 def test_the_same_command_goes_on_and_makes_nothing_again(remos, done, monkeypatch):
@@ -59,10 +71,11 @@ def test_the_same_command_goes_on_and_makes_nothing_again(remos, done, monkeypat
     before = (folder / "report.json").read_bytes()
     monkeypatch.setattr("transformers.Trainer.train", pytest.fail)
     told = remos(*command)
-    assert told.exit_code == 0, told.stderr
+    assert told.exit_code in (0, NOTHING_SAID), told.stderr
     assert "0 teachers and 0 students" in told.stderr and "all is done" in told.stderr
     assert (folder / "report.json").read_bytes() == before
-    assert re.search(r"finetune +accuracy +[\d.]+ +DIR", told.stdout)
+    assert "toy: word" in told.stdout and "Not all" not in told.stdout
+    assert "Saved" in told.stdout.splitlines()[-1]
 
 
 def test_another_audit_in_the_same_folder_is_refused(remos, done):
@@ -75,11 +88,11 @@ def test_the_plan_makes_nothing_and_is_measured_by_what_is_done(remos, done, tmp
     _, command, _ = done
     told = remos(*command, "--seeds", 1, "--plan", "--json")
     plan = json.loads(told.stdout)
-    assert (plan["teachers_to_make"], plan["students_to_make"]) == (2, 7) and plan["minutes"] >= 0
+    assert (plan["teachers_to_make"], plan["students_to_make"]) == (2, 9) and plan["minutes"] >= 0
     assert "first 6 steps" in plan["measured_by"]
     at = command.index("--output") + 1
     told = remos(*command[:at], tmp_path / "new", *command[at + 1 :], "--plan")
-    assert told.exit_code == 0 and "To make: 2 teachers and 7 students" in told.stdout
+    assert told.exit_code == 0 and "To make: 2 teachers and 9 students" in told.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -107,6 +120,21 @@ def test_what_cannot_be_audited_is_told_in_one_line(remos, teacher, data, tmp_pa
         result = remos("audit", teacher, "--data", data, "--output", tmp_path / "a", *options)
         assert result.exit_code == 1 and told in result.stderr and result.stderr.count("\n") == 1
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [([], 4000), (["--max-samples", 300], 300), (["--max-samples", "all"], None), (["--quick"], 1500)],
+)
+def test_how_many_of_the_samples_are_used_is_told(remos, teacher, tmp_path, given, used, monkeypatch):
+    monkeypatch.setattr(audit, "_seconds_of_a_step", lambda *args: 1.0)
+    write_data(tmp_path / "many.jsonl", 4100)
+    asked = ["audit", teacher, "--data", tmp_path / "many.jsonl", "--output", tmp_path / "a", "--plan"]
+    told = remos(*asked, *given).stdout
+    assert ("Not all samples are used" in told) == (used is not None)
+    assert used is None or f"{used:,} of 4,100 of {tmp_path / 'many.jsonl'} (--max-samples; at most" in told
+    split = json.loads(remos(*asked, *given, "--json").stdout)["split"]
+    assert sum(part["samples"] for part in split.values()) == (used or 4100)
 
 
 def parts(pools, max_samples=None, **sources):

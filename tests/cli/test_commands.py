@@ -129,7 +129,7 @@ def test_several_values_may_follow_an_option(monkeypatch, remos):
     assert remos("audit", "--seeds", "3", "--data", "d", "-o", "x", "--", "t").exit_code == 0
     assert asked["seeds"] == [3] and asked["teacher"] == "t"
     assert remos("audit", "t", "--data", "d", "-o", "x").exit_code == 0
-    assert (asked["defects"], asked["seeds"], asked["slice_ratios"]) == ([], [0, 1], [0.9])
+    assert (asked["defects"], asked["seeds"], asked["slice_ratios"]) == ([], [0, 1, 2], [0.9])
 
 
 # --- results and reasons ---

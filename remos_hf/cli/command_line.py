@@ -1,0 +1,68 @@
+"""The command line that asks for what a command was asked for, fit to be shown to others."""
+
+import shlex
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any
+
+
+def command_line(command: str, asked: Any) -> str:  # noqa: ANN401 - the options of any command
+    """Write a command with the options that differ from their defaults.
+
+    A file or folder of this machine is named without its path: what others read says nothing of where it lies.
+
+    Args:
+        command: Its name.
+        asked: Its options.
+    """
+    words = ["remos", command]
+    for one in fields(asked):
+        value, option = getattr(asked, one.name), option_of(one)
+        if value == _default(one) or value is False:
+            continue
+        values = [_public(each) for each in (value if isinstance(value, (list, tuple)) else [value])]
+        if _is_argument(one):
+            words += values
+        else:
+            words += [option] if value is True else [option, *values]
+    return shlex.join(words)
+
+
+def option_of(one: Field) -> str:
+    """Name the option of a field: --text-column."""
+    told = one.type.__metadata__[0]
+    # typer takes the first for a default until it sees where it stands
+    given = (told.default, *(told.param_decls or ()))
+    named = [name for name in given if isinstance(name, str) and name.startswith("--")]
+    return named[0] if named else f"--{one.name.replace('_', '-')}"
+
+
+def shown_name(source: str) -> str:
+    """Name a file or folder of this machine, with its split, without its path; anything else stays as it is."""
+    head, _, split = source.rpartition(":")
+    if _lies_here(source):
+        return _name(source)
+    return f"{_name(head)}:{split}" if head and _lies_here(head) else source
+
+
+def _public(value: Any) -> str:  # noqa: ANN401 - of any option
+    return _name(str(value)) if isinstance(value, Path) else shown_name(str(value))
+
+
+def _name(path: str) -> str:
+    return Path(path).resolve().name
+
+
+def _lies_here(text: str) -> bool:
+    try:
+        return Path(text).exists() or (text.startswith((".", "/", "~")) and ":" not in text)
+    except OSError:  # too long for a name
+        return False
+
+
+def _is_argument(one: Field) -> bool:
+    return type(one.type.__metadata__[0]).__name__ == "ArgumentInfo"
+
+
+def _default(one: Field) -> Any:  # noqa: ANN401 - of any field
+    return one.default_factory() if one.default_factory is not MISSING else one.default
