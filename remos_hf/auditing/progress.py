@@ -3,8 +3,10 @@
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from remos_hf.auditing.cells import Cell
+if TYPE_CHECKING:
+    from remos_hf.auditing.cells import Cell
 
 
 @dataclass
@@ -25,7 +27,7 @@ class Progress:
     teacher_seconds: list[float] = field(default_factory=list)
     student_seconds: list[float] = field(default_factory=list)
 
-    def ended(self, cell: Cell, accuracy: float, seconds: float, teachers_left: int) -> None:
+    def ended(self, cell: "Cell", accuracy: float, seconds: float, teachers_left: int) -> None:
         """Tell that a student was made and measured.
 
         Args:

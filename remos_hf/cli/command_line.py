@@ -39,10 +39,12 @@ def option_of(one: Field) -> str:
 
 def shown_name(source: str) -> str:
     """Name a file or folder of this machine, with its split, without its path; anything else stays as it is."""
-    head, _, split = source.rpartition(":")
+    head, _, tail = source.rpartition(":")
     if _lies_here(source):
         return _name(source)
-    return f"{_name(head)}:{split}" if head and _lies_here(head) else source
+    if head and _lies_here(head):
+        return f"{_name(head)}:{tail}"
+    return f"{head}:{_name(tail)}" if head and _lies_here(tail) else source  # timm/local-dir:FOLDER
 
 
 def _public(value: Any) -> str:  # noqa: ANN401 - of any option

@@ -213,7 +213,6 @@ _ON_THE_COMMAND_LINE = {
     "TopMagnitude": "top_magnitude",
     "seed=": "--seed",
     "revision=": "--revision",
-    " (remos_hf)": "",
 }
 _PYTHON = re.compile("|".join(rf"(?<![\w.-]){re.escape(name)}" for name in _ON_THE_COMMAND_LINE))
 

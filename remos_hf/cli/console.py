@@ -16,6 +16,10 @@ import datasets
 from tqdm import tqdm
 from transformers.utils import logging as hf_logging
 
+from remos_hf.auditing.progress import minutes_told
+
+# By which a warning of ours says whose it is where many libraries warn.
+_OURS = " (remos_hf)"
 _SECONDS_BETWEEN = 60.0
 _last_told = 0.0  # seconds of the clock, since several bars and callbacks share the one line a minute
 
@@ -37,18 +41,6 @@ def tell_now_and_then(text: Callable[[], str]) -> None:
     if now - _last_told >= _SECONDS_BETWEEN:
         _last_told = now
         tell(text())
-
-
-def minutes_left(done: float, total: float, seconds: float) -> str:
-    """Say how long the rest of some work will take.
-
-    Args:
-        done: What is done, above 0, in any unit.
-        total: All of it.
-        seconds: What that took.
-    """
-    minutes = round(seconds * (total - done) / done / 60)
-    return "less than a minute left" if minutes < 1 else f"about {minutes:,} minute{'s' * (minutes > 1)} left"
 
 
 @contextlib.contextmanager
@@ -127,11 +119,13 @@ def _as_line(bar: tqdm, msg: str | None = None, pos: int | None = None) -> bool:
 
 
 def _line_of(told: Mapping[str, Any]) -> str:
-    scaled = tqdm.format_sizeof if told["unit_scale"] else lambda number: f"{number:,}"
-    of = f" of {scaled(told['total'])}" if told["total"] else ""
-    unit = f" {told['unit']}" if told["unit"] != "it" else ""
-    left = minutes_left(told["n"] - told["initial"], told["total"] - told["initial"], told["elapsed"]) if of else ""
-    return f"{told['prefix'].removesuffix(': ') or 'progress'}: {scaled(told['n'])}{of}{unit}{left and f'; {left}'}"
+    done, total, unit = told["n"], told["total"], told["unit"] if told["unit_scale"] else ""
+    scaled = tqdm.format_sizeof if unit else lambda number: f"{number:,}"
+    what = told["prefix"].removesuffix(": ") or "progress"
+    if not total:
+        return f"{what}: {scaled(done)}{unit}"
+    left = told["elapsed"] * (total - done) / (done - told["initial"])
+    return f"{what}: {scaled(done)}{unit} of {scaled(total)}{unit}; {minutes_told(left)}"
 
 
 def _shown(
@@ -139,4 +133,4 @@ def _shown(
 ) -> None:
     # What libraries tell their callers is nothing that whoever types a command could act on.
     if category is UserWarning and ("remos_hf" in filename or "remos_hf" in str(message)):
-        sys.stderr.write(f"Warning: {in_options(str(message))}\n")
+        sys.stderr.write(f"Warning: {in_options(str(message).replace(_OURS, ''))}\n")

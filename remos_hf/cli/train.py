@@ -2,11 +2,10 @@
 
 import json
 import logging
-import shlex
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,15 @@ from remos_hf.adapters.timm_models import ImageClassifier
 from remos_hf.adapters.transformers_models import with_new_head
 from remos_hf.auditing.data_files import drawn, read_data
 from remos_hf.auditing.labels import LABEL_COLUMN, by_name, count_labels, label_names
+from remos_hf.auditing.progress import minutes_told
 from remos_hf.auditing.recipes import trainer_inputs
 from remos_hf.auditing.student_files import save_timm_student, timm_config
-from remos_hf.cli.console import minutes_left, tell_now_and_then
+from remos_hf.cli.command_line import command_line, option_of
+from remos_hf.cli.console import tell_now_and_then
 from remos_hf.cli.options import AUTO, TrainOptions
 from remos_hf.cli.output import STUDENT, check_output, uninterrupted, written
 from remos_hf.cli.profile import number_to_profile
-from remos_hf.cli.teacher import LOCAL_TIMM, Teacher, check_reading, identity
+from remos_hf.cli.teacher import Teacher, check_reading, identity
 from remos_hf.errors import CorruptFileError, RemosError
 from remos_hf.evaluation.image_task import ImageTask
 from remos_hf.evaluation.measures import accuracy
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 UNFINISHED = "remos_unfinished"
 _ASKED_FILE = "asked.json"
 _PROCESSOR_FILE = "preprocessor_config.json"
+_OPTIONS = {one.name: option_of(one) for one in fields(TrainOptions)} | {"teacher": "TEACHER"}
 
 
 def run(asked: TrainOptions, progress: bool) -> tuple[dict[str, Any], str]:
@@ -76,7 +78,7 @@ def run(asked: TrainOptions, progress: bool) -> tuple[dict[str, Any], str]:
         if data.tested is not None:
             found = predict_labels(trainer.model, data.tested, task, progress=True)
             measured = accuracy(found, list(data.tested[LABEL_COLUMN])).to_dict()
-        trainer.sidecars.config["command"] = _command(described)
+        trainer.sidecars.config["command"] = _command(asked)
         with written(output, STUDENT) as folder:
             _save(trainer, named, data.names, folder)
     except KeyboardInterrupt:
@@ -160,7 +162,7 @@ class _Lines(TrainerCallback):
 
     def _line(self, state: TrainerState) -> str:
         step, last = state.global_step, state.max_steps
-        left = minutes_left(step - self.first, last - self.first, time.monotonic() - self.start)
+        left = minutes_told((time.monotonic() - self.start) * (last - step) / (step - self.first))
         return f"training: epoch {state.epoch:.1f} of {state.num_train_epochs}, step {step:,} of {last:,}; {left}"
 
 
@@ -214,7 +216,7 @@ def _start(output: Path, asked: Mapping[str, Any], resume: bool, overwrite: bool
             raise CorruptFileError(f"{path} does not say what was asked for ({error}). Use --overwrite.") from error
         differing = sorted(key for key in {*before, *asked} if before.get(key) != asked.get(key))
         if differing:
-            told = [f"{_option(key)} {_value(before.get(key))}, not {_value(asked.get(key))}" for key in differing]
+            told = [f"{_OPTIONS[key]} {_value(before.get(key))}, not {_value(asked.get(key))}" for key in differing]
             raise RemosError(
                 f"The run in {output} was started with {'; '.join(told)}. Ask for the same to go on with it, or start "
                 "anew with --overwrite."
@@ -256,14 +258,6 @@ def _tidy(output: Path) -> str:
     return "Nothing is kept: the first checkpoint comes after an epoch."
 
 
-def _option(name: str) -> str:
-    return (
-        "TEACHER"
-        if name == "teacher"
-        else f"--{name.removesuffix('s') if name == 'text_columns' else name}".replace("_", "-")
-    )
-
-
 def _value(value: Any) -> str:  # noqa: ANN401 - JSON
     if isinstance(value, bool):
         return "on" if value else "off"
@@ -282,22 +276,9 @@ def _start_of_student(asked: TrainOptions) -> dict[str, Any]:
     return {"strategy": STRATEGIES[asked.strategy](**ratio)}
 
 
-def _command(asked: Mapping[str, Any]) -> str:
-    """Give the command that makes this student again, for its card. Local paths are their names: others have others."""
-    parts = ["remos", "train", _public(asked["teacher"])]
-    for name, value in asked.items():
-        if name == "teacher" or value is None or value is False or value == []:
-            continue
-        values = value if isinstance(value, list) else [] if value is True else [value]
-        shown = [_public(one) if name.endswith("_data") else str(one) for one in values]
-        parts += [_option(name), *shown]
-    return shlex.join([*parts, "--output", "student"])
-
-
-def _public(source: str) -> str:
-    if source.startswith(LOCAL_TIMM):
-        return f"{LOCAL_TIMM}{Path(source.removeprefix(LOCAL_TIMM)).name}"
-    return Path(source).name if Path(source).exists() else source
+def _command(asked: TrainOptions) -> str:
+    """Give the command that makes this student again, for its card."""
+    return command_line("train", replace(asked, output=Path("student"), resume=False, overwrite=False, cpu=False))
 
 
 def _copy_processor(teacher: Teacher, folder: Path) -> None:

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from remos_hf import __version__
 from remos_hf.cli import commands
 from remos_hf.cli.options import ReportOptions
 from remos_hf.errors import RemosError
@@ -77,6 +79,16 @@ def test_what_a_command_does_is_where_it_is_looked_for(command):
     pytest.importorskip("matplotlib")
     _, home, name = commands._COMMANDS[command]
     assert callable(getattr(importlib.import_module(home), name))
+
+
+def test_versions_are_told_and_nothing_heavy_is_loaded_for_it():
+    code = "import sys\nfrom remos_hf.cli.commands import app\ntry:\n app(['--version'])\nexcept SystemExit: pass\n"
+    process = started("-c", f"{code}print(sorted({{'torch', 'transformers'}} & set(sys.modules)))")
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    told, loaded = out.splitlines()
+    assert told.startswith(f"remos_hf {__version__}, Python 3.") and loaded == "[]"
+    assert f"torch {version('torch')}, transformers {version('transformers')}" in told
 
 
 def test_without_typer_the_extra_is_named():
@@ -163,7 +175,14 @@ def test_a_command_speaks_of_options_where_python_speaks_of_arguments(doing):
     told = doing(raising(ValueError("name it by text_columns, or pass report_task=None; a max_samples_x stays")))
     assert told.stderr == "remos report: name it by --text-column, or pass --task None; a max_samples_x stays\n"
     told = doing(lambda: warnings.warn("see repo_id (remos_hf)", stacklevel=1) or ({}, "done"))
-    assert told.stderr == "Warning: see --repo-id (remos_hf)\n"
+    assert told.stderr == "Warning: see --repo-id\n"
+
+
+def test_a_warning_of_the_profile_is_in_the_commands_terms(doing):
+    said = "Leave criterion= at its default, or compare with TopMagnitude: under {'name': 'TopKCoverage'} (remos_hf)."
+    told = doing(lambda: warnings.warn(said, stacklevel=1) or ({}, "done"))
+    wanted = "Leave --criterion at its default, or compare with top_magnitude: under {'name': 'tknc'}."
+    assert told.stderr == f"Warning: {wanted}\n"
 
 
 def test_what_was_not_expected_says_how_to_see_more(doing):

@@ -1,4 +1,5 @@
 import logging
+import re
 import sys
 import warnings
 
@@ -22,6 +23,9 @@ def test_in_a_pipe_nothing_is_said_but_warnings_of_ours(capsys):
     assert not seen and told.out == ""
     assert told.err.split("\n")[0].endswith("half of it") and told.err.count("\n") == 2
     assert told.err.endswith("Warning: remos_hf: most weights tie\n")
+    with manners():
+        warnings.warn("labels are matched by number. (remos_hf)", stacklevel=1)
+    assert capsys.readouterr().err == "Warning: labels are matched by number.\n"
     assert list(tqdm(range(3))) == [0, 1, 2] and "3/3" in capsys.readouterr().err
 
 
@@ -50,3 +54,21 @@ def test_settings_are_put_back_even_after_an_error():
     assert (ours.level, ours.propagate, list(ours.handlers), warnings.showwarning, sys.stdout) == before
     assert not datasets.are_progress_bars_disabled() and hf_logging.get_verbosity() == hf_logging.WARNING
     hf_logging.set_verbosity_error()
+
+
+def test_a_bar_is_a_line_a_minute_in_a_log(capsys, monkeypatch):
+    clock = iter(range(0, 10**6, 20))  # 20 seconds each time somebody looks
+    for name in ("time.monotonic", "tqdm.std.time"):
+        monkeypatch.setattr(name, lambda: float(next(clock)))
+    with manners():
+        assert len(list(tqdm(range(30), desc="Profiling", unit="batch", mininterval=0, disable=None))) == 30
+    lines = [line.split(" ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    line = re.compile(r"Profiling: \d+ of 30; about \d+ minutes? left")
+    assert 3 <= len(lines) <= 20 and all(map(line.fullmatch, lines[:-2])), lines
+
+
+def test_a_short_bar_says_nothing_in_a_log(capsys):
+    with manners():
+        list(tqdm(range(30), desc="Profiling", mininterval=0))
+        tqdm(total=2000, unit="B", unit_scale=True, disable=None).update(1000)
+    assert capsys.readouterr().err == ""
