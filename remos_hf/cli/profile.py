@@ -25,7 +25,7 @@ def run(asked: ProfileOptions, progress: bool) -> tuple[dict[str, Any], str]:
     output = asked.output
     check_output(output, PROFILE, asked.overwrite)
     start = time.perf_counter()
-    profile = profiled(asked, asked.data, progress)
+    profile = profiled(asked, asked.data)
     seconds = time.perf_counter() - start
     with written(output, PROFILE) as folder:
         profile.save(folder)
@@ -49,7 +49,7 @@ def run(asked: ProfileOptions, progress: bool) -> tuple[dict[str, Any], str]:
     return told, text
 
 
-def profiled(asked: ProfileOptions | SliceOptions, data: str, progress: bool) -> CoverageProfile:
+def profiled(asked: ProfileOptions | SliceOptions, data: str) -> CoverageProfile:
     """Load a teacher whole, as it was saved, and profile it."""
     samples = _samples(data, asked.text_columns)
     number = number_to_profile(asked.max_samples, samples, "--max-samples")
@@ -59,9 +59,7 @@ def profiled(asked: ProfileOptions | SliceOptions, data: str, progress: bool) ->
     model = named.load_as_saved().to(device_for(asked.cpu))
     task = named.task(model, samples, batch_size=asked.batch_size, max_length=asked.max_length)
     with without_map_bars():
-        return profile_coverage(
-            model, _Batches(task, samples), criterion=CRITERIA[asked.criterion](), progress=progress
-        )
+        return profile_coverage(model, _Batches(task, samples), criterion=CRITERIA[asked.criterion](), progress=True)
 
 
 def number_to_profile(asked: int | str | None, samples: Dataset, option: str) -> int:

@@ -1,5 +1,6 @@
 """`remos slice`: a teacher with its irrelevant weights forgotten, as an ordinary checkpoint."""
 
+import logging
 from typing import Any
 
 from remos_hf.adapters.guarded_loading import TIMM, teacher_folder
@@ -13,6 +14,9 @@ from remos_hf.sharing.record import Sidecars
 from remos_hf.slicing.on_disk.streaming import slice_checkpoint
 from remos_hf.strategies import STRATEGIES
 from remos_hf.strategies.base import Preparation
+from remos_hf.training.reporting import earlier_slice
+
+logger = logging.getLogger(__name__)
 
 # A profile's criterion as the strategy in the record names it, with the parameter it had.
 _CRITERIA = {"ThresholdCoverage": ("nc", "threshold"), "TopKCoverage": ("tknc", "k"), "StrongCoverage": ("snac", "k")}
@@ -25,17 +29,19 @@ def run(asked: SliceOptions, progress: bool) -> tuple[dict[str, Any], str]:
     if teacher.startswith(TIMM):
         raise UnsupportedModelError(f"{teacher}: checkpoints of transformers are sliced on disk; of timm, none is.")
     source = teacher_folder(teacher, revision=asked.revision)
+    if before := earlier_slice(source.path):
+        logger.warning(before)
     profile = None
     if asked.coverage is not None:
         profile = CoverageProfile.load(asked.coverage)
     elif asked.data is not None:
-        profile = profiled(asked, asked.data, progress)
+        profile = profiled(asked, asked.data)
     chosen = {name: getattr(asked, name) for name in ("slice_ratio", "scope", "seed", "reset_to")}
     strategy = STRATEGIES[asked.rule](**chosen, **_criterion(asked.rule, profile))
     with written(output, STUDENT) as folder:
         # `written` lets the folder appear, with the record in it.
         made = slice_checkpoint(
-            source.path, folder, profile=profile, rule=asked.rule, progress=progress, whole=False, **chosen
+            source.path, folder, profile=profile, rule=asked.rule, progress=True, whole=False, **chosen
         )
         relevant = made.relevant_slice
         preparation = Preparation(profile, relevant, dict(made.seconds), made.squares_reset)

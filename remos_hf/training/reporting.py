@@ -1,12 +1,14 @@
 """What was done and inherited, through a trainer's own reporters."""
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from remos_hf.sharing.record import Sidecars
+from remos_hf.errors import CorruptFileError
+from remos_hf.sharing.record import CONFIG_FILE, Sidecars
 from remos_hf.strategies.base import share_by_group
 from remos_hf.training.ratio_search import RECORD_KEY
 
@@ -65,6 +67,30 @@ class StartLog(TrainerCallback):
             self.trainer.log({name: float(value) for name, value in found.items() if value is not None})
         finally:
             state.global_step = step
+
+
+def earlier_slice(folder: str | Path) -> str:
+    """Say of a folder that holds a sliced model that another slice of it is no share of the teacher.
+
+    Args:
+        folder: Where a model was loaded from; need not be a folder at all.
+
+    Returns:
+        A sentence; empty if no slice is recorded there.
+    """
+    if not folder or not (Path(folder) / CONFIG_FILE).is_file():
+        return ""
+    try:
+        made = Sidecars.load(folder).config
+    except (CorruptFileError, OSError) as error:
+        return f"{folder} holds a record that cannot be read, so whether it was sliced before is not known: {error}"
+    if "slice" not in made:
+        return ""
+    return (
+        f"{Path(folder).name} was sliced before: {made['strategy']['name']} kept {made['slice']['share_kept']:.1%} of "
+        f"{made['teacher'].get('id') or 'its teacher'}. What it gave up competes again, as zeros or fresh values, so "
+        "the share that is kept now is no share of the teacher. For that, slice the teacher itself."
+    )
 
 
 def _in_one_line(sidecars: Sidecars) -> str:

@@ -1,5 +1,6 @@
 """How a run starts its student: what was asked for, and the start itself or a checkpoint's."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,9 @@ from remos_hf.strategies.slice_and_reset import Remos
 from remos_hf.training.moments import Moments
 from remos_hf.training.profiling_data import trainer_data
 from remos_hf.training.ratio_search import RatioSearch, recorded_ratio, slices, start_at_smallest_ratio
+from remos_hf.training.reporting import earlier_slice
+
+logger = logging.getLogger(__name__)
 
 
 def chosen_strategy(
@@ -83,13 +87,18 @@ def start_run(
         RemosError: No ratio stays within the budget, or the checkpoint was made another way.
     """
     data = trainer_data(trainer)
-    if search is not None and checkpoint is None:
-        return start_at_smallest_ratio(trainer, strategy, search, data, with_adapters)
-    if search is not None:
-        strategy = recorded_ratio(Sidecars.load(checkpoint), strategy, search)
-    moments = Moments(strategy, data)
-    if checkpoint is None:
-        moments.start(trainer.model)
-    else:
+    if checkpoint is not None:
+        if search is not None:
+            strategy = recorded_ratio(Sidecars.load(checkpoint), strategy, search)
+        moments = Moments(strategy, data)
         moments.resume(trainer.model, checkpoint)
+        return moments
+    if search is not None:
+        moments = start_at_smallest_ratio(trainer, strategy, search, data, with_adapters)
+    else:
+        moments = Moments(strategy, data)
+        moments.start(trainer.model)
+    before = earlier_slice(getattr(trainer.model, "name_or_path", None) or "")
+    if before and moments.sidecars.relevant_slice is not None and trainer.is_world_process_zero():
+        logger.warning(before)
     return moments

@@ -87,3 +87,17 @@ def test_what_cannot_be_sliced_leaves_nothing(remos, teacher, coverage, tmp_path
         result = remos("slice", name, *options, "--slice-ratio", 0.9, "--output", tmp_path / "s")
         assert result.exit_code == 1 and told in result.stderr and result.stderr.count("\n") == 1
     assert not (tmp_path / "s").exists()
+
+
+def test_slicing_what_was_sliced_before_is_told(remos, teacher, data, tmp_path):
+    options = ["--rule", "random", "--slice-ratio", 0.5]
+    first = remos("slice", teacher, *options, "--output", tmp_path / "one")
+    assert first.exit_code == 0 and "sliced before" not in first.stderr
+    again = remos("slice", tmp_path / "one", *options, "--output", tmp_path / "two")
+    assert (
+        again.exit_code == 0 and "one was sliced before: Random kept 50.0% of teacher. What it gave up" in again.stderr
+    )
+    asked = ["train", tmp_path / "one", "--train-data", data, "--epochs", 0.2, "--max-length", 16, "--output"]
+    told = remos(*asked, tmp_path / "three", "--slice-ratio", 0.8)
+    assert told.exit_code == 0 and "one was sliced before: Random kept 50.0%" in told.stderr
+    assert "sliced before" not in remos(*asked, tmp_path / "four", "--strategy", "finetune").stderr
