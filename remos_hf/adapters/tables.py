@@ -20,6 +20,7 @@ TABLES = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
 # A quote in a GLUE tsv is a character like any other; in a csv it may hold a comma or a line break.
 _DIALECTS = {".csv": {"strict": True}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}}
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".bz2", ".xz", ".zst")
 _MOST_COLUMNS = 2000  # a JSON object of all samples is no row, and takes minutes as one
 _LONGEST_FIELD = 2**31 - 1  # characters; the csv module stops at 131,072
 
@@ -34,18 +35,22 @@ def read_rows(path: str | Path) -> Dataset:
 
     Args:
         path: A csv, tsv, json (an array, or a line a row) or jsonl file, also .gz, in UTF-8, with or without a byte
-            order mark; or a parquet file. Without a known ending it is read as csv.
+            order mark; or a parquet file. Without an ending it is read as csv.
 
     Returns:
         A row a sample. Values of csv and tsv are strings.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It holds no row, a column is named twice, a row does not fit the header, a column holds values of
-            different kinds, or a text is no text; names the file, and the line or the sample (the first is 0).
+        ValueError: It ends otherwise, holds no row, a column is named twice, a row does not fit the header, a column
+            holds values of different kinds, or a text is no text; names the file, and the line or the sample (the
+            first is 0).
     """
     path = Path(path)
     kind = _kind(path)
+    if kind not in (*TABLES, "") and path.is_file():
+        packed = " Unpack it first." if kind in _ARCHIVES else ""
+        raise ValueError(f"{path} is none of the files that can be read: {', '.join(TABLES)}, also with .gz.{packed}")
     try:
         if kind == ".parquet":
             found = _parquet_rows(path)
@@ -58,7 +63,8 @@ def read_rows(path: str | Path) -> Dataset:
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no file {path}.") from None
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read as {kind or '.csv'} text in UTF-8: {error}.") from error
+        advice = " Save it as UTF-8 (of a spreadsheet: CSV UTF-8)." if isinstance(error, UnicodeDecodeError) else ""
+        raise ValueError(f"{path} cannot be read as {kind or '.csv'} text in UTF-8: {error}.{advice}") from error
     except (ValueError, TypeError, KeyError, OverflowError, NotImplementedError) as error:  # pyarrow raises all of them
         told = str(error)
         raise ValueError(told if told.startswith(str(path)) else f"{path} cannot be read as {kind}: {told}") from error

@@ -1,36 +1,41 @@
 """A task's samples from files, folders or the Hub; and draws from them."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import (
-    ClassLabel,
-    Dataset,
-    Features,
-    Image,
-    Value,
-    concatenate_datasets,
-    load_dataset,
-    load_dataset_builder,
-    load_from_disk,
-)
+from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
 
 from remos_hf.adapters.tables import TABLES, is_table, read_rows
-from remos_hf.auditing.class_folders import IMAGE_COLUMN, class_folders, read_folder
-from remos_hf.auditing.labels import LABEL_COLUMN, labels_of
+from remos_hf.auditing.class_folders import IMAGE_COLUMN, read_folder
+from remos_hf.auditing.labels import LABEL_COLUMN, check_class_numbers, labels_of
+from remos_hf.auditing.split_folders import read_split, split_folder
 
 TEXT_COLUMNS = ("text", "text_pair")
-# What a sample may be called where nobody says it; pairs first, since "sentence" may be half of one.
+# What the two halves of a pair are called where nobody says it; "text" and "sentence" may each be half of one.
 _USUAL_PAIRS = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question1", "question2"),
     ("question", "sentence"),
+    ("question", "passage"),
+    ("question", "context"),
+    ("query", "passage"),
+    ("query", "document"),
+    ("text", "text_pair"),
+    ("sentence", "sentence_pair"),
+    ("text1", "text2"),
+    ("text_1", "text_2"),
+    ("text_a", "text_b"),
+    ("sentence_1", "sentence_2"),
+    ("sentence_a", "sentence_b"),
+    ("sentence_A", "sentence_B"),
+    ("claim", "evidence"),
 )
 _USUAL_TEXT_COLUMNS = ("text", "sentence")
-_SAVED = ("dataset_info.json", "dataset_dict.json")  # by `save_to_disk`
+_LOOKED_AT = 100  # samples, to tell texts from other strings
 _DEFAULT_SPLIT = "train"
 
 
@@ -52,8 +57,8 @@ def read_data(
         image_column: The images of a data set of `datasets`.
 
     Returns:
-        `text` (and `text_pair`) or `image` (files as they are, not decoded), and `label`: a ClassLabel if labels have
-        names.
+        `text` (and `text_pair`) or `image` (files as they are, not decoded), and `label`, a ClassLabel: whole numbers
+        are the names of their classes.
 
     Raises:
         FileNotFoundError: There is neither such a file or folder, nor such a data set.
@@ -64,13 +69,13 @@ def read_data(
         head, _, split = str(source).rpartition(":")
         path = Path(head)
     if path.is_dir():
-        found = _saved_in(path, split)
-        return (
-            read_folder(path / split)
-            if found is None
-            else _samples(source, found, text_columns, label_column, image_column)
-        )
-    if path.is_file() and not split:
+        found = read_split(path, split)
+        if found is None:
+            return read_folder(split_folder(path, split))
+        return _samples(source, found, text_columns, label_column, image_column)
+    if path.is_file():
+        if split:
+            raise ValueError(f"{source}: a file has no splits. Name {path} alone, or a folder or a data set.")
         return read_table(path, text_columns, label_column)
     name, _, part = str(source).partition(":")
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or is_table(Path(name)):
@@ -128,36 +133,6 @@ def drawn(dataset: Dataset, number: int | None, seed: int, skip: int = 0) -> Dat
     return dataset.select(order[skip : skip + wanted])
 
 
-def _saved_in(folder: Path, split: str) -> Dataset | None:
-    """Read a folder that `save_to_disk` wrote or that holds a file for each split; None if it holds neither."""
-    if any((folder / name).is_file() for name in _SAVED):
-        try:
-            held = load_from_disk(str(folder))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder} looks like a saved data set, but cannot be loaded: {error}") from error
-        splits = {split: held} if isinstance(held, Dataset) else dict(held)
-        return splits[_split_of(folder, split, splits)]
-    within = [folder, *([folder / "data"] if (folder / "data").is_dir() else [])]
-    if not any(is_table(path) for place in within for path in place.iterdir() if path.is_file()):
-        return None
-    if {path.name for path in class_folders(folder)[0]} - {"data"}:
-        return None  # class folders, beside a table of something else
-    try:
-        files = load_dataset_builder(str(folder)).config.data_files  # datasets knows how splits are called
-    except (OSError, ValueError) as error:
-        raise ValueError(f"The files in {folder} are no splits of one data set: {error}") from error
-    named = files[_split_of(folder, split, files)]
-    return concatenate_datasets([read_rows(path) for path in named])
-
-
-def _split_of(folder: Path, split: str, splits: Mapping[Any, Any]) -> str:
-    wanted = split or (_DEFAULT_SPLIT if _DEFAULT_SPLIT in splits else "")
-    if wanted in splits:
-        return wanted
-    names = [str(name) for name in splits]
-    raise ValueError(f"{folder} holds the splits {', '.join(names)}: name one, as in {folder}:{names[0]}.")
-
-
 def _from_hub(name: str, part: str) -> Dataset:
     configuration, _, split = part.rpartition(":")
     try:
@@ -180,19 +155,30 @@ def _samples(
     columns = (image_column,) if shows else _text_columns(source, held, text_columns, label_column)
     absent = [name for name in (*columns, *([label_column] if label_column else [])) if name not in held.features]
     if absent:
-        raise ValueError(f"{source}: samples have no column {absent[0]!r}; their columns are {held.column_names}.")
+        option = "label_column (--label-column)" if absent[0] == label_column else "text_columns (--text-column)"
+        raise ValueError(
+            f"{source}: samples have no column {absent[0]!r}; their columns are {held.column_names}. Name one by "
+            f"{option}.{_without_header(held)}"
+        )
     names = (IMAGE_COLUMN,) if shows else TEXT_COLUMNS[: len(columns)]
     taken = held.cast_column(image_column, Image(decode=False)) if shows else held
     found = {name: taken[column][:] for name, column in zip(names, columns, strict=True)}
     for name, column in zip(names, columns, strict=True):
         _check_values(source, found[name], column, dict if shows else str)
+    if not shows:
+        _tell_unread(source, held, columns, label_column)
     features = Features({name: Image(decode=False) if shows else Value("string") for name in names})
     if label_column is not None:
-        found[LABEL_COLUMN], classes = labels_of(source, held[label_column][:], label_column)
-        own = held.features[label_column]
-        numbered = own if isinstance(own, ClassLabel) else Value("int64")
-        features[LABEL_COLUMN] = numbered if classes is None else ClassLabel(names=classes)
+        found[LABEL_COLUMN], features[LABEL_COLUMN] = _labels(source, held, label_column)
     return Dataset.from_dict(found, features)
+
+
+def _labels(source: object, held: Dataset, column: str) -> tuple[list[int], ClassLabel]:
+    own, values = held.features[column], held[column][:]
+    if isinstance(own, ClassLabel):
+        return check_class_numbers(source, values, column), own
+    numbers, names = labels_of(source, values, column)
+    return numbers, ClassLabel(names=names)
 
 
 def _text_columns(source: object, held: Dataset, asked: Sequence[str], label_column: str | None) -> tuple[str, ...]:
@@ -200,21 +186,49 @@ def _text_columns(source: object, held: Dataset, asked: Sequence[str], label_col
         if len(asked) > len(TEXT_COLUMNS):
             raise ValueError(f"A sample is one text, or a pair of them, but got the columns {list(asked)}.")
         return tuple(asked)
-    texts = [
-        name
-        for name, feature in held.features.items()
-        if getattr(feature, "dtype", None) in ("string", "large_string") and name not in (label_column, LABEL_COLUMN)
-    ]
-    pair = next((pair for pair in _USUAL_PAIRS if set(pair) <= set(texts)), None)
+    texts = [name for name in _string_columns(held) if name not in (label_column, LABEL_COLUMN)]
+    pairs = [pair for pair in _USUAL_PAIRS if set(pair) <= set(texts)]
+    if len(pairs) == 1:
+        return pairs[0]
     usual = [name for name in _USUAL_TEXT_COLUMNS if name in texts]
-    if pair:
-        return pair
-    if len(texts) == 1 or usual:
+    if not pairs and (len(texts) == 1 or usual):
         return (usual[0] if usual else texts[0],)
     raise ValueError(
         f"{source}: which column holds the text is not clear from {held.column_names}. Name it, or both of a pair, by "
-        "text_columns."
+        f"text_columns (--text-column).{_without_header(held)}"
     )
+
+
+def _string_columns(held: Dataset) -> list[str]:
+    kinds = ("string", "large_string")
+    return [name for name, feature in held.features.items() if getattr(feature, "dtype", None) in kinds]
+
+
+def _without_header(held: Dataset) -> str:
+    """Say so where a file's first line is a sample: few columns are called by a number."""
+    if not any(name.strip().replace(".", "", 1).isdecimal() for name in held.column_names):
+        return ""
+    return " Is the first line a sample? A file starts with a line that names its columns, such as text and label."
+
+
+def _tell_unread(source: object, held: Dataset, read: Sequence[str], label_column: str | None) -> None:
+    """Tell texts that no student will see, and texts without a word."""
+    for column in read:
+        empty = [place for place, text in enumerate(held[column]) if not text.strip()]
+        if empty:
+            warnings.warn(
+                f"{source}: {len(empty):,} of {len(held):,} samples hold an empty text in column {column!r}, the "
+                f"first is sample {empty[0]}. They are kept. (remos_hf)",
+                stacklevel=4,
+            )
+    some = held.select(range(min(len(held), _LOOKED_AT)))
+    others = [column for column in _string_columns(held) if column not in (*read, label_column)]
+    unread = [name for name in others if 2 * sum(" " in str(text).strip() for text in some[name]) > len(some)]
+    if unread:
+        warnings.warn(
+            f"{source}: {unread} hold texts, too, but of the columns only {list(read)} are read. (remos_hf)",
+            stacklevel=4,
+        )
 
 
 def _check_values(source: object, values: Sequence[Any], column: str, kind: type) -> None:

@@ -1,149 +1,236 @@
-"""What labels mean: numbers from 0 on, or names; and the same class under the same number in all data of a task."""
+"""What labels mean. A class is its name: it has the same number in all data of a task, the one of the students' data.
 
-import re
+A label that is a whole number has its digits for a name. So a class that one file lacks, another order of the names,
+and numbers that are codes are the same case: names are looked up in the names of the task.
+"""
+
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
+from datasets import ClassLabel, Dataset, Features, concatenate_datasets
 
 LABEL_COLUMN = "label"
-_INTEGER = re.compile(r"\s*[+-]?[0-9]+\s*")
 # More names than this, and more than half as many as samples, are no classes but a column of something else.
 _MOST_NAMES = 50
-_LARGEST = 2**31 - 1
+
+_LARGEST = 10**6
+_LONGEST = 1000  # digits: int() reads no more than 4,300
 
 
-def labels_of(source: object, values: Sequence[Any], column: str) -> tuple[list[int], list[str] | None]:
+def labels_of(source: object, values: Sequence[Any], column: str) -> tuple[list[int], list[str]]:
     """Read a column of labels.
 
     Args:
         source: For messages.
-        values: Whole numbers from 0 on, also written as text; or names, none of which is a number.
+        values: Whole numbers, also written as text; or names, none of which is a number.
         column: For messages.
 
     Returns:
-        A number for each sample, and the names in the order of the numbers: sorted, or None if labels are numbers.
+        The number of each sample's class, and the names of the classes in the order of their numbers. Names are
+        sorted, whole numbers by their value: of labels 0, 1 and 2 each is its own number, of 1 and 2 the first is 0.
 
     Raises:
-        ValueError: A label is missing, negative, a fraction, or a number among names.
+        ValueError: A label is missing, negative, a fraction, or a number among names; or two names differ in nothing
+            but capitals or spaces.
     """
     if all(isinstance(value, str) and value.strip() and not _is_number(value) for value in values):
         names = sorted(set(values))
-        if len(names) > max(_MOST_NAMES, len(values) // 2):
-            raise ValueError(
-                f"{source}: column {column!r} holds {len(names):,} different texts in {len(values):,} samples, such as "
-                f"{values[0]!r}: these are no labels."
-            )
-        numbers = {name: number for number, name in enumerate(names)}
-        return [numbers[value] for value in values], names
-    labels = []
-    for place, value in enumerate(values):
-        if isinstance(value, bool) or not _INTEGER.fullmatch(str(value)):  # int() would take 0.7 for 0, "1_0" for 10
-            raise ValueError(
-                f"{source}: labels are whole numbers, or all of them names, but sample {place} has {value!r} in column "
-                f"{column!r}."
-            )
-        labels.append(int(str(value)))
-    lowest, largest = min(labels), max(labels)
-    if largest > _LARGEST:
-        raise ValueError(f"{source}: labels are numbers from 0 on, but one is {largest}, in column {column!r}: a code?")
-    if lowest < 0:
+        _check_spelling(source, names, column)
+        read: Sequence[Any] = values
+    else:
+        read = _whole_numbers(source, values, column)
+        names = sorted(set(read), key=int)
+    if len(names) > max(_MOST_NAMES, len(values) // 2) and names != _digits(len(names)):
         raise ValueError(
-            f"{source}: labels are 0 or more, but one is {lowest} (unlabelled test data?): sample "
-            f"{labels.index(lowest)}, column {column!r}."
+            f"{source}: column {column!r} holds {len(names):,} different values in {len(values):,} samples, such as "
+            f"{values[0]!r}: these are no labels."
         )
-    return labels, None
+    numbers = {name: number for number, name in enumerate(names)}
+    return [numbers[value] for value in read], names
+
+
+def check_class_numbers(source: object, values: Sequence[Any], column: str) -> list[int]:
+    """Give the labels of a column that names its classes, or refuse those that no class belongs to.
+
+    Raises:
+        ValueError: A label is missing or negative, as in unlabelled test data.
+    """
+    wrong = next((place for place, value in enumerate(values) if value is None or value < 0), None)
+    if wrong is not None:
+        told = "no label" if values[wrong] is None else f"the label {values[wrong]}, which no class has,"
+        raise ValueError(
+            f"{source}: sample {wrong} has {told} in column {column!r} (unlabelled test data?). Leave such samples out."
+        )
+    return list(values)
+
+
+def classes_of(dataset: Dataset, column: str = LABEL_COLUMN) -> list[str]:
+    """Give the names of the classes in the order of their numbers; the numbers themselves if they have no names.
+
+    Args:
+        dataset: The samples.
+        column: Their labels.
+
+    Raises:
+        ValueError: A label without a name is so large that it is a code.
+    """
+    feature = dataset.features[column]
+    if isinstance(feature, ClassLabel):
+        return list(feature.names)
+    largest = max(dataset[column])
+    if largest > _LARGEST:
+        raise ValueError(f"Column {column!r} holds the label {largest:,}: a code, not the number of a class.")
+    return _digits(1 + largest)
 
 
 def count_labels(dataset: Dataset, source: object = "The data") -> int:
-    """Count the labels: the named classes, or all numbers up to the largest label.
+    """Count the classes of a task, and tell where their names are numbers other than 0, 1, 2, ...
 
     Args:
-        dataset: The samples that decide which labels there are.
+        dataset: The samples that decide which classes there are.
         source: For messages.
 
     Raises:
-        ValueError: Less than half of the numbers up to the largest occur: they are codes, and a head has an output for
-            each number below.
+        ValueError: Labels without names leave numbers out: a head has an output for each number below.
     """
-    names = label_names(dataset)
-    if names is not None:
-        return len(names)
-    held = set(dataset[LABEL_COLUMN])
-    count = 1 + max(held)
-    if 2 * len(held) < count:
-        raise ValueError(
-            f"{source} has {len(held)} different labels, but they go up to {max(held):,}: they are codes, not numbers "
-            f"from 0 to {len(held) - 1}. Number them so, or write names that are no numbers, such as 'c{max(held)}'."
-        )
-    if len(held) < count:
-        absent = next(number for number in range(count) if number not in held)
+    if not isinstance(dataset.features[LABEL_COLUMN], ClassLabel):
+        held = set(dataset[LABEL_COLUMN])
+        if len(held) <= max(held):
+            raise ValueError(
+                f"{source} has {len(held)} different labels, but they go up to {max(held):,}: they are codes, not "
+                f"numbers from 0 to {len(held) - 1}. Number them so, or name them by a ClassLabel."
+            )
+        return len(held)
+    names = classes_of(dataset)
+    if all(map(_is_whole, names)) and names != _digits(len(names)):
         warnings.warn(
-            f"{source} has labels up to {max(held)}, so students tell {count} labels apart, but no sample has label "
-            f"{absent}. (remos_hf)",
+            f"The labels of {source} are {some_of(names)}, not 0 to {len(names) - 1}: they are taken for the names of "
+            f"{len(names)} classes, and {names[0]!r} has the number 0. (remos_hf)",
             stacklevel=2,
         )
-    return count
+    return len(names)
 
 
 def label_names(dataset: Dataset) -> list[str] | None:
-    """Give the names of the classes; None if labels are numbers."""
-    feature = dataset.features[LABEL_COLUMN]
-    return list(feature.names) if isinstance(feature, ClassLabel) else None
+    """Give the names of the classes; None if they are the numbers from 0 on, which name nothing."""
+    names = classes_of(dataset)
+    return None if names == _digits(len(names)) else names
 
 
-def by_name(dataset: Dataset, source: object, like: Dataset, named: object, *, other_task: bool = False) -> Dataset:
+def by_name(
+    dataset: Dataset,
+    source: object,
+    like: Dataset | Sequence[str],
+    named: object,
+    *,
+    other_task: bool = False,
+    column: str = LABEL_COLUMN,
+) -> Dataset:
     """Give a data set's classes the numbers that they have in another one. A class that it lacks keeps its number.
 
     Args:
         dataset: The samples.
         source: For messages.
-        like: The samples that students learn from, which decide the numbers.
+        like: The samples that students learn from, which decide the numbers; or the names of the classes in their
+            order, such as a model's.
         named: For messages.
-        other_task: Whether the samples may be of another task (an attacker's): numbers without names then stay.
+        other_task: Whether the samples may know more classes (an attacker's): those come after the others.
+        column: The labels.
 
     Raises:
-        ValueError: It has a class, or a number, that the other one has not.
+        ValueError: It has a class that the other one has not, or they have none in common.
     """
-    own, wanted = label_names(dataset), label_names(like)
-    if own is None or wanted is None:
+    own = classes_of(dataset, column)
+    wanted = classes_of(like, column) if isinstance(like, Dataset) else list(like)
+    labels = list(dataset[column])
+    if all(map(_is_whole, own)) != all(map(_is_whole, wanted)):
+        return _by_number(dataset, source, wanted, named, other_task, column)
+    held = [own[number] for number in sorted(set(labels))]
+    unknown = [name for name in held if name not in wanted]
+    if unknown and not (other_task and len(unknown) < len(held)):
+        raise ValueError(_unknown(source, unknown[0], wanted, named, other_task))
+    names = wanted + unknown
+    unnamed = not isinstance(dataset.features[column], ClassLabel)
+    if own == names or (unnamed and isinstance(like, Dataset) and not isinstance(like.features[column], ClassLabel)):
+        return dataset
+    numbers = {number: names.index(name) for number, name in enumerate(own) if name in names}
+    return _with_labels(dataset, [numbers[label] for label in labels], names, column)
+
+
+def _by_number(
+    dataset: Dataset, source: object, wanted: list[str], named: object, other_task: bool, column: str
+) -> Dataset:
+    """Match the names of one with the numbers of the other, which is the best that can be done, and is told."""
+    own = classes_of(dataset, column)
+    digits = all(map(_is_whole, own))
+    # A number is what the file says, not its place among the numbers of the file.
+    numbers = [int(own[label]) if digits else label for label in dataset[column]]
+    count = len(wanted) if digits else 1 + max(int(name) for name in wanted)
+    if max(numbers) >= count or (not digits and wanted != _digits(len(wanted))):
         if other_task:
             return dataset
-        return _by_number(dataset, source, like, named)
-    if own == wanted:
-        return dataset
-    held = [own[number] for number in sorted(set(dataset[LABEL_COLUMN]))]
-    unknown = [name for name in held if name not in wanted]
-    if unknown:
         raise ValueError(
-            f"{source} has the class {unknown[0]!r}, which {named} has not (it has {_some(wanted)}): no student could "
-            "learn it. The same class has the same name everywhere."
+            f"{source} has the label {own[max(dataset[column])]!r}, but the classes of {named} are {some_of(wanted)}. "
+            "Write the same names in both."
         )
-    numbers = {number: wanted.index(name) for number, name in enumerate(own) if name in wanted}
-    return _with_labels(dataset, [numbers[label] for label in dataset[LABEL_COLUMN]], wanted)
-
-
-def _by_number(dataset: Dataset, source: object, like: Dataset, named: object) -> Dataset:
-    count, largest = count_labels(like, named), max(dataset[LABEL_COLUMN])
-    if largest >= count:
-        raise ValueError(f"{source} has the label {largest}, but {named} ends at {count - 1}.")
-    own, wanted = label_names(dataset), label_names(like)
-    if own is None and wanted is None:
-        return dataset
     warnings.warn(
-        f"Of {source} and {named}, one names its labels ({_some(own or wanted or [])}) and the other numbers them: "
-        "they are matched by number. (remos_hf)",
+        f"Of {source} and {named}, one names its labels ({some_of(wanted if digits else own)}) and the other numbers "
+        "them: they are matched by number. (remos_hf)",
         stacklevel=3,
     )
-    return _with_labels(dataset, list(dataset[LABEL_COLUMN]), wanted)
+    return _with_labels(dataset, numbers, wanted, column)
 
 
-def _with_labels(dataset: Dataset, labels: Sequence[int], names: list[str] | None) -> Dataset:
+def _with_labels(dataset: Dataset, labels: Sequence[int], names: list[str], column: str) -> Dataset:
     """Give a copy with other labels; nothing else of it is read."""
-    feature = Value("int64") if names is None else ClassLabel(names=names)
-    column = Dataset.from_dict({LABEL_COLUMN: labels}, Features({LABEL_COLUMN: feature}))
-    return concatenate_datasets([dataset.remove_columns(LABEL_COLUMN), column], axis=1)
+    labelled = Dataset.from_dict({column: labels}, Features({column: ClassLabel(names=names)}))
+    return concatenate_datasets([dataset.remove_columns(column), labelled], axis=1)
+
+
+def _whole_numbers(source: object, values: Sequence[Any], column: str) -> list[str]:
+    for place, value in enumerate(values):
+        if isinstance(value, bool) or not _is_whole(str(value)):  # int() would take 0.7 for 0, "1_0" for 10
+            raise ValueError(
+                f"{source}: labels are whole numbers, or all of them names, but sample {place} has {value!r} in column "
+                f"{column!r}."
+            )
+        if int(value) < 0:
+            raise ValueError(
+                f"{source}: labels are 0 or more, but one is {value} (unlabelled test data?): sample {place}, column "
+                f"{column!r}."
+            )
+    return [str(int(value)) for value in values]
+
+
+def _check_spelling(source: object, names: Sequence[str], column: str) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(" ".join(name.split()).casefold(), name)
+        if other != name:
+            raise ValueError(
+                f"{source}: the labels {other!r} and {name!r} in column {column!r} differ in nothing but capitals or "
+                "spaces. Are they one class? Then write it in one way."
+            )
+
+
+def _unknown(source: object, name: str, wanted: Sequence[str], named: object, other_task: bool) -> str:
+    close = next((one for one in wanted if one.strip().casefold() == name.strip().casefold()), None)
+    why = "so they have no class in common" if other_task else "so no student could learn it"
+    hint = f" Is it {close!r}?" if close else ""
+    return (
+        f"{source} has the class {name!r}, which {named} has not (it has {some_of(wanted)}), {why}.{hint} The same "
+        "class has the same name everywhere."
+    )
+
+
+def _digits(count: int) -> list[str]:
+    return [str(number) for number in range(count)]
+
+
+def _is_whole(text: str) -> bool:
+    text = text.strip()
+    return len(text) < _LONGEST and text.isascii() and text.removeprefix("-").removeprefix("+").isdecimal()
 
 
 def _is_number(text: str) -> bool:
@@ -154,5 +241,6 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _some(names: Sequence[str]) -> str:
+def some_of(names: Sequence[str]) -> str:
+    """Give the first names of a list, and how many more there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -22,9 +22,9 @@ from transformers import PreTrainedModel
 from remos_hf.auditing.audit import CLEAN, Audit
 from remos_hf.auditing.cells import Cell, cells_of, curves_of, is_done, read_cell, retuned, retuning, wanted
 from remos_hf.auditing.collected import report_of
+from remos_hf.auditing.made import made_by
 from remos_hf.auditing.progress import Progress
 from remos_hf.auditing.settings import check_settings
-from remos_hf.auditing.students import StudentPlan
 from remos_hf.defects.backdoor import Backdoor
 from remos_hf.defects.base import ExposedSet
 from remos_hf.errors import NonFiniteError
@@ -34,7 +34,6 @@ from remos_hf.evaluation.reactivation import reactivate
 from remos_hf.evaluation.tasks import without_map_bars
 from remos_hf.evaluation.transfer import measure
 from remos_hf.judging.report import DefectReport, installed_versions, joined_versions
-from remos_hf.strategies.slice_and_reset import SliceAndReset
 from remos_hf.whole import replace_file, settle, whole_folder
 
 logger = logging.getLogger(__name__)
@@ -237,7 +236,11 @@ class _Run:
         seconds = {"train": max(0.0, trained - start - sum(parts.values())), **parts}
         seconds["measure"] = time.perf_counter() - trained
         anatomy = (before or {}).get("anatomy") or made.get("anatomy")
-        made = {**_facts(plan, cell.seed), **made, "seconds": {key: round(value, 2) for key, value in seconds.items()}}
+        made = {
+            **made_by(plan.strategy.to_dict(), plan.lr_factor, cell.seed),
+            **made,
+            "seconds": {key: round(value, 2) for key, value in seconds.items()},
+        }
         made.pop("anatomy", None)
         found["made"] = before["made"] if before else made
         found |= {"anatomy": anatomy} if anatomy else {}
@@ -281,21 +284,6 @@ def _about(exposed: Mapping[str, ExposedSet]) -> dict[str, dict[str, Any]]:
 
 def _write(path: Path, found: Mapping[str, Any]) -> None:
     replace_file(path, (json.dumps(found, indent=1) + "\n").encode())
-
-
-def _facts(plan: StudentPlan, seed: int) -> dict[str, Any]:
-    strategy = plan.strategy
-    facts: dict[str, Any] = {"strategy": strategy.to_dict(), "lr_factor": plan.lr_factor}
-    facts["seed"] = strategy.with_seed(seed).to_dict().get("seed", seed)  # of what the strategy drew
-    parts = getattr(strategy, "strategies", (strategy,))
-    slicing = next((one for one in parts if isinstance(one, SliceAndReset)), None)
-    if slicing is not None:
-        scope = f", {slicing.scope} scope" if slicing.rule == "remos" or slicing.scope != "model" else ""
-        rows = ", rows mean" if slicing.embedding_rows != "keep" else ""
-        rate = f", lr x{plan.lr_factor:g}" if plan.lr_factor != 1 else ""
-        held = "".join(f" + {type(one).__name__}" for one in parts if one is not slicing)
-        facts |= {"rule": f"{slicing.rule}{scope}{rows}{rate}{held}", "slice_ratio": slicing.slice_ratio}
-    return facts
 
 
 def _save(model: nn.Module, folder: Path, made: Mapping[str, Any] | None = None) -> None:

@@ -3,13 +3,14 @@
 import shutil
 import textwrap
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from remos_hf.cli.report import BUDGETS
 from remos_hf.judging.judgement import judged
 from remos_hf.judging.report import DefectReport
 from remos_hf.judging.tables import Table
-from remos_hf.judging.verdicts import UNKNOWN
+from remos_hf.judging.verdicts import CANNOT
 
 NOTHING_SAID = 3  # the exit status of what is done, while nothing can be said of it
 _COLUMNS = (120, 40)  # where there is no terminal
@@ -25,8 +26,19 @@ def answered(report: DefectReport) -> tuple[dict[str, Any], str, list[int]]:
         What is said as JSON values and as text, and the exit status: none, or `NOTHING_SAID`.
     """
     said = judged(report, budgets=BUDGETS)
-    unsaid = {one.section.title: [one.verdict, *one.sentences] for one in said.verdicts if one.kind == UNKNOWN}
-    told = {"answer": said.answer, "advice": said.advice, "can_be_said": said.can_be_said, "cannot_be_said": unsaid}
+    unsaid = {one.section.title: [one.verdict, *one.sentences] for one in said.verdicts if one.kind == CANNOT}
+    told = {
+        "answer": said.answer,
+        "advice": said.advice,
+        "can_be_said": said.can_be_said,
+        "cannot_be_said": unsaid,
+        "results": [
+            {"task": one.section.task, "defect": one.section.defect, "student": row["student"], "seeds": row["seeds"]}
+            | {name: None if row[name] is None else asdict(row[name]) for name in ("acc", "dir", "floor")}
+            for one in said.verdicts
+            for row in one.section.rows
+        ],
+    }
     width = shutil.get_terminal_size(_COLUMNS).columns
     why = [f"{title}: {' '.join(parts)}" for title, parts in unsaid.items()]
     text = "\n".join([*_wrapped([said.answer, *said.advice, *why], width), "", *_lines_of(said.glance, width)])

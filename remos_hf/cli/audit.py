@@ -41,7 +41,6 @@ from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords
 from remos_hf.evaluation.image_task import ImageTask
 from remos_hf.evaluation.reactivation import Reactivation
 from remos_hf.evaluation.tasks import TextTask, without_map_bars
-from remos_hf.judging.report import DefectReport
 from remos_hf.strategies.plain import Finetune
 
 TEXT_DEFECTS = ("word", "sentence", "ripples", "ep", "lwp")
@@ -127,7 +126,6 @@ def run(asked: AuditOptions, progress: bool) -> tuple[Any, ...]:
         "report": {name: str(file) for name, file in {"json": path, **files}.items()},
         "split": dict(split),
         "missing": report.settings["missing"][audit.name],
-        "results": _results(report),
     }
     return told, f"{text}\n{_caps_told(split)}Saved {', '.join(told['report'].values())}", *status
 
@@ -374,12 +372,3 @@ def _seconds_of_a_step(audit: Audit, recipe: Recipe) -> float:
     steps = _PROBED[1] - _PROBED[0]
     # Too few samples for two runs that differ: then a whole run bounds it.
     return (took[1] - took[0]) / steps if took[1] > took[0] else took[1] / _PROBED[1]
-
-
-def _results(report: DefectReport) -> list[dict[str, Any]]:
-    return [
-        {"task": task, "defect": defect, "student": row["student"], "seeds": row["seeds"]}
-        | {name: None if row[name] is None else row[name].to_dict() for name in ("acc", "dir", "floor")}
-        for (task, defect), rows in report.tables().items()
-        for row in rows
-    ]

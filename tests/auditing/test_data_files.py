@@ -6,7 +6,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from remos_hf.auditing import data_files
 from remos_hf.auditing.data_files import drawn, holds_images, read_data, read_table
-from remos_hf.auditing.labels import count_labels
+from remos_hf.auditing.labels import by_name, count_labels
 
 ROWS = [('"No, he said', 1), ("plain, with comma", 0), ("caf\u00e9 \u2028 line", 1)]
 
@@ -35,16 +35,16 @@ def test_each_file_format_gives_the_same_samples(tmp_path, name):
 
 def test_both_columns_of_a_pair_are_read(tmp_path):
     path = tmp_path / "data.tsv"
-    path.write_text("premise\thypothesis\tgold\nyes\tno\t2\n")
+    path.write_text("premise\thypothesis\tgold\nyes\tno\t1\nno\tno\t0\n")
     table = read_table(path, ["premise", "hypothesis"], "gold")
-    assert table.to_list() == [{"text": "yes", "text_pair": "no", "label": 2}]
+    assert table.to_list()[0] == {"text": "yes", "text_pair": "no", "label": 1}
 
 
 def test_the_column_of_the_text_is_found_where_only_one_can_be_meant(tmp_path):
     path = tmp_path / "d.csv"
-    for header, row in (("review,label", "good,1"), ("id,text,label", "x,good,1"), ("label,id,sentence", "1,x,good")):
+    for header, row in (("review,label", "good,0"), ("id,text,label", "x,good,0"), ("label,id,sentence", "0,x,good")):
         path.write_text(f"{header}\n{row}\n")
-        assert read_table(path).to_list() == [{"text": "good", "label": 1}]
+        assert read_table(path).to_list() == [{"text": "good", "label": 0}]
         assert read_table(path, label_column=None).to_list() == [{"text": "good"}]
     path.write_text("title,body,label\nx,good,1\n")
     with pytest.raises(ValueError, match="which column holds the text is not clear from .'title', 'body', 'label'."):
@@ -118,10 +118,59 @@ def test_a_single_saved_data_set_gives_its_classes_and_leaves_its_format(tmp_pat
         assert found.to_list() == held.to_list() and found.features["label"].names == ["no", "yes"]
 
 
-def test_both_texts_of_a_usual_pair_are_found(tmp_path):
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("sentence1", "sentence2"),
+        ("premise", "hypothesis"),
+        ("question1", "question2"),
+        ("question", "sentence"),
+        ("text", "text_pair"),
+        ("query", "passage"),
+    ],
+)
+def test_both_texts_of_a_usual_pair_are_found(tmp_path, first, second):
     path = tmp_path / "d.tsv"
-    path.write_text("index\tquestion\tsentence\tlabel\n0\twho\tme\t1\n")
-    assert read_data(path).to_list() == [{"text": "who", "text_pair": "me", "label": 1}]
+    path.write_text(f"index\t{second}\t{first}\tlabel\n0\tme\twho\t0\n")
+    assert read_data(path).to_list() == [{"text": "who", "text_pair": "me", "label": 0}]
+
+
+def test_which_of_two_pairs_is_meant_has_to_be_said(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text("text,text_pair,premise,hypothesis,label\na,b,c,d,0\n")
+    with pytest.raises(ValueError, match=r"not clear from .*by text_columns .--text-column.\.$"):
+        read_data(path)
+
+
+def test_texts_that_are_not_read_and_texts_without_a_word_are_told(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text("id,text,body,label\nx,good,a long body,0\nx, ,another body,1\n")
+    with pytest.warns(UserWarning) as told:
+        read_data(path)
+    assert "d.csv: ['body'] hold texts, too, but of the columns only ['text'] are read" in str(told[1].message)
+    assert "1 of 2 samples hold an empty text in column 'text', the first is sample 1" in str(told[0].message)
+
+
+@pytest.mark.parametrize("content", ["good film,1\nbad film,0\n", "gj04,1,,Our friends\ngj04,0,*,One more\n"])
+def test_a_file_without_a_header_is_told_to_have_one(tmp_path, content):
+    path = tmp_path / "d.csv"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="Is the first line a sample. A file starts with a line"):
+        read_data(path)
+
+
+def test_a_file_has_no_splits(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text("text,label\na,0\n")
+    with pytest.raises(ValueError, match=r"d.csv:train: a file has no splits. Name .*d.csv alone"):
+        read_data(f"{path}:train")
+
+
+def test_numbers_are_names_too_so_a_split_that_lacks_a_class_is_matched(tmp_path):
+    for name, labels in (("train", (0, 1, 2)), ("test", (1, 2))):
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "".join(f"t{label},{label}\n" for label in labels))
+    train, test = (read_data(f"{tmp_path}:{name}") for name in ("train", "test"))
+    assert by_name(test, "test", train, "train").to_list() == train.to_list()[1:]
 
 
 def test_labels_may_be_names(tmp_path):

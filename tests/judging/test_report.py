@@ -3,15 +3,17 @@ from dataclasses import dataclass
 
 import pytest
 from datasets import Dataset
-from hypothesis import strategies as st
 
 from remos_hf.auditing.given import evaluate_transfer
 from remos_hf.defects.base import CLEAN_INDEX, Defect, ExposedSet
 from remos_hf.errors import CorruptFileError
 from remos_hf.evaluation.measures import Rate, excess_dir
+from remos_hf.judging.judgement import judged
 from remos_hf.judging.report import DefectReport
+from remos_hf.judging.tables import markdown_of, tables_of
 from tests.defects import toy
 from tests.evaluation.voter import TASK, WORD, Voter
+from tests.judging import reports as judging
 
 TEST = toy.data(32)
 TEACHER = Voter(["cf"])
@@ -184,17 +186,15 @@ def test_added_reports_hold_each_student_once_the_first_one():
 # --- sections ---
 
 
-def test_sections_say_what_the_markdown_says():
-    points = [cut("a", "random", 0.9, dev=(89, 100)), cut("b", "random", 0.7, dev=(50, 100))]
-    report = DefectReport([record(), *points, record(task="IMDB", dir_=(5, 100))])
-    first, second = report.sections(budgets=(0.02,))
-    assert (first.title, first.inherits, second.title, second.inherits) == ("SST-2: word", True, "IMDB: word", False)
-    assert [(choice.rule, choice.budget, choice.row["student"]) for choice in first.chosen] == [("random", 0.02, "a")]
-    assert first.plain["student"] == "finetune" and second.remarks and second.equal_accuracy is None
-    markdown = report.to_markdown(budgets=(0.02,))
-    for table_ in (first.students, first.equal_accuracy, second.students):
-        for line in table_.lines:
-            assert f"| {' | '.join(line)} |" in markdown
+def test_the_markdown_says_what_is_judged_and_shows_its_tables():
+    found = judging.report(*judging.USUAL)
+    markdown, told = found.to_markdown(budgets=(0.02,)), judged(found, budgets=(0.02,))
+    assert markdown.startswith(f"**{told.answer}**")
+    for verdict in told.verdicts:
+        assert f"**{verdict.verdict}.**" in markdown and all(f"- {one}" in markdown for one in verdict.sentences)
+        for table_ in tables_of(verdict.section):
+            assert "\n".join(markdown_of(table_)) in markdown
+    assert all(one in markdown for one in (*told.advice, *told.limits, told.how_to_read))
 
 
 # --- adding ---
@@ -223,61 +223,27 @@ def test_reports_that_refer_to_different_students_are_not_added():
         DefectReport([record()]) + DefectReport([record(seed=1)], {"reference": "plain"})
 
 
+def test_added_reports_of_several_seeds_keep_all_their_teachers():
+    one, other = (
+        DefectReport([record(seed=seed)], {"teachers": {"SST-2": {f"given-{seed}": {"acc": rate(90)}}}})
+        for seed in (0, 1)
+    )
+    assert set((one + other).settings["teachers"]["SST-2"]) == {"given-0", "given-1"}
+    assert set(one.settings["teachers"]["SST-2"]) == {"given-0"}
+
+
 # --- reading ---
 
 
-NOT_INHERITED = "Plain fine-tuning does not inherit this defect"
-
-
-@pytest.mark.parametrize(
-    ("dir_", "floor", "inherits"),
-    [
-        ((90, 100), (5, 100), True),
-        ((14, 100), (5, 100), False),  # too little over the floor
-        ((90, 100), (85, 100), False),  # the floor alone explains it
-        ((3, 10), (1, 10), False),  # too few samples to tell
-        ((300, 1000), (100, 1000), True),
-        ((0, 0), (5, 100), False),  # no sample could show it
-        ((12, 100), None, True),  # no floor: the bare rate, and a remark
-        ((9, 100), None, False),
-    ],
-)
-def test_a_defect_that_plain_fine_tuning_does_not_inherit_is_flagged(dir_, floor, inherits):
-    others = [record("remos", dir_=(0, 100)), record("worse", dir_=(100, 100))]
-    report = DefectReport([record(dir_=dir_, floor=floor), *others])
-    assert report.not_inheriting() == ([] if inherits else [("SST-2", "word")])
-    assert (NOT_INHERITED in report.to_markdown()) == (not inherits)
-    assert ("no benign floor" in report.to_markdown()) == (floor is None)
-
-
-def test_where_plain_fine_tuning_was_not_measured_nothing_is_claimed():
-    report = DefectReport([record("remos", dir_=(0, 100))], {"reference": "finetune"})
-    assert report.not_inheriting() == []
-    assert "whether there is anything to reduce is not known" in report.to_markdown()
+def test_what_is_shown_not_to_be_inherited_is_named():
+    low = judging.records("finetune", (4, 5, 4))
+    assert judging.report(low).not_inheriting() == [("SST-2", "word")]
+    assert judging.report(*judging.USUAL).not_inheriting() == judging.report(low[:1]).not_inheriting() == []
 
 
 def test_students_that_are_missing_are_told():
     assert "SST-2: 3 students are still to be made" in DefectReport([record()], {"missing": {"SST-2": 3}}).to_markdown()
     assert "still to be made" not in DefectReport([record()], {"missing": {"SST-2": 0}}).to_markdown()
-
-
-def test_the_intervals_are_explained():
-    assert "they leave out the spread between seeds" in DefectReport([record()]).to_markdown()
-
-
-# --- rules at equal accuracy ---
-
-CURVES = [("random", 0.9, 95), ("random", 0.7, 88), ("random", 0.5, 80), ("remos", 0.9, 94), ("remos", 0.7, 93)]
-
-
-def curves(points=CURVES, **options):
-    return [cut(f"{rule} {ratio:g}", rule, ratio, dev=(dev, 100), **options) for rule, ratio, dev in points]
-
-
-counts = st.integers(0, 100)
-
-
-# --- re-activation ---
 
 
 def test_what_competed_is_told_once_for_all_students_that_share_it():

@@ -1,160 +1,77 @@
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from remos_hf.evaluation.measures import Rate, excess_dir, relative_accuracy, relative_dir
-from remos_hf.judging.report import DefectReport
-from tests.judging.test_report import counts, curves, cut, rate, record, table
+from remos_hf.evaluation.measures import Rate
+from remos_hf.judging.tables import Table, markdown_of, tables_of
+from tests.judging.reports import PLAIN, RANDOM, REMOS, USUAL, records, report, teachers
 
 
-def test_seeds_are_pooled_by_their_counts_and_shown_apart():
-    report = DefectReport(
-        [
-            record(dir_=(9, 10), acc=(40, 50), floor=(1, 10)),
-            record(seed=1, dir_=(20, 40), acc=(30, 50), floor=(3, 20)),
-        ]
+def cells(*several, number=0, **options):
+    (section,) = report(*several, **options).sections(budgets=(0.02,))
+    table = tables_of(section)[number]
+    return {line[0]: dict(zip(table.header, line, strict=True)) for line in table.lines}
+
+
+def test_the_teachers_stand_first():
+    rows = cells(*USUAL)
+    assert list(rows)[:3] == ["teacher", "the same teacher, never poisoned", "finetune"]
+    assert rows["teacher"]["DIR % [95 %] (by seed)"].startswith("99.0 [") and rows["teacher"]["seeds"] == "3"
+    assert rows["the same teacher, never poisoned"]["DIR % [95 %] (by seed)"].startswith("-")
+    assert "teacher" not in cells(*USUAL, taught={})
+
+
+def test_rates_have_intervals_over_seeds_the_seeds_themselves_and_the_samples_of_one():
+    row = cells(records("finetune", (180, 190, 170)))["finetune"]
+    assert row["DIR % [95 %] (by seed)"].startswith("90.0 [") and row["DIR % [95 %] (by seed)"].endswith(
+        "(90.0, 95.0, 85.0)"
     )
-    row = table(report)["finetune"]
-    pooled, floor = Rate.of(29, 50), Rate.of(4, 30)
-    assert row["n"] == "50"
-    assert row["DIR % [95 %] (by seed)"] == f"58.0 [{100 * pooled.low:.1f}, {100 * pooled.high:.1f}] (90.0, 50.0)"
-    assert row["ACC % (by seed)"] == "70.0 (80.0, 60.0)"
-    assert row["benign floor %"] == "13.3"
-    excess = excess_dir(pooled, floor)
-    assert row["excess DIR [95 %]"] == f"44.7 [{100 * excess.low:.1f}, {100 * excess.high:.1f}]"
-
-
-def test_relative_figures_compare_students_of_the_same_seeds():
-    report = DefectReport(
-        [
-            record(dir_=(80, 100), acc=(90, 100)),
-            record(seed=1, dir_=(10, 100), acc=(50, 100)),
-            record("remos", seed=0, dir_=(40, 100), acc=(81, 100)),
-        ]
-    )
-    row = table(report)["remos"]
-    assert row["rDIR"] == f"{relative_dir(Rate.of(40, 100), Rate.of(80, 100)).value:.2f}" == "0.50"
-    assert row["rACC"] == f"{relative_accuracy(Rate.of(81, 100), Rate.of(90, 100)).value:.2f}" == "0.90"
-
-
-def test_the_floor_is_subtracted_from_the_seeds_that_have_one():
-    report = DefectReport([record(dir_=(90, 100), floor=(10, 100)), record(seed=1, dir_=(10, 100), floor=None)])
-    row = table(report)["finetune"]
-    assert row["excess DIR [95 %]"].startswith("80.0 [")
-    assert row["n"] == "200"
+    assert row["n"] == "200" and row["benign floor %"] == "2.0" and row["excess DIR [95 %]"].startswith("88.0 [")
+    two = cells(records("finetune", (180, 190, 170))[:2])["finetune"]
+    assert two["DIR % [95 %] (by seed)"] == "92.5 (90.0, 95.0)" and two["excess DIR [95 %]"] == "90.5"
 
 
 def test_what_has_no_denominator_shows_a_dash():
-    report = DefectReport([record(dir_=(0, 0), floor=None), record("retrain", floor=(0, 0))])
-    rows = table(report)
-    assert rows["finetune"]["DIR % [95 %] (by seed)"] == "- (-)" and rows["finetune"]["n"] == "0"
-    dashes = ("benign floor %", "excess DIR [95 %]", "rDIR", "squares reset %")
-    assert [rows[name][column] for name in rows for column in dashes] == ["-"] * 8
-    assert "|  |" not in report.to_markdown() and "nan" not in report.to_markdown().lower()
-
-
-def test_each_task_and_defect_is_flagged_by_itself():
-    records = [record(), record(task="IMDB", dir_=(6, 100)), record(task="IMDB", defect="ep")]
-    assert DefectReport(records).not_inheriting() == [("IMDB", "word")]
-
-
-def test_the_reference_may_have_another_name():
-    report = DefectReport([record("plain"), record("remos", dir_=(45, 100))], {"reference": "plain"})
-    assert table(report)["remos"]["rDIR"] == "0.50" and report.not_inheriting() == []
-
-
-def test_each_rule_resets_as_much_as_its_dev_accuracy_allows():
-    rows = table(DefectReport([record(dev=(95, 100)), *curves()]), "rule")
-    ratios = {place: row["slice ratio"] for place, row in rows.items()}
-    assert ratios == {
-        ("random", "1"): "0.9",
-        ("random", "2"): "0.9",
-        ("random", "4"): "0.9",
-        ("remos", "1"): "0.9",
-        ("remos", "2"): "0.7",
-        ("remos", "4"): "0.7",
-    }
-
-
-def test_the_figures_are_those_of_the_chosen_student():
-    points = [
-        cut("a", "random", 0.9, dev=(95, 100), acc=(91, 100), dir_=(70, 100)),
-        cut("b", "random", 0.7, dev=(94, 100), acc=(89, 100), dir_=(30, 100)),
-    ]
-    row = table(DefectReport([record(dev=(95, 100)), *points]), "rule")["random", "1"]
-    assert (row["slice ratio"], row["test ACC %"], row["squares reset %"]) == ("0.7", "89.0", "25.0")
-    assert row["DIR % [95 %]"].startswith("30.0 [") and row["excess [95 %]"].startswith("25.0 [")
-
-
-def test_what_slices_nothing_is_compared_at_equal_accuracy_too():
-    rivals = [record("finetune lr x3", dev=(93, 100), dir_=(20, 100)), record("rows mean", dev=(80, 100))]
-    rows = table(DefectReport([record(dev=(95, 100)), *rivals]), "rule")
-    assert {place: row["slice ratio"] for place, row in rows.items() if place[1] == "2"} == {
-        ("finetune lr x3", "2"): "-",
-        ("rows mean", "2"): "none",
-    }
-    assert rows["finetune lr x3", "2"]["DIR % [95 %]"].startswith("20.0 [")
-    assert rows["finetune lr x3", "1"]["slice ratio"] == "none"
+    row = cells(records("finetune", (0, 0, 0), floors=None, of=0))["finetune"]
+    assert row["DIR % [95 %] (by seed)"] == "- (-, -, -)" and row["n"] == "0"
+    assert [row[name] for name in ("benign floor %", "excess DIR [95 %]", "rDIR", "squares reset %")] == ["-"] * 4
 
 
 def test_nothing_is_not_written_as_minus_nothing():
-    report = DefectReport([record(dir_=(1000, 10_000), floor=(1001, 10_000))])
-    assert table(report)["finetune"]["excess DIR [95 %]"].startswith("0.0 [-")
+    row = cells(records("finetune", (1000, 1000, 1000), floors=(1001, 1001, 1001), of=10_000))["finetune"]
+    assert row["excess DIR [95 %]"].startswith("0.0 [")
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(st.tuples(st.sampled_from(["random", "remos"]), st.sampled_from([0.9, 0.7, 0.5]), counts), max_size=6),
-    counts,
-    st.randoms(),
-)
-def test_what_is_chosen_depends_on_dev_accuracy_alone(points, plain, random):
-    points = list({point[:2]: point for point in points}.values())
-
-    def chosen():
-        numbers = {"acc": (random.randint(0, 50), 50), "dir_": (random.randint(0, 60), 60), "floor": (1, 70)}
-        made = [record(dev=(plain, 100), **numbers), *curves(points, **numbers)]
-        return {place: row["slice ratio"] for place, row in table(DefectReport(made), "rule").items()}
-
-    first = chosen()
-    assert first == chosen()
-    for (rule, percent), ratio in first.items():  # counted in whole samples, which no rounding blurs
-        able = [point[1] for point in points if point[0] == rule and point[2] >= plain - int(percent)]
-        assert ratio == (f"{min(able):g}" if able else "none")
-    assert len(first) == 3 * len({rule for rule, _, _ in points})
+def test_accuracy_is_told_against_plain_fine_tuning():
+    assert cells(PLAIN, REMOS)["remos 0.9"]["ACC − plain [95 %]"].startswith("-1.0 [")
 
 
-def test_accuracy_is_compared_on_the_same_seeds():
-    plain = [record(dev=(95, 100)), record(seed=1, dev=(60, 100))]
-    report = DefectReport([*plain, *curves([("random", 0.9, 80)])])
-    assert table(report, "rule")["random", "4"]["slice ratio"] == "none"
+def test_rules_at_equal_accuracy_have_their_own_table():
+    rows = cells(PLAIN, RANDOM, records("remos 0.7", (4, 4, 4), acc=(120, 120, 120)), number=1)
+    assert rows["random"]["slice ratio"] == "0.9" and rows["random"]["DIR % [95 %]"].startswith("61.7 [")
+    assert rows["remos"]["slice ratio"] == "none"
 
 
-@pytest.mark.parametrize("plain", [[], [record(dev=None)]])
-def test_without_dev_accuracy_of_plain_fine_tuning_nothing_is_chosen(plain):
-    assert "equal accuracy" not in DefectReport([*plain, *curves()]).to_markdown()
+def test_reactivation_stands_beside_the_benign_twin():
+    def curve(*counts):
+        return {str(place): Rate.of(count, 100).to_dict() for place, count in zip((0, 5, 50), counts, strict=True)}
+
+    own = records("finetune", (9, 9, 9), reactivation=curve(15, 55, 95), floor_reactivation=curve(1, 7, 70))
+    rows = cells(own, records("remos 0.9", (9, 9, 9), reactivation=curve(0, 10, 20)), RANDOM, number=2)
+    assert rows["finetune"] == {
+        "student": "finetune",
+        "0": "15.0 (1.0)",
+        "5": "55.0 (7.0)",
+        "50": "95.0 (70.0)",
+        "needed": "5 (50)",
+    }
+    assert rows["remos 0.9"]["needed"] == "more than 50" and "random 0.9" not in rows
 
 
-def curve(*counts_of):
-    return {str(number): rate(count) for number, count in zip((0, 5, 50), counts_of, strict=True)}
+def test_no_name_leaves_its_cell_in_markdown():
+    table = Table("x", ("student", "n"), [["a|b\nc <i>`*[x](y)", "1"], ["plain", "-1.0 [-2.0, 0.0]"]])
+    lines = markdown_of(table)
+    assert len(lines) == 4 and lines[2] == "| a\\|b c &lt;i&gt;\\`\\*\\[x\\](y) | 1 |"
+    assert lines[3] == "| plain | -1.0 [-2.0, 0.0] |"
 
 
-def test_reactivation_is_pooled_over_seeds_beside_the_benign_twin():
-    report = DefectReport(
-        [
-            record(reactivation=curve(10, 40, 90), floor_reactivation=curve(0, 6, 60)),
-            record(seed=1, reactivation=curve(20, 70, 100), floor_reactivation=curve(2, 8, 80)),
-            record("remos", reactivation=curve(0, 10, 20)),
-            record("random"),
-        ]
-    )
-    lines = report.to_markdown().partition("Re-activation")[2].splitlines()
-    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
-    assert rows[0] == ["student", "0", "5", "50", "needed"]
-    assert rows[2] == ["finetune", "15.0 (1.0)", "55.0 (7.0)", "95.0 (70.0)", "5 (50)"]
-    assert rows[3] == ["remos", "0.0", "10.0", "20.0", "more than 50"]
-    assert len(rows) == 4
-
-
-def test_without_reactivation_there_is_no_table_of_it():
-    assert "Re-activation" not in DefectReport([record()]).to_markdown()
+def test_the_share_of_teachers_that_fool_is_told_where_it_was_measured():
+    both = records("finetune", (90, 90, 90), dir_fooled=Rate.of(80, 100).to_dict())
+    assert cells(both)["finetune"]["DIR % on what fools the teacher [95 %] (n)"].endswith("(100)")
+    assert teachers()
