@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from remos_hf.cli.report import BUDGETS
-from remos_hf.judging.judgement import judged
+from remos_hf.judging.judgement import BUDGETS, judged
 from remos_hf.judging.report import DefectReport
 from remos_hf.judging.tables import Table
 from remos_hf.judging.verdicts import CANNOT

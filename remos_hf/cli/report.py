@@ -4,24 +4,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from remos_hf.cli.answer import answered
 from remos_hf.cli.options import ReportOptions
+from remos_hf.judging.judgement import BUDGETS
 from remos_hf.judging.report import DefectReport
 from remos_hf.showing.given_maps import read_maps
 from remos_hf.showing.page import write_html
 from remos_hf.whole import replace_file
 
-BUDGETS = (0.02, 0.05, 0.1)
 
-
-def run(asked: ReportOptions, progress: bool) -> tuple[dict[str, Any], str]:
-    """Render a report; give what is told, as JSON values and as text."""
+def run(asked: ReportOptions, progress: bool) -> tuple[Any, ...]:
+    """Render a report; give what is told, as JSON values and as text, and the exit status if it is another than 0."""
     if not asked.report.is_file():
         raise FileNotFoundError(f"There is no file {asked.report}. `remos audit` writes report.json.")
     maps = [one for path in asked.maps for one in read_maps(path)]
     report = DefectReport.load(asked.report)
     files = report_files(report, asked.report, output=asked.output, title=asked.title, maps=maps)
     told = {name: str(path) for name, path in files.items()}
-    return told, f"Saved {', '.join(told.values())}"
+    said, text, status = answered(report)
+    return {**told, **said}, f"{text}\n\nSaved {', '.join(told.values())}", *status
 
 
 def report_files(

@@ -19,7 +19,7 @@ def report(tmp_path):
             "task": "toy",
             "defect": "word",
             "student": student,
-            "seed": 0,
+            "seed": seed,
             "acc": rate(90),
             "dev_acc": rate(91),
             "dir": rate(shown),
@@ -31,6 +31,7 @@ def report(tmp_path):
             "made": {},
         }
         for student, shown in (("finetune", 80), ("remos 0.9", 20))
+        for seed in (0, 1, 2)
     ]
     return DefectReport(records, {"reference": "finetune"}).save(tmp_path / "report.json")
 
@@ -40,7 +41,7 @@ def test_a_report_is_rendered_beside_its_json(remos, report, tmp_path):
     assert told.exit_code == 0, told.stderr
     files = json.loads(told.stdout)
     assert files["html"] == str(tmp_path / "report.html") and "A toy" in (tmp_path / "report.html").read_text()
-    expected = DefectReport.load(report).to_markdown(budgets=(0.02, 0.05, 0.1))
+    expected = DefectReport.load(report).to_markdown()
     assert (tmp_path / "report.md").read_text() == expected
     assert list((tmp_path / "report_pictures").glob("*.png"))
 
@@ -49,6 +50,14 @@ def test_a_report_is_rendered_elsewhere(remos, report, tmp_path):
     result = remos("report", report, "--output", tmp_path / "page" / "index.html")
     assert result.exit_code == 0, result.stderr
     assert {path.name for path in (tmp_path / "page").iterdir()} == {"index.html", "index.md", "index_pictures"}
+
+
+def test_a_report_of_which_nothing_can_be_said_is_rendered_and_ends_with_a_status_of_its_own(remos, report, tmp_path):
+    held = DefectReport.load(report)
+    DefectReport([one for one in held.records if one["seed"] == 0], held.settings).save(report)
+    result = remos("report", report)
+    assert result.exit_code == 3 and "cannot be said" in result.stdout and (tmp_path / "report.html").is_file()
+    assert json.loads(remos("report", report, "--json").stdout)["can_be_said"] is False
 
 
 SHARE = {"value": 0.25, "low": 0.2, "high": 0.3, "chance": 0.035, "num_samples": 729, "num_without_mass": 0}
