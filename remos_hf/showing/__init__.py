@@ -1,0 +1,1 @@
+"""The page, its pictures and maps: they draw verdicts, they make none."""
