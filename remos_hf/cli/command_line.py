@@ -29,8 +29,10 @@ def command_line(command: str, asked: Any) -> str:  # noqa: ANN401 - the options
 
 
 def option_of(one: Field) -> str:
-    """Name the option of a field: --text-column."""
+    """Name the option of a field, --text-column; an argument by its place-holder, TEACHER."""
     told = one.type.__metadata__[0]
+    if _is_argument(one):
+        return told.metavar
     # typer takes the first for a default until it sees where it stands
     given = (told.default, *(told.param_decls or ()))
     named = [name for name in given if isinstance(name, str) and name.startswith("--")]

@@ -11,6 +11,7 @@ import re
 import traceback
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
@@ -175,7 +176,7 @@ def _do(command: str, asked: Any, as_json: bool, debug: bool) -> None:  # noqa: 
     """Run a command, print its result, and turn what it raises into an exit code."""
     try:
         _, home, name = _COMMANDS[command]
-        with import_module("remos_hf.cli.console").manners(debug, _in_options) as progress:
+        with import_module("remos_hf.cli.console").manners(debug, partial(_in_options, command)) as progress:
             told, text, *status = getattr(import_module(home), name)(asked, progress)
     except KeyboardInterrupt as stopped:
         typer.echo(f"Interrupted. {stopped}".rstrip(), err=True)
@@ -184,21 +185,28 @@ def _do(command: str, asked: Any, as_json: bool, debug: bool) -> None:  # noqa: 
         if debug:
             traceback.print_exc()
         else:
-            typer.echo(f"remos {command}: {_reason(error)}", err=True)
+            typer.echo(f"remos {command}: {_reason(command, error)}", err=True)
         raise typer.Exit(1) from None
     typer.echo(json.dumps(told, indent=1) if as_json else text)
     if status:
         raise typer.Exit(status[0])
 
 
-def _in_options(text: str) -> str:
+def _in_options(command: str, text: str) -> str:
     """Say options where a message of the package names arguments: --text-column for text_columns."""
     text = _PYTHON.sub(lambda found: _ON_THE_COMMAND_LINE[found[0]], text)
-    return _ARGUMENTS.sub(lambda found: _OPTIONS[found[1]] + (" " if found[2] else ""), text)
+    options_of = {**_OPTIONS, **_options_of(_COMMANDS[command][0])}
+    text = _ARGUMENTS.sub(lambda found: options_of[found[1]] + (" " if found[2] else ""), text)
+    return _SAID_TWICE.sub(r"\1", text)
 
 
-# Words with an underscore alone: "data" and "seed" mean other things in a sentence.
-_OPTIONS = {one.name: option_of(one) for asked, *_ in _COMMANDS.values() for one in fields(asked) if "_" in one.name}
+def _options_of(asked: type) -> dict[str, str]:
+    # Words with an underscore alone: "data" and "seed" mean other things in a sentence.
+    return {one.name: option_of(one) for one in fields(asked) if "_" in one.name}
+
+
+# By argument: what a message may name though the command at hand has it not.
+_OPTIONS = {name: option for asked, *_ in _COMMANDS.values() for name, option in _options_of(asked).items()}
 _ARGUMENTS = re.compile(rf"(?<![\w.])({'|'.join(_OPTIONS)})\b(=?)")
 # What else a message calls by its name in Python.
 _ON_THE_COMMAND_LINE = {
@@ -215,10 +223,12 @@ _ON_THE_COMMAND_LINE = {
     "revision=": "--revision",
 }
 _PYTHON = re.compile("|".join(rf"(?<![\w.-]){re.escape(name)}" for name in _ON_THE_COMMAND_LINE))
+# A message that names the argument and the option: text_columns (--text-column).
+_SAID_TWICE = re.compile(r"(--[\w-]+) \(\1\)")
 
 
-def _reason(error: Exception) -> str:
-    told = _in_options(" ".join(str(error).split()))
+def _reason(command: str, error: Exception) -> str:
+    told = _in_options(command, " ".join(str(error).split()))
     if type(error).__name__ == "OutOfMemoryError":
         return f"The memory of the GPU is too small ({told}). Take a smaller --batch-size, or --cpu."
     ours = type(error).__module__.startswith("remos_hf")

@@ -304,6 +304,10 @@ class CardOptions:
     output: Annotated[Path | None, Option("--output", "-o", help="File to write. Default: stdout.")] = None
     overwrite: Annotated[bool, Option("--overwrite", help="Replace the file.")] = False
 
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        _refuse_places(self)
+
 
 @dataclass(frozen=True)
 class PushOptions:
@@ -318,3 +322,13 @@ class PushOptions:
     dry_run: Annotated[bool, Option("--dry-run", help="List what would be pushed, and stop.")] = False
     revision: Annotated[str | None, Option(help="Branch to push to.")] = None
     command: _MadeBy = None
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        _refuse_places(self)
+
+
+def _refuse_places(asked: CardOptions | PushOptions) -> None:
+    for option, given in (("--student", asked.report_student), ("--task", asked.report_task)):
+        if given is not None and asked.report is None:
+            raise BadParameter(f"{option} is a name in a report: give --report, or leave it out.")

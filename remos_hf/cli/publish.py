@@ -57,6 +57,8 @@ def push(asked: PushOptions, progress: bool) -> tuple[dict[str, Any], str]:
 
 
 def _report(path: Path | None) -> DefectReport | None:
+    if path is not None and not path.is_file():
+        raise FileNotFoundError(f"--report is the report.json of an audit, but there is no file {path}.")
     return None if path is None else DefectReport.load(path)
 
 

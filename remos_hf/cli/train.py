@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 UNFINISHED = "remos_unfinished"
 _ASKED_FILE = "asked.json"
 _PROCESSOR_FILE = "preprocessor_config.json"
-_OPTIONS = {one.name: option_of(one) for one in fields(TrainOptions)} | {"teacher": "TEACHER"}
+_OPTIONS = {one.name: option_of(one) for one in fields(TrainOptions)}
 
 
 def run(asked: TrainOptions, progress: bool) -> tuple[dict[str, Any], str]:
