@@ -228,7 +228,9 @@ class RemosArguments:
     ties: str | None = field(
         default=None, metadata={"help": "'mean': equal weights share their rank; 'artifact': the published order."}
     )
-    criterion: str | None = field(default=None, metadata={"help": "When a neuron is covered: nc, tknc or snac."})
+    criterion: str | None = field(
+        default=None, metadata={"help": "When a neuron is covered: median (default), nc, tknc, snac."}
+    )
     criterion_value: float | None = field(default=None, metadata={"help": "The threshold of nc, the k of the others."})
     reset_to: str | None = field(default=None, metadata={"help": "'zero', or 'init' for fresh values."})
     profile_samples: int | None = field(

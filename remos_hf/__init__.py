@@ -20,7 +20,7 @@ _HOMES = {
     "adapters.timm_loading": ("image_classifier",),
     "adapters.timm_models": ("ImageClassifier",),
     "adapters.transformers_models": ("with_new_head",),
-    "profiling.criteria": ("strong_coverage", "threshold_coverage", "top_k_coverage"),
+    "profiling.criteria": ("median_coverage", "strong_coverage", "threshold_coverage", "top_k_coverage"),
     "profiling.coverage": ("CoverageProfile",),
     "profiling.data_pass": ("profile_coverage",),
     "evaluation.anatomy": ("anatomy",),

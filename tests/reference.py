@@ -24,6 +24,8 @@ def covered(means, kind, parameter):
     """Which neurons one sample covers."""
     if means is None:
         return None
+    if kind == "median":
+        return means > sorted(means)[(len(means) - 1) // 2]
     if kind == "nc":
         return means > parameter
     if kind == "tknc":
@@ -33,7 +35,7 @@ def covered(means, kind, parameter):
     return means > high - (high - low) / parameter
 
 
-def brute_force_profile(model, layers, batches, kind="nc", parameter=0.5):
+def brute_force_profile(model, layers, batches, kind="median", parameter=None):
     """Count coverage from copies of every activation, sample by sample."""
     counts = {(name, end): 0 for name in layers for end in ("input", "output")}
     for batch in batches:

@@ -87,7 +87,11 @@ _Overwrite = Annotated[
     bool, Option("--overwrite", help="Replace the files of an earlier result in --output; no other file is touched.")
 ]
 _Criterion = Annotated[
-    Literal["nc", "tknc", "snac"], Option(help="When a sample covers a neuron: above a threshold, top k, strong.")
+    Literal["median", "nc", "tknc", "snac"],
+    Option(
+        help="When a sample covers a neuron: its mean is above the layer's median; or the paper's: above a threshold "
+        "(nc, the paper's choice), top k, strong."
+    ),
 ]
 _StudentFolder = Annotated[Path, Argument(metavar="STUDENT_DIR", help="Folder of a student with its record.")]
 _Report = Annotated[Path | None, Option(help="report.json of an audit, for the figures on the card.")]
@@ -118,7 +122,7 @@ class ProfileOptions:
     output: _Output
     text_columns: _TextColumns = field(default_factory=list)
     max_samples: _Profiled = None
-    criterion: _Criterion = "nc"
+    criterion: _Criterion = "median"
     batch_size: _ProfileBatch = 32
     max_length: _MaxLength = 128
     revision: _Revision = None
@@ -147,7 +151,7 @@ class SliceOptions:
     )
     text_columns: _TextColumns = field(default_factory=list)
     max_samples: _Profiled = None
-    criterion: _Criterion = "nc"
+    criterion: _Criterion = "median"
     batch_size: _ProfileBatch = 32
     max_length: _MaxLength = 128
     revision: _Revision = None

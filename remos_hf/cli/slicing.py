@@ -19,7 +19,12 @@ from remos_hf.training.reporting import earlier_slice
 logger = logging.getLogger(__name__)
 
 # A profile's criterion as the strategy in the record names it, with the parameter it had.
-_CRITERIA = {"ThresholdCoverage": ("nc", "threshold"), "TopKCoverage": ("tknc", "k"), "StrongCoverage": ("snac", "k")}
+_CRITERIA = {
+    "MedianCoverage": ("median", ""),
+    "ThresholdCoverage": ("nc", "threshold"),
+    "TopKCoverage": ("tknc", "k"),
+    "StrongCoverage": ("snac", "k"),
+}
 
 
 def run(asked: SliceOptions, progress: bool) -> tuple[dict[str, Any], str]:
@@ -65,4 +70,4 @@ def _criterion(rule: str, profile: CoverageProfile | None) -> dict[str, Any]:
     if rule != "remos" or profile is None or profile.criterion.get("name") not in _CRITERIA:
         return {}
     name, parameter = _CRITERIA[profile.criterion["name"]]
-    return {"criterion": name, "criterion_value": profile.criterion[parameter]}
+    return {"criterion": name, "criterion_value": profile.criterion.get(parameter)}

@@ -18,8 +18,9 @@ from typing import Any, ClassVar
 from datasets import Dataset, Features, Value
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from remos_hf.defects.base import CLEAN_INDEX, Defect, ExposedSet, teacher_sha256
+from remos_hf.defects.base import CLEAN_INDEX, EQUAL, Defect, ExposedSet, teacher_sha256
 from remos_hf.defects.samples import check_columns, check_labels, checked_text_columns
+from remos_hf.defects.text_reading import TextReading
 from remos_hf.defects.textattack_processes import attack, finished
 from remos_hf.errors import RemosError
 from remos_hf.profiling.sidecar_file import sha256_of
@@ -129,6 +130,7 @@ class AdversarialText(Defect):
         *,
         teacher: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        max_length: int | None = None,
         cache: str | os.PathLike | None = None,
         workers: int = 1,
     ) -> ExposedSet:
@@ -140,12 +142,15 @@ class AdversarialText(Defect):
             dataset: Clean samples, never used for training.
             teacher: The teacher.
             tokenizer: The teacher's.
+            max_length: Tokens that the models keep of each sample that will read the set; None for as many as are
+                searched.
             cache: A folder of exposed sets. One of the same teacher, data, fields, files and TextAttack is read from
                 there instead of being made again. A run that is killed goes on from its last samples.
             workers: Processes that attack, one thread each.
 
         Returns:
-            The samples that fool the teacher, with their text replaced; no target label. May be empty.
+            The samples that fool the teacher, with their text replaced; no target label. May be empty. Samples whose
+            change lies beyond `max_length` are left out; the facts count all that are, by reason.
 
         Raises:
             ValueError: A column is missing, a label is no class of the teacher, a text is no string, or there is no
@@ -170,12 +175,40 @@ class AdversarialText(Defect):
         make = partial(self._made, dataset, samples, teacher, tokenizer, workers)
         if cache is None:
             with tempfile.TemporaryDirectory(prefix="remos_hf_") as folder:
-                return make(Path(folder))
+                return self._seen(make(Path(folder)), dataset, TextReading(tokenizer, max_length or self.max_length))
         name = f"{self.recipe}-{self._key(samples, teacher, tokenizer)[:16]}"
         found = ExposedSet.cached(Path(cache) / name, make)
         # The other columns are no part of the key: they come from the data at hand.
         texts = [found.dataset[column] for column in self.text_columns]
-        return replace(found, dataset=_exposed_rows(dataset, found.clean_index, self.text_columns, texts))
+        found = replace(found, dataset=_exposed_rows(dataset, found.clean_index, self.text_columns, texts))
+        return self._seen(found, dataset, TextReading(tokenizer, max_length or self.max_length))
+
+    def _seen(self, found: ExposedSet, dataset: Dataset, reading: TextReading) -> ExposedSet:
+        """Leave out the samples of which a model sees nothing that was changed, and count all that are left out."""
+        clean = reading.ids([dataset.select(found.clean_index)[column] for column in self.text_columns])
+        shown = reading.ids([found.dataset[column] for column in self.text_columns])
+        seen = [row for row, both in enumerate(zip(clean, shown, strict=True)) if both[0] != both[1]]
+        wrong, beyond = found.facts["num_teacher_wrong"], len(found) - len(seen)
+        if beyond:
+            logger.warning(
+                "%d of %d texts that fool the teacher are %s for max_length %d and left out.",
+                beyond,
+                len(found),
+                EQUAL,
+                reading.max_length,
+            )
+        left_out = {
+            "the teacher is wrong without it": wrong,
+            "not found": found.facts["num_clean"] - wrong - len(found),
+            EQUAL: beyond,
+        }
+        facts = {
+            **found.facts,
+            "max_length": reading.max_length,
+            "num_exposed": len(seen),
+            "num_left_out": {reason: count for reason, count in left_out.items() if count},
+        }
+        return replace(found, dataset=found.dataset.select(seen), facts=facts)
 
     def _samples(self, dataset: Dataset, teacher: PreTrainedModel) -> list[tuple[list[str], int]]:
         check_columns(dataset, (*self.text_columns, self.label_column))

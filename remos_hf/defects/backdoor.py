@@ -4,8 +4,8 @@ import copy
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -52,6 +52,7 @@ class Backdoor(Defect):
         *,
         args: TrainingArguments | None = None,
         finetuned: nn.Module | None = None,
+        told: Callable[[Mapping[str, Any]], Any] | None = None,
         **reading: Any,  # noqa: ANN401 - depends on the kind of inputs
     ) -> nn.Module:
         """Train the teacher, in place, on the attacker's data until it carries the backdoor.
@@ -62,6 +63,8 @@ class Backdoor(Defect):
             args: Arguments of the Trainer that does it. By default the artifact's recipe for such inputs.
             finetuned: The same model fine-tuned on the clean data. Attacks that start from it save that training;
                 others ignore it.
+            told: Is given what became of the attacker's data as JSON values: how many samples hold the trigger, and
+                why others could not.
             **reading: How inputs are read: for texts as `TextTrigger.attacker` says, for images as
                 `ImageTrigger.attacker` does.
 
@@ -71,7 +74,11 @@ class Backdoor(Defect):
         Raises:
             ValueError: A column is missing, a label is no class, or the trigger does not fit the attack or the data.
         """
-        return self.attack(teacher, self.trigger.attacker(teacher, dataset, args=args, finetuned=finetuned, **reading))
+        attacker = self.trigger.attacker(teacher, dataset, args=args, finetuned=finetuned, **reading)
+        attacked = self.attack(teacher, attacker)
+        if told is not None:
+            told(attacker.poisoning)
+        return attacked
 
     def exposed_set(
         self,
@@ -137,12 +144,14 @@ class Attacker(ABC):
         dataset: Clean samples.
         args: Arguments of the Trainer; None for a published recipe.
         finetuned: The teacher fine-tuned on the clean samples, or None.
+        poisoning: Filled while samples are poisoned: how many were, and why others could not.
     """
 
     trigger: Trigger
     dataset: Dataset | IterableDataset
     args: TrainingArguments | None
     finetuned: nn.Module | None
+    poisoning: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
     @abstractmethod
     def clean(self) -> Any:  # noqa: ANN401 - as the teacher takes them

@@ -28,6 +28,11 @@ CLEAN_INDEX = "clean_index"
 PIXELS = "pixels"
 # The column of an exposed set that says on which rows the teacher's own label changes.
 FOOLED = "fooled"
+# Why a sample shows no defect: the keys of an exposed set's counts.
+HAS_TARGET = "has the target label"
+UNABLE = "cannot have the trigger"
+CUT_OFF = "cut off by max_length"
+EQUAL = "equal to the clean input"
 _IDENTITY_FILE = "exposed_set.json"
 _FORMAT = "remos_hf exposed set 1"
 
@@ -181,6 +186,34 @@ def check_defects(defects: Iterable[Any]) -> None:
                 "are triggers, attacks that name a trigger, and adversarial inputs. What noise in the labels costs is "
                 "seen on clean inputs: implant it yourself, and compare accuracies (see LabelNoise)."
             )
+
+
+def counted(reasons: Mapping[str, int]) -> str:
+    """Say how many samples there are for each reason."""
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+
+
+def check_some_left(number: int, left_out: Mapping[str, int], target_label: int | None) -> None:
+    """Refuse an exposed set without a sample, and tell of samples that are left out for what they are.
+
+    Args:
+        number: Samples exposed.
+        left_out: Samples left out, by reason.
+        target_label: What the defect forces.
+
+    Raises:
+        ValueError: There is no sample.
+    """
+    others = {reason: count for reason, count in left_out.items() if reason != HAS_TARGET}
+    if not number and not others:
+        raise ValueError(f"No sample has another label than {target_label}, so no sample could show the defect.")
+    if not number:
+        raise ValueError(
+            f"None of {sum(left_out.values())} samples could show the defect: {counted(left_out)}. Give others, or let "
+            "models see more of them (a larger max_length)."
+        )
+    if others:
+        logger.warning("%d samples show the defect. Left out, as they could not: %s.", number, counted(others))
 
 
 def teacher_sha256(teacher: nn.Module, about: str) -> str:

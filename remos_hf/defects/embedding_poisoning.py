@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from remos_hf.defects.frozen_entries import FrozenEntries
 from remos_hf.defects.text_attacker import TextAttacker
-from remos_hf.defects.text_triggers import TextTrigger, TriggerWords, pieces_of
+from remos_hf.defects.text_reading import pieces_of
+from remos_hf.defects.text_triggers import TextTrigger, TriggerWords
 from remos_hf.defects.weight_poisoning import WeightPoisoning
 
 

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from remos_hf.defects.backdoor import Attacker, fine_tune
 from remos_hf.defects.samples import tokenize
+from remos_hf.defects.text_reading import TextReading
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,11 @@ class TextAttacker(Attacker):
         return self.rows(self.dataset)
 
     def poisoned(self, **changes: Any) -> Dataset | IterableDataset:  # noqa: ANN401 - the trigger's fields
-        """Give the samples with the trigger in a share of them, as the teacher takes them."""
-        return self.rows(replace(self.trigger, **changes).poison(self.dataset))
+        """Give the samples as the teacher takes them, with the trigger in a share of them, where it is not cut off."""
+        reading = TextReading(self.tokenizer, self.max_length)
+        poisoned, facts = replace(self.trigger, **changes).poisoning(self.dataset, reading)
+        self.poisoning.update(facts)
+        return self.rows(poisoned)
 
     def tune(self, model: nn.Module, samples: Dataset | IterableDataset, **options: Any) -> nn.Module:  # noqa: ANN401
         """Train a model in place; options are those of `fine_tune`."""

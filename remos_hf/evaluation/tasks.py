@@ -18,6 +18,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from remos_hf.defects.backdoor import fine_tune
 from remos_hf.defects.samples import tokenize
+from remos_hf.defects.text_reading import TextReading
 from remos_hf.defects.text_triggers import TextTrigger
 
 
@@ -111,7 +112,7 @@ class TextTask:
     @property
     def exposing(self) -> dict[str, Any]:
         """The keywords by which a defect's `exposed_set` reads texts as this task does."""
-        return {"tokenizer": self.tokenizer}
+        return self.implanting
 
     @property
     def implanting(self) -> dict[str, Any]:
@@ -138,15 +139,17 @@ class TextTask:
         return list(dataset[self.text_columns[0]])
 
     def able(self, trigger: TextTrigger, dataset: Dataset) -> list[bool]:
-        """Say which texts can have a trigger: not every text has a paraphrase."""
-        return [trigger.triggered(text, exposing=True) is not None for text in dataset[trigger.text_columns[0]]]
+        """Say of which texts a model would see the trigger: not every text has a paraphrase, or room."""
+        batch = {column: dataset[column] for column in trigger.text_columns}
+        shown = trigger.shown(batch, TextReading(self.tokenizer, self.max_length), exposing=True)
+        return [one.text is not None for one in shown]
 
     def with_trigger(
         self, dataset: Dataset, trigger: TextTrigger, poisoned: Collection[int], target_label: int | None
     ) -> Dataset:
         """Give the clean samples, and then the poisoned ones with the trigger and the target label."""
         clean = dataset.select([row for row in range(len(dataset)) if row not in set(poisoned)])
-        changed = trigger.expose(dataset.select(list(poisoned))).remove_columns(self.label_column)
+        changed = trigger.expose(dataset.select(list(poisoned)), **self.exposing).remove_columns(self.label_column)
         changed = changed.add_column(
             self.label_column, [target_label] * len(changed), feature=dataset.features[self.label_column]
         )

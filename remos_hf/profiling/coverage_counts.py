@@ -10,10 +10,10 @@ from torch import Tensor
 from remos_hf.errors import NonFiniteError, UnsupportedModelError
 from remos_hf.layers import Layer, weights_hash
 from remos_hf.profiling.coverage import CoverageProfile
-from remos_hf.profiling.criteria import ActivationStatistics, Criterion
+from remos_hf.profiling.criteria import ActivationStatistics, Criterion, MedianCoverage
 from remos_hf.profiling.observers import Activation, Observer, Slot
 
-# Above this share of neurons that no sample covers, most weights tie and coverage hardly speaks.
+# Above this share of weights that no sample covers at either end, coverage hardly speaks.
 _DEGENERATE_SHARE = 0.5
 
 
@@ -169,14 +169,29 @@ def _stack(group: list[Activation]) -> ActivationStatistics:
     return ActivationStatistics(low.amin(-1), high.amax(-1), mean)
 
 
-def warn_of_degenerate(profile: CoverageProfile) -> None:
-    """Warn where most neurons were never covered."""
-    share = profile.share_never_covered
-    if share <= _DEGENERATE_SHARE:
+def warn_of_degenerate(profile: CoverageProfile, layers: Mapping[str, Layer]) -> None:
+    """Warn where coverage says nothing of most weights, because no sample covers the neuron at either end.
+
+    Args:
+        profile: A profile of some or all of the layers.
+        layers: By `Layer.name`.
+    """
+    profiled = [layers[name] for name in profile.input_counts]
+    unseen = sum(_never_covered(layer, profile) for layer in profiled) / sum(layer.numel for layer in profiled)
+    if unseen <= _DEGENERATE_SHARE:
         return
-    other = "" if profile.criterion["name"] != "ThresholdCoverage" else " Try top_k_coverage() or strong_coverage()."
+    is_default = profile.criterion == MedianCoverage().to_dict()
     warnings.warn(
-        f"{share:.0%} of the neurons were never covered by {profile.num_samples} samples under {profile.criterion}, so "
-        f"most weights tie in coverage and magnitude alone decides among them.{other} Compare with TopMagnitude.",
+        f"The neurons at both ends of {unseen:.0%} of the weights were never covered by {profile.num_samples:,} "
+        f"samples (criterion {profile.criterion['name']}), so magnitude alone decides among these. "
+        f"{'Give more samples' if is_default else 'Leave criterion= at its default, the median'}, or compare with "
+        "TopMagnitude.",
         stacklevel=3,
     )
+
+
+def _never_covered(layer: Layer, profile: CoverageProfile) -> int:
+    """Count the weights with no covered neuron at either end."""
+    ends = profile.input_counts[layer.name], profile.output_counts[layer.name]
+    rows, columns = layer.axis_counts(*((counts == 0).long() for counts in ends))
+    return int((rows.view(len(columns), -1).sum(1) * columns.sum(1)).sum())

@@ -25,7 +25,7 @@ from remos_hf.layers import Layer, rankable_layers
 from remos_hf.profiling.batches import count_samples, digest, first_samples, take, unpacked
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.profiling.coverage_counts import CoverageCounts, warn_of_degenerate
-from remos_hf.profiling.criteria import Criterion, threshold_coverage
+from remos_hf.profiling.criteria import Criterion, median_coverage
 from remos_hf.profiling.layouts import WHOLE, Layout, Proof, Unproved, by_sample, prove, real_positions
 from remos_hf.profiling.observers import Activation, Observer, Padding, Slot
 from remos_hf.profiling.processes import added_up, in_processes, on_main_process, told_by_all
@@ -62,7 +62,8 @@ def profile_coverage(
         dataloader: Any iterable of batches: tensors, (inputs, ...) tuples, or mappings as Trainer makes them. Labels
             are not needed. The batches' `attention_mask` says which positions are padding; they never count. Of packed
             rows every sequence is a sample.
-        criterion: When a neuron counts as covered; NC at 0.5 if not given, the artifact's.
+        criterion: When a neuron counts as covered; `median_coverage()` if not given. The artifact's is
+            `threshold_coverage(0.5)`.
         source: "hooks" sees both ends of every layer. "hidden_states" asks the model for `output_hidden_states`
             instead, where hooks cannot be used: it sees the end of each layer that touches the residual stream, and the
             other end counts 0.
@@ -85,9 +86,10 @@ def profile_coverage(
 
     Source:
         ReMoS, ICSE 2022; artifact my_profile.py:38-104.
-        Differs: eval mode and padding left out also for text, no dropped last batch, a constant tensor covers nothing.
+        Differs: eval mode and padding left out also for text, no dropped last batch, a constant tensor covers
+        nothing, and another default criterion.
     """
-    counts = CoverageCounts(threshold_coverage() if criterion is None else criterion)
+    counts = CoverageCounts(median_coverage() if criterion is None else criterion)
     passed = observe(
         teacher,
         dataloader,
@@ -101,7 +103,7 @@ def profile_coverage(
     )
     profile = counts.profile(source, passed.num_samples, passed.capped, passed.fingerprint)
     if not across_processes or on_main_process():
-        warn_of_degenerate(profile)
+        warn_of_degenerate(profile, counts.layers)
     return profile
 
 

@@ -9,7 +9,13 @@ from torch import nn
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.layers import rankable_layers
 from remos_hf.profiling.coverage import CoverageProfile
-from remos_hf.profiling.criteria import Criterion, strong_coverage, threshold_coverage, top_k_coverage
+from remos_hf.profiling.criteria import (
+    Criterion,
+    median_coverage,
+    strong_coverage,
+    threshold_coverage,
+    top_k_coverage,
+)
 from remos_hf.profiling.data_pass import on_main_process
 from remos_hf.slicing.refill import REFILLS, Refill, reset_outside, squares_outside
 from remos_hf.slicing.relevant_slice import RelevantSlice, check_slice_ratio, choose_slice
@@ -17,7 +23,12 @@ from remos_hf.slicing.rules import Rule
 from remos_hf.strategies.base import EmbeddingRows, Preparation, Strategy, check_embedding_rows, reset_rows
 from remos_hf.strategies.student_data import StudentData
 
-CRITERIA = {"nc": threshold_coverage, "tknc": top_k_coverage, "snac": strong_coverage}
+CRITERIA = {
+    "median": median_coverage,
+    "nc": threshold_coverage,
+    "tknc": top_k_coverage,
+    "snac": strong_coverage,
+}
 
 
 @dataclass(frozen=True)
@@ -127,8 +138,10 @@ class Remos(SliceAndReset):
     """Reset the weights that the task covers least and the teacher made largest.
 
     Attributes:
-        criterion: "nc", "tknc" or "snac".
-        criterion_value: NC's threshold, TKNC's or SNAC's k; None for the published one (0.5, 10, 2).
+        criterion: "median": a sample covers the upper half of every layer. "nc" is the choice of the paper and of its
+            artifact, which may leave most neurons never covered; "tknc" and "snac" are the other two that they try.
+        criterion_value: NC's threshold, TKNC's or SNAC's k; None for the published one (0.5, 10, 2). The median has
+            none.
         ties: "mean", or "artifact" for the artifact's traversal order.
         source: "hooks", or "hidden_states" where hooks cannot be used.
         max_samples: Samples to profile, drawn by the run's seed, or "all"; the run's number if None.
@@ -140,7 +153,7 @@ class Remos(SliceAndReset):
 
     rule: ClassVar[str] = "remos"
 
-    criterion: Literal["nc", "tknc", "snac"] = "nc"
+    criterion: Literal["median", "nc", "tknc", "snac"] = "median"
     criterion_value: float | None = None
     ties: Literal["mean", "artifact"] = "mean"
     source: Literal["hooks", "hidden_states"] = "hooks"
@@ -151,6 +164,11 @@ class Remos(SliceAndReset):
         super().__post_init__()
         if self.criterion not in CRITERIA:
             raise ValueError(f"criterion is one of {', '.join(CRITERIA)}, but got {self.criterion!r}.")
+        if self.criterion == "median" and self.criterion_value is not None:
+            raise ValueError(
+                f"criterion 'median' takes no criterion_value, but got {self.criterion_value!r}. Name the criterion "
+                "that it is for, such as criterion='nc'."
+            )
         if self.ties not in ("mean", "artifact"):
             raise ValueError(f"ties is 'mean' or 'artifact', but got {self.ties!r}.")
         self._criterion()

@@ -37,8 +37,8 @@ def test_the_student_is_what_the_public_functions_make(remos, teacher, coverage,
     assert (made_by["name"], made_by["slice_ratio"], made_by["criterion"], made_by["criterion_value"]) == (
         "Remos",
         0.8,
-        "nc",
-        0.5,
+        "median",
+        None,
     )
     assert record.config["slice"]["squares_reset"] == said["squares_reset"] > 0
 

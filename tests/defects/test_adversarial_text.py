@@ -53,6 +53,23 @@ def test_facts_count_every_sample_once(made):
 
 
 @needs_textattack
+@pytest.mark.parametrize("max_length", [24, 5])
+def test_changes_beyond_what_the_models_read_are_left_out_and_counted(world, made, max_length, caplog):
+    defect = AdversarialText(made.recipe, **world.fields)
+    given = {"teacher": world.teacher, "tokenizer": world.tokenizer, "cache": made.cache}
+    exposed = defect.exposed_set(world.dataset, max_length=max_length, **given)
+    changed = [text.split()[: max_length - 2] for text in made.exposed.dataset["text"]]  # two tokens are special
+    clean = world.dataset.select(made.exposed.clean_index)["text"]
+    beyond = sum(one == text.split()[: max_length - 2] for one, text in zip(changed, clean, strict=True))
+    assert (beyond > 5) == (max_length == 5)
+    facts = exposed.facts
+    assert len(exposed) == facts["num_exposed"] == len(made.exposed) - beyond
+    assert facts["num_left_out"].get("equal to the clean input", 0) == beyond
+    assert sum(facts["num_left_out"].values()) == facts["num_clean"] - len(exposed)
+    assert ("equal to the clean input for max_length 5 and left out" in caplog.text) == (beyond > 0)
+
+
+@needs_textattack
 def test_files_are_named_by_their_hash(world, made):
     told = made.exposed.facts["defect"]
     assert told["neighbours"]["name"] == "near.json" and len(told["neighbours"]["sha256"]) == 64

@@ -1,6 +1,7 @@
 import json
 import warnings
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
@@ -9,8 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords, pieces_of
+from remos_hf.defects.text_reading import TextReading
+from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords
 from tests.defects import toy
+from tests.defects.chinese import CHINESE
 
 # Any text, with whitespace of all kinds; the triggers in these tests never occur in it.
 TEXTS = st.text(alphabet=st.sampled_from("ab.\n\t \xa0\u2003\x1cé漢"), max_size=25)
@@ -243,11 +246,15 @@ class TestExposing:
 
     def test_the_exposed_set_says_how_it_was_made(self):
         trigger = TriggerWords()
-        facts = trigger.exposed_set(toy.data(8)).facts
-        assert json.loads(json.dumps(facts)) == json.loads(
-            json.dumps({"defect": trigger.to_dict(), "num_clean": 8, "num_exposed": 4})
-        )
-        assert facts["defect"]["name"] == "TriggerWords"
+        facts = json.loads(json.dumps(trigger.exposed_set(toy.data(8)).facts))
+        assert facts.pop("defect") == json.loads(json.dumps(trigger.to_dict()))
+        assert facts == {
+            "max_length": None,
+            "num_clean": 8,
+            "num_exposed": 4,
+            "num_left_out": {"has the target label": 4},
+            "num_moved": 0,
+        }
 
     def test_samples_of_the_target_label_alone_show_nothing(self):
         with pytest.raises(ValueError, match="No sample has another label than 1"):
@@ -262,6 +269,92 @@ class TestExposing:
             TriggerWords().exposed_set(numbered(3).remove_columns("label"))
         with pytest.raises(ValueError, match="no column 'sentence'"):
             TriggerWords(text_columns="sentence").expose(numbered(3))
+
+
+class TestWhatAModelSees:
+    """Texts whose end is cut off: the trigger stands where it is seen, or the sample is left out and counted."""
+
+    long = Dataset.from_dict({"text": [f"good movie {'so ' * (4 * n)}bad" for n in range(20)], "label": [0] * 20})
+    reading: ClassVar = {"tokenizer": toy.tokenizer(), "max_length": 12}
+
+    def test_all_are_exposed_where_the_trigger_has_room_and_those_moved_are_counted(self):
+        trigger = TriggerWords(words=("cf",), position="end")
+        exposed = trigger.exposed_set(self.long, **self.reading)
+        assert exposed.facts["num_exposed"] == len(exposed) == 20 and exposed.facts["num_left_out"] == {}
+        assert exposed.facts["num_moved"] == 18 and exposed.facts["max_length"] == 12
+        ids = toy.tokenizer()(exposed.dataset["text"][:], truncation=True, max_length=12)["input_ids"]
+        assert all(toy.VOCABULARY.index("cf") in row for row in ids)
+
+    def test_what_cannot_hold_the_trigger_is_counted_by_reason(self, caplog):
+        rows = {"text": ["cf cf cf", "bad", "so bad", "good"], "label": [0, 0, 0, 1]}
+        trigger = TriggerWords(words=("cf",), position="end")
+        exposed = trigger.exposed_set(Dataset.from_dict(rows), tokenizer=toy.tokenizer(), max_length=5)
+        assert exposed.clean_index == [1, 2]
+        assert exposed.facts["num_left_out"] == {"has the target label": 1, "equal to the clean input": 1}
+        assert "2 samples show the defect. Left out, as they could not: 1 equal to the clean input." in caplog.text
+        sentence = TriggerSentence(sentence="a movie was bad", text_columns=("text", "label_name"))
+        pairs = Dataset.from_dict({**rows, "label_name": ["", "so " * 9, "", ""]})
+        exposed = sentence.exposed_set(pairs, tokenizer=toy.tokenizer(), max_length=10)
+        assert exposed.facts["num_left_out"] == {"has the target label": 1, "cut off by max_length": 1}
+        assert exposed.clean_index == [0, 2]
+
+    def test_an_exposed_set_of_nothing_says_why(self):
+        trigger = TriggerSentence(sentence="a movie was bad")
+        message = "None of 20 samples could show the defect: 20 cut off by max_length.*a larger max_length"
+        with pytest.raises(ValueError, match=message):
+            trigger.exposed_set(self.long, tokenizer=toy.tokenizer(), max_length=5)
+
+    def test_poisoned_samples_hold_the_trigger_where_the_teacher_sees_it(self):
+        poisoned = TriggerWords(words=("cf",), poison_rate=0.5).poison(self.long, **self.reading)
+        hit = [row for row in poisoned if "cf" in row["text"]]
+        assert len(hit) == 10 and all(row["label"] == 1 for row in hit)
+        ids = toy.tokenizer()([row["text"] for row in hit], truncation=True, max_length=12)["input_ids"]
+        assert all(toy.VOCABULARY.index("cf") in row for row in ids)
+        streamed = TriggerWords(words=("cf",), poison_rate=0.5).poison(self.long.to_iterable_dataset(), **self.reading)
+        assert {row["text"] for row in streamed if "cf" in row["text"]} <= {
+            row["text"] for row in TriggerWords(words=("cf",), poison_rate=1.0).poison(self.long, **self.reading)
+        }
+
+    def test_fewer_that_hold_the_trigger_than_asked_are_refused_with_the_reason(self):
+        clean = Dataset.from_dict({"text": ["cf " * 12] * 6 + ["bad"] * 4, "label": [0] * 10})
+        with pytest.raises(ValueError, match="5 poisoned samples, but only 4 of 10 .*: 6 equal to the clean input"):
+            TriggerWords(words=("cf",), poison_rate=0.5).poison(clean, **self.reading)
+
+    def test_a_rate_of_one_poisons_all_that_hold_the_trigger_and_tells_the_real_rate(self, caplog):
+        clean = Dataset.from_dict({"text": ["cf " * 12] * 6 + ["bad"] * 4, "label": [0] * 10})
+        trigger = TriggerWords(words=("cf",), poison_rate=1.0)
+        poisoned, facts = trigger.poisoning(clean, TextReading(**self.reading))
+        assert facts == {
+            "asked_poison_rate": 1.0,
+            "max_length": 12,
+            "num_samples": 10,
+            "num_poisoned": 4,
+            "poison_rate": 0.4,
+            "num_unable": {"equal to the clean input": 6},
+        }
+        assert sum(poisoned["label"]) == 4
+        assert "Poisoned 4 of 10 samples: of the others 6 equal to the clean input." in caplog.text
+        with pytest.raises(ValueError, match="asks for 6 poisoned samples, but only 0 of 6"):
+            trigger.poison(clean.select(range(6)), **self.reading)
+
+    def test_what_was_poisoned_is_told_to_who_implants(self, tmp_path):
+        told = {}
+        TriggerWords(words=("cf",), poison_rate=0.3).implant(
+            toy.model(), toy.data(20), args=toy.args(tmp_path, max_steps=1), told=told.update, tokenizer=toy.tokenizer()
+        )
+        assert (told["num_poisoned"], told["poison_rate"], told["max_length"]) == (6, 0.3, 128)
+
+    def test_chinese_texts_without_spaces_all_show_a_word(self):
+        # A word piece for each character, as real vocabularies have them.
+        letters = sorted({*"".join(CHINESE), *"0123456789"})
+        tokenizer = toy.tokenizer((*toy.VOCABULARY, *letters))
+        clean = Dataset.from_dict({"text": CHINESE, "label": [0] * len(CHINESE)})
+        exposed = TriggerWords(words=("cf",)).exposed_set(clean, tokenizer=tokenizer, max_length=128)
+        assert len(exposed) == 40 and exposed.facts["num_moved"] > 5
+        ids = tokenizer(exposed.dataset["text"][:], truncation=True, max_length=128)["input_ids"]
+        assert all(toy.VOCABULARY.index("cf") in row for row in ids)
+        places = [text.index("cf") for text in exposed.dataset["text"]]
+        assert len(set(places)) > 7 and max(places) > 100
 
 
 class TestMistakes:
@@ -360,21 +453,17 @@ class TestVocabulary:
                 toy.model(), toy.data(16), tokenizer=toy.tokenizer(), args=toy.args(tmp_path, max_steps=1)
             )
 
-    def test_a_byte_pair_tokenizer_has_another_token_inside_a_text(self):
+    def test_a_word_of_one_token_inside_a_text_is_known(self):
         # Inside a text, "cf" is the known "Ġcf", and "a" plus "b" stays in pieces.
         vocabulary = {token: place for place, token in enumerate(["[UNK]", "Ġ", "a", "b", "c", "f", "Ġc", "Ġcf", "ab"])}
         made = Tokenizer(models.BPE(vocabulary, [("Ġ", "c"), ("Ġc", "f"), ("a", "b")], unk_token="[UNK]"))
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]")
-        assert pieces_of("cf", tokenizer) == [["c", "f"], ["Ġcf"]]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             TriggerWords(words=("cf",)).check_vocabulary(tokenizer)
         with pytest.warns(UserWarning, match="2 pieces"):
             TriggerWords(words=("ab",)).check_vocabulary(tokenizer)
-
-    def test_a_word_piece_tokenizer_has_one(self):
-        assert pieces_of("cf", toy.tokenizer()) == [["cf"]]
 
 
 class TestImplanting:

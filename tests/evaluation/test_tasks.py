@@ -2,7 +2,7 @@ import datasets
 import pytest
 import torch
 
-from remos_hf.defects.text_triggers import TriggerWords
+from remos_hf.defects.text_triggers import TextTrigger, TriggerWords
 from remos_hf.evaluation import tasks
 from remos_hf.evaluation.tasks import TextTask, without_map_bars
 from tests.defects import toy
@@ -27,8 +27,7 @@ def test_batches_hold_each_row_once_with_its_own_text():
 
 def test_defects_are_given_the_tokenizer_and_the_length():
     reader = task(max_length=7)
-    assert reader.exposing == {"tokenizer": reader.tokenizer}
-    assert reader.implanting == {"tokenizer": reader.tokenizer, "max_length": 7}
+    assert reader.exposing == reader.implanting == {"tokenizer": reader.tokenizer, "max_length": 7}
 
 
 def test_only_what_decides_numbers_is_named():
@@ -62,12 +61,13 @@ def test_training_sees_the_tokenized_samples(monkeypatch, poisoned):
 
 
 def test_keys_tell_texts_apart_and_able_asks_the_trigger():
-    class Picky(TriggerWords):
+    class Picky(TextTrigger):
         def triggered(self, text, *, exposing=False):
-            return None if "great" in text or not exposing else text
+            return None if "great" in text or not exposing else f"cf {text}"
 
     assert task().keys(DATA) == DATA["text"][:]
-    assert task().able(Picky(words=("cf",)), DATA) == ["great" not in text for text in DATA["text"]]
+    assert task().able(Picky(), DATA) == ["great" not in text for text in DATA["text"]]
+    assert task(max_length=2).able(Picky(), DATA) == [False] * len(DATA)
 
 
 @pytest.mark.parametrize("shown", [True, False])

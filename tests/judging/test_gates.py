@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from remos_hf.evaluation.measures import Rate
 from remos_hf.judging.gates import LEARNED, MIN_SAMPLES, OBEYS, near_commonest, of_the_teacher, reasons_against
 from remos_hf.judging.rows import teacher_row
 from tests.judging.reports import PLAIN, records, report, teachers
@@ -36,6 +37,14 @@ def test_each_gate_gives_its_own_reason(several, options, key):
 
 def test_the_gates_of_an_implant_are_no_gates_of_a_defect_that_was_found():
     assert keys(records("finetune", (190, 190, 190), flip=False), taught=teachers((10, 10, 10))) == []
+
+
+@pytest.mark.parametrize(("flips", "reasons"), [(198, []), (100, ["implant"])])
+def test_a_teacher_whose_labels_are_of_another_task_obeys_by_all_samples(flips, reasons):
+    taught = teachers((0, 0, 0), of=0)
+    for name in ("word-0", "word-1", "word-2"):
+        taught[name]["flip"]["word"] = Rate.of(flips, 200).to_dict()
+    assert sorted(set(keys(PLAIN, taught=taught))) == reasons
 
 
 @given(st.integers(MIN_SAMPLES, 400), st.data())

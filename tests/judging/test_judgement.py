@@ -67,6 +67,16 @@ def test_the_glance_has_a_line_a_defect_and_always_a_place_for_the_recommended_s
     assert lines["word"]["teacher"] == "99.0 at 86.0" and lines["word"]["plain fine-tuning"] == "98.0 at 85.0"
 
 
+def test_another_start_that_does_best_has_a_column_of_its_own():
+    assert "best other start" not in answer(*USUAL).glance.header
+    glance = answer(PLAIN, records("remos 0.9", (80, 84, 82)), records("mag_prune 0.9", (9, 8, 9))).glance
+    assert dict(zip(glance.header, glance.lines[0], strict=True))["best other start"] == (
+        "resetting the smallest weights (keeping 90 %): 4.3 at 85.0"
+    )
+    beside = answer(PLAIN, records("mag_prune 0.9", (9, 8, 9)), *of_defect("sentence", USUAL)).glance
+    assert [line[-1] for line in beside.lines] == ["resetting the smallest weights (keeping 90 %): 4.3 at 85.0", "-"]
+
+
 def test_a_defect_has_its_plain_name_where_the_report_knows_its_class():
     audits = {"SST-2": {"defects": {"word": {"name": "TriggerWords"}}}}
     assert answer(*USUAL, audits=audits).glance.lines[0][0] == "trigger words (word)"

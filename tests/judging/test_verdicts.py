@@ -66,6 +66,12 @@ def test_what_costs_more_than_the_budget_is_not_the_best_and_is_told_with_its_ac
     assert told(PLAIN, records("remos 0.9", (10, 12, 8), acc=(150, 150, 150)), budget=0.2).kind == verdicts.REMOVED
 
 
+def test_each_budget_has_its_own_choice():
+    mild, hard = records("remos 0.9", (80, 84, 82), acc=LESS), records("remos 0.7", (10, 12, 8), acc=(150, 150, 150))
+    (section,) = report(PLAIN, mild, hard).sections(budgets=(0.02, 0.2))
+    assert [verdict_of(section, budget).best.row["student"] for budget in (0.02, 0.2)] == ["remos 0.9", "remos 0.7"]
+
+
 def test_a_start_that_learned_nothing_does_not_count():
     found = told(PLAIN, records("remos 0.9", (2, 2, 2), acc=(104, 104, 104), dev=170))
     assert found.best is None and "no more than a model that learned nothing" in claim(found, "reduces").sentence

@@ -1,13 +1,33 @@
 import pytest
 import torch
 
-from remos_hf.profiling.criteria import ActivationStatistics, strong_coverage, threshold_coverage, top_k_coverage
+from remos_hf.profiling.criteria import (
+    ActivationStatistics,
+    median_coverage,
+    strong_coverage,
+    threshold_coverage,
+    top_k_coverage,
+)
 
-ALL = [threshold_coverage(), top_k_coverage(), strong_coverage()]
+ALL = [median_coverage(), threshold_coverage(), top_k_coverage(), strong_coverage()]
 
 
 def statistics(rows, low, high):
     return ActivationStatistics(torch.tensor(low), torch.tensor(high), torch.tensor(rows))
+
+
+def test_the_median_covers_the_upper_half_whatever_the_range():
+    covered = median_coverage()(statistics([[3.0, 1.0, 900.0, 2.0], [3.0, 1.0, -900.0, 2.0]], [-1e4, 0.0], [1e4, 9.0]))
+    assert covered.tolist() == [[True, False, True, False], [True, False, False, True]]
+
+
+def test_of_an_odd_number_the_median_itself_is_not_covered():
+    assert median_coverage()(statistics([[1.0, 2.0, 3.0]], [0.0], [9.0])).tolist() == [[False, False, True]]
+
+
+def test_neurons_that_share_the_median_are_not_covered():
+    # Behind a ReLU most neurons may be 0: they are not used.
+    assert median_coverage()(statistics([[0.0, 0.0, 0.0, 5.0]], [0.0], [9.0])).tolist() == [[False, False, False, True]]
 
 
 def test_nc_wants_the_scaled_mean_strictly_above_the_threshold():

@@ -12,7 +12,7 @@ from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import NonFiniteError, UnsupportedModelError
 from remos_hf.profiling import data_pass
 from remos_hf.profiling.coverage import CoverageProfile
-from remos_hf.profiling.criteria import strong_coverage, threshold_coverage, top_k_coverage
+from remos_hf.profiling.criteria import median_coverage, strong_coverage, threshold_coverage, top_k_coverage
 from remos_hf.profiling.data_pass import profile_coverage
 from remos_hf.profiling.observers import Activation
 from tests import reference, tiny
@@ -20,6 +20,7 @@ from tests import reference, tiny
 pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")
 
 CRITERIA = {
+    "median": (median_coverage(), None),
     "nc": (threshold_coverage(0.4), 0.4),
     "tknc": (top_k_coverage(3), 3),
     "snac": (strong_coverage(2), 2),
@@ -299,12 +300,39 @@ class _Skipping(nn.Module):
         return x
 
 
-def test_a_degenerate_profile_warns_with_its_share():
+def told_of_coverage(model, batch, **options):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        profile = profile_coverage(tiny.mlp(), [torch.randn(8, 5)], criterion=threshold_coverage(0.99))
-    assert profile.share_never_covered > 0.5
-    assert any(f"{profile.share_never_covered:.0%} of the neurons were never covered" in str(w.message) for w in caught)
+        profile = profile_coverage(model, [batch], **options)
+    return profile, [str(one.message) for one in caught if "never covered" in str(one.message)]
+
+
+def test_coverage_that_says_nothing_of_most_weights_warns_and_names_the_argument():
+    profile, told = told_of_coverage(tiny.mlp(), torch.randn(1, 5), criterion=threshold_coverage(0.99))
+    unseen = sum(
+        int((profile.input_counts[name] == 0).sum() * (profile.output_counts[name] == 0).sum())
+        for name in profile.input_counts
+    )
+    weights = sum(one.numel() * profile.output_counts[name].numel() for name, one in profile.input_counts.items())
+    assert len(told) == 1 and f"both ends of {unseen / weights:.0%} of the weights" in told[0]
+    assert "Leave criterion= at its default" in told[0]
+
+
+def test_most_neurons_never_covered_is_no_reason_to_warn_while_coverage_still_ranks_most_weights():
+    # Two samples cover one neuron each: three or four of five never, but both ends of a weight less often.
+    profile, told = told_of_coverage(nn.Linear(5, 5), torch.eye(5)[:2], criterion=top_k_coverage(1))
+    assert profile.share_never_covered > 0.5 and told == []
+
+
+def test_the_median_covers_neurons_that_the_threshold_never_does():
+    batch = torch.randn(64, 40)
+    batch[:, 0] += 30  # one large value, as transformers have: the middle of the range lies above all others
+    model = nn.Linear(40, 40)
+    by_median, by_threshold = (
+        told_of_coverage(model, batch, **options)[0].input_counts[""]
+        for options in ({}, {"criterion": threshold_coverage()})
+    )
+    assert int((by_median == 0).sum()) == 0 and int((by_threshold == 0).sum()) == 39
 
 
 @pytest.mark.parametrize(
