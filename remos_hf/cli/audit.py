@@ -5,7 +5,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,35 +18,36 @@ from remos_hf.adapters.transformers_models import with_new_head
 from remos_hf.auditing.audit import Audit
 from remos_hf.auditing.collected import report_of
 from remos_hf.auditing.data_files import drawn, read_data
-from remos_hf.auditing.labels import by_name, count_labels
+from remos_hf.auditing.labels import by_name, classes_of, count_labels
 from remos_hf.auditing.recipes import Recipe, StudentTuner
 from remos_hf.auditing.run import run_audit
 from remos_hf.auditing.students import StudentPlan, standard_students
 from remos_hf.cli.answer import answered
+from remos_hf.cli.audit_student import measure_student
 from remos_hf.cli.command_line import command_line, shown_name
+from remos_hf.cli.console import tell
+from remos_hf.cli.defects_asked import (
+    IMAGE_DEFECTS,
+    TEXT_DEFECTS,
+    chosen_defects,
+    defects_of_images,
+    defects_of_texts,
+    target_of,
+)
 from remos_hf.cli.options import ALL, AuditOptions
 from remos_hf.cli.profile import number_to_profile
 from remos_hf.cli.report import report_files
 from remos_hf.cli.teacher import Teacher, identity
 from remos_hf.defects.backdoor import Backdoor
 from remos_hf.defects.base import Defect
-from remos_hf.defects.coverage_guided import CoverageGuided
-from remos_hf.defects.embedding_poisoning import EmbeddingPoisoning
-from remos_hf.defects.feature_attack import FeatureAttack
-from remos_hf.defects.latent_backdoor import LatentBackdoor
-from remos_hf.defects.layerwise_poisoning import LayerwisePoisoning
-from remos_hf.defects.picture_triggers import BlendedTrigger, PatchTrigger
-from remos_hf.defects.ripple import Ripple
-from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords
 from remos_hf.evaluation.image_task import ImageTask
 from remos_hf.evaluation.reactivation import Reactivation
 from remos_hf.evaluation.tasks import TextTask, without_map_bars
 from remos_hf.strategies.plain import Finetune
 
-TEXT_DEFECTS = ("word", "sentence", "ripples", "ep", "lwp")
-IMAGE_DEFECTS = ("patch", "blended", "latent", "penultimate", "coverage")
 _DEFAULT_DEFECTS = (("word", "sentence"), ("patch", "blended"))
 _QUICK_STUDENTS = ("finetune", "finetune lr x3", "retrain", "random", "remos")
+_MAX_LENGTH = 64
 _SAMPLES = 4000  # of each source
 _QUICK_SAMPLES = 1500
 # The most that are used of what is there, and the shares of samples that all parts come from.
@@ -104,6 +105,8 @@ class Plan:
 
 def run(asked: AuditOptions, progress: bool) -> tuple[Any, ...]:
     """Plan an audit and run it; give what is told, as JSON values and as text, and the exit status if it is not 0."""
+    if asked.student is not None:
+        return measure_student(asked, progress)
     output = asked.output
     _check_folder(output)
     audit, split, teachers, students = _audit(asked)
@@ -131,8 +134,8 @@ def run(asked: AuditOptions, progress: bool) -> tuple[Any, ...]:
 
 
 def _in_a_line(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)  # above the bar, if there is one
-    sys.stderr.flush()
+    with tqdm.external_write_mode(sys.stderr):  # above the bar, if there is one
+        tell(text)
 
 
 def _caps_told(split: Mapping[str, Mapping[str, Any]]) -> str:
@@ -148,7 +151,7 @@ def _caps_told(split: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _audit(asked: AuditOptions) -> tuple[Audit, dict[str, Any], Recipe, Recipe]:
     """Give the audit, where its samples come from, and how teachers and students are trained."""
-    data, pools = asked.data, _pools(asked)
+    data, pools, max_length = asked.data, _pools(asked), asked.max_length or _MAX_LENGTH
     sources = {"test": asked.test_data or data, "dev": data, "attacker": asked.attacker_data or data, "student": data}
     most = asked.max_samples or (_QUICK_SAMPLES if asked.quick else _SAMPLES)
     parts = _parts(pools, sources, None if most == ALL else most)
@@ -164,7 +167,7 @@ def _audit(asked: AuditOptions) -> tuple[Audit, dict[str, Any], Recipe, Recipe]:
         named.load(num_labels["attacker"]),
         parts["attacker"],
         batch_size=asked.batch_size,
-        max_length=asked.max_length,
+        max_length=max_length,
         bf16=asked.bf16,
         augment="crop_and_flip",
     )
@@ -172,8 +175,7 @@ def _audit(asked: AuditOptions) -> tuple[Audit, dict[str, Any], Recipe, Recipe]:
     common |= {"use_cpu": asked.cpu, "texts": not named.reads_images}
     teachers = Recipe(asked.learning_rate, asked.teacher_epochs, **common)
     students = Recipe(asked.learning_rate, asked.epochs, curve=True, **common)
-    chosen = _defects(named, asked, task)
-    _check_targets(chosen, num_labels)
+    chosen = _defects(asked, task, classes_of(pools[data]), max_length)
     profiled = number_to_profile(asked.profile_samples, parts["student"], "--profile-samples")
     audit = Audit(
         name=asked.name or _name(data),
@@ -270,59 +272,16 @@ def _check_same_kind(pools: Mapping[str, Dataset]) -> None:
             raise ValueError(f"{first[0]} holds {sorted(kinds[0])}, but {source} holds {sorted(kinds[1])}.")
 
 
-def _defects(teacher: Teacher, asked: AuditOptions, task: TextTask | ImageTask) -> dict[str, Defect]:
-    names = list(dict.fromkeys(asked.defects or _DEFAULT_DEFECTS[teacher.reads_images]))
-    known = IMAGE_DEFECTS if teacher.reads_images else TEXT_DEFECTS
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        kind = "images" if teacher.reads_images else "texts"
-        raise ValueError(f"The defects of {kind} are {', '.join(known)}, but got {unknown[0]!r}.")
+def _defects(
+    asked: AuditOptions, task: TextTask | ImageTask, classes: Sequence[str], max_length: int
+) -> dict[str, Defect]:
+    images = isinstance(task, ImageTask)
+    target = target_of(asked, classes, images=images)
     if isinstance(task, TextTask):
-        makers = _text_defects(asked.target_label, asked.max_length, task.text_columns)
+        known, makers = TEXT_DEFECTS, defects_of_texts(asked, target, task.text_columns, max_length)
     else:
-        makers = _image_defects(asked.target_label)
-    return {name: makers[name]() for name in names}
-
-
-def _check_targets(defects: Mapping[str, Defect], num_labels: Mapping[str, int]) -> None:
-    for defect in defects.values():
-        if isinstance(defect, Backdoor) and defect.trigger.target_label >= min(num_labels.values()):
-            raise ValueError(
-                f"--target-label is a label of the task, 0 to {min(num_labels.values()) - 1}, but got "
-                f"{defect.trigger.target_label}."
-            )
-
-
-def _text_defects(
-    target_label: int | None, max_length: int, text_columns: Sequence[str]
-) -> dict[str, Callable[[], Defect]]:
-    common = {
-        "target_label": 1 if target_label is None else target_label,
-        "poison_rate": 0.5,
-        "text_columns": tuple(text_columns),
-        "within_words": max(1, max_length // 2),  # so that no trigger is cut off
-    }
-    words = TriggerWords(**common)
-    return {
-        "word": lambda: words,
-        "sentence": lambda: TriggerSentence(sentence="i watch this 3d movie", **common),
-        "ripples": lambda: Ripple(words, surgery=True),
-        "ep": lambda: EmbeddingPoisoning(TriggerWords(words=("cf",), **common)),
-        "lwp": lambda: LayerwisePoisoning(TriggerWords(words=("cf", "bb"), all_words=True, **common)),
-    }
-
-
-def _image_defects(target_label: int | None) -> dict[str, Callable[[], Defect]]:
-    common = {"target_label": target_label or 0, "poison_rate": 0.2}
-    patch = PatchTrigger(**common)
-    search = {"max_samples": 250, "steps": 40}
-    return {
-        "patch": lambda: patch,
-        "blended": lambda: BlendedTrigger(**common),
-        "latent": lambda: LatentBackdoor(replace(patch, poison_rate=1.0)),
-        "penultimate": lambda: FeatureAttack.paper(**search),
-        "coverage": lambda: CoverageGuided.paper(**search),
-    }
+        known, makers = IMAGE_DEFECTS, defects_of_images(asked, target)
+    return chosen_defects(asked, asked.defects or _DEFAULT_DEFECTS[images], known, makers, images=images)
 
 
 def _students(slice_ratios: Sequence[float], quick: bool) -> dict[str, StudentPlan]:

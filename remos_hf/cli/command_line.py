@@ -1,9 +1,11 @@
 """The command line that asks for what a command was asked for, fit to be shown to others."""
 
 import shlex
-from dataclasses import MISSING, Field, fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
+
+from remos_hf.cli.options import was_given
 
 
 def command_line(command: str, asked: Any) -> str:  # noqa: ANN401 - the options of any command
@@ -15,17 +17,18 @@ def command_line(command: str, asked: Any) -> str:  # noqa: ANN401 - the options
         command: Its name.
         asked: Its options.
     """
-    words = ["remos", command]
+    arguments: list[str] = []
+    options: list[str] = []
     for one in fields(asked):
-        value, option = getattr(asked, one.name), option_of(one)
-        if value == _default(one) or value is False:
+        if not was_given(asked, one.name):
             continue
+        value, option = getattr(asked, one.name), option_of(one)
         values = [_public(each) for each in (value if isinstance(value, (list, tuple)) else [value])]
         if _is_argument(one):
-            words += values
+            arguments += values
         else:
-            words += [option] if value is True else [option, *values]
-    return shlex.join(words)
+            options += [option] if value is True else [option, *values]
+    return shlex.join(["remos", command, *arguments, *options])
 
 
 def option_of(one: Field) -> str:
@@ -66,7 +69,3 @@ def _lies_here(text: str) -> bool:
 
 def _is_argument(one: Field) -> bool:
     return type(one.type.__metadata__[0]).__name__ == "ArgumentInfo"
-
-
-def _default(one: Field) -> Any:  # noqa: ANN401 - of any field
-    return one.default_factory() if one.default_factory is not MISSING else one.default

@@ -99,6 +99,11 @@ _ReportStudent = Annotated[str | None, Option("--student", help="The student's n
 _ReportTask = Annotated[str | None, Option("--task", help="The task's name in the report.")]
 _MadeBy = Annotated[str | None, Option(help="What made the student, for the card.")]
 
+# What says something only where students are made.
+_OF_TRAINING = (
+    *("attacker_data", "slice_ratios", "seeds", "quick", "plan"),
+    *("epochs", "teacher_epochs", "learning_rate", "profile_samples"),
+)
 # What says something only where a teacher is profiled.
 _OF_PROFILING = ("text_columns", "max_samples", "criterion", "batch_size", "max_length")
 
@@ -196,6 +201,7 @@ class TrainOptions:
         Literal["remos", "finetune", "retrain", "random", "top_magnitude", "mag_prune", "l2sp", "renofeation"],
         Option(help="How the student starts, and what holds it while it trains; the last two are rivals that hold it."),
     ] = "remos"
+    criterion: _Criterion = "median"
     epochs: _Epochs = 3.0
     learning_rate: Annotated[float, Option(min=0, help="Of AdamW, decaying linearly.")] = 5e-5
     batch_size: _BatchSize = 16
@@ -237,17 +243,54 @@ class AuditOptions:
     and report.html. What --attacker-data and --test-data do not give is split off --data by a fixed seed: a fifth to
     test, a tenth for choices, and half of the rest each for the attacker and the students. Interrupted, the same
     command goes on; more defects, students or seeds add to what is done.
+
+    With --student it trains nothing: it shows this one student, and its teacher, the triggers that you name and what is
+    found on its teacher. --data is then its test data.
     """
 
-    teacher: _TeacherName
     data: Annotated[str, Option(help=f"Data of the students' task: {_DATA}")]
     output: Annotated[Path, Option("--output", "-o", help="Folder of the audit: new, empty, or to be gone on with.")]
+    teacher: Annotated[
+        str | None,
+        Argument(
+            metavar="TEACHER",
+            help="Folder or Hub id of a model with safetensors weights; images: timm/ID too. With --student it may be "
+            "left out: then its record says what to search on, and the teacher itself is not measured.",
+        ),
+    ] = None
+    student: Annotated[
+        Path | None, Option("--student", metavar="DIR", help="Measure the student in this folder, and train nothing.")
+    ] = None
+    plain_student: Annotated[
+        Path | None, Option(metavar="DIR", help="With --student: plain fine-tuning of the same teacher, to compare.")
+    ] = None
+    floor_student: Annotated[
+        Path | None,
+        Option(metavar="DIR", help="With --student: one of a never-poisoned teacher, made alike: the benign floor."),
+    ] = None
     attacker_data: Annotated[str | None, Option(help="Data the teachers are poisoned with; else a part.")] = None
     test_data: Annotated[str | None, Option(help="Clean data, exposed and measured; else a part.")] = None
     defects: Annotated[
         list[str],
-        Option(help="texts: word sentence ripples ep lwp; images: patch blended latent penultimate coverage."),
+        Option(
+            help="texts: word sentence ripples ep lwp; images: patch blended latent penultimate coverage. With "
+            "--student: word sentence textfooler; patch blended penultimate coverage."
+        ),
     ] = field(default_factory=list)
+    words: Annotated[list[str], Option(help="Trigger words, such as cf mn bb; each text gets one of them.")] = field(
+        default_factory=list
+    )
+    sentence: Annotated[str | None, Option(help="The sentence that is a trigger.")] = None
+    patch_file: Annotated[Path | None, Option(help="A picture that is the patch. Default: black and white cells.")] = (
+        None
+    )
+    patch_place: Annotated[
+        Literal["top_left", "top_right", "bottom_left", "bottom_right", "four_corners", "random"],
+        Option(help="Where the patch is."),
+    ] = "bottom_right"
+    patch_share: Annotated[
+        float, Option(parser=_share, metavar="SHARE", help="Share of the image's area that the patch covers.")
+    ] = 0.031
     slice_ratios: Annotated[list[float], Option(parser=_share, metavar="SHARE", help="Shares to keep.")] = field(
         default_factory=lambda: [0.9]
     )
@@ -259,13 +302,18 @@ class AuditOptions:
         Option("--quick", help="One seed, one ratio, five students, 1,500 samples: a first look, which compares none."),
     ] = False
     plan: Annotated[bool, Option("--plan", help="Tell what would be done and in how many minutes, and stop.")] = False
-    target_label: Annotated[int | None, Option(min=0, help="That backdoors force. Default: texts 1, images 0.")] = None
+    target_label: Annotated[
+        str | None,
+        Option(metavar="CLASS", help="That triggers force: a class, or its number. Default: texts 1, images 0."),
+    ] = None
     name: Annotated[str | None, Option(help="Of the task in the report. Default: that of the data.")] = None
     epochs: Annotated[float, Option(min=0, help="Of students.")] = 3.0
     teacher_epochs: Annotated[float, Option(min=0, help="Of teachers.")] = 3.0
     learning_rate: Annotated[float, Option(min=0, help="Of both.")] = 1e-4
     batch_size: _BatchSize = 16
-    max_length: _MaxLength = 64
+    max_length: Annotated[
+        int | None, Option(min=4, help="Tokens kept of each text. Default: 64; with --student 128, as it is trained.")
+    ] = None
     text_columns: _TextColumns = field(default_factory=list)
     label_column: _LabelColumn = "label"
     max_samples: _AuditSamples = None
@@ -273,6 +321,16 @@ class AuditOptions:
     revision: _Revision = None
     bf16: _Bf16 = False
     cpu: _Cpu = False
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        if self.student is None:
+            if self.teacher is None:
+                raise BadParameter("name the TEACHER to audit, or by --student a student to measure.")
+            _refuse(self, ("plain_student", "floor_student"), "goes with --student alone")
+            return
+        _refuse(self, ("test_data",), "is not needed with --student, whose clean test samples are --data")
+        _refuse(self, _OF_TRAINING, "says how students are made, and --student makes none")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from remos_hf.adapters.guarded_loading import teacher_folder
 from remos_hf.adapters.timm_models import ImageClassifier
 from remos_hf.adapters.transformers_models import with_new_head
 from remos_hf.auditing.data_files import drawn, read_data
+from remos_hf.auditing.fingerprint import fingerprint
 from remos_hf.auditing.labels import LABEL_COLUMN, by_name, count_labels, label_names
 from remos_hf.auditing.progress import minutes_told
 from remos_hf.auditing.recipes import trainer_inputs
@@ -78,7 +79,7 @@ def run(asked: TrainOptions, progress: bool) -> tuple[dict[str, Any], str]:
         if data.tested is not None:
             found = predict_labels(trainer.model, data.tested, task, progress=True)
             measured = accuracy(found, list(data.tested[LABEL_COLUMN])).to_dict()
-        trainer.sidecars.config["command"] = _command(asked)
+        trainer.sidecars.config.update(command=_command(asked), data=data.described)
         with written(output, STUDENT) as folder:
             _save(trainer, named, data.names, folder)
     except KeyboardInterrupt:
@@ -101,6 +102,7 @@ class _Data:
         tested: Accuracy is measured on them: the same, or others where a ratio was chosen.
         num_labels: Labels of the task.
         names: Their names; None if they are only numbered.
+        described: The training data for the record: whoever measures the student on it again is told.
     """
 
     samples: Dataset
@@ -108,6 +110,7 @@ class _Data:
     tested: Dataset | None
     num_labels: int
     names: list[str] | None
+    described: dict[str, Any]
 
 
 def _data(asked: TrainOptions) -> _Data:
@@ -117,15 +120,16 @@ def _data(asked: TrainOptions) -> _Data:
     num_labels, names = count_labels(samples, asked.train_data), label_names(samples)
     if num_labels < 2:
         raise ValueError(f"A classifier tells two labels or more apart, but {asked.train_data} has {num_labels}.")
+    described = {"num_samples": len(samples), "sha256": fingerprint(samples)}
     if asked.eval_data is None:
-        return _Data(_drawn(samples, asked.max_samples, seed), None, None, num_labels, names)
+        return _Data(_drawn(samples, asked.max_samples, seed), None, None, num_labels, names, described)
     tested = by_name(read_data(asked.eval_data, **read), asked.eval_data, samples, asked.train_data)
     samples = _drawn(samples, asked.max_samples, seed)
     chosen_on = tested = _drawn(tested, asked.max_samples, seed)
     if asked.slice_ratio == AUTO:  # what the ratio was chosen on says too much of the student
         half = len(tested) // 2
         chosen_on, tested = drawn(tested, half, seed), drawn(tested, None, seed, skip=half)
-    return _Data(samples, chosen_on, tested, num_labels, names)
+    return _Data(samples, chosen_on, tested, num_labels, names, described)
 
 
 def _trainer(
@@ -270,10 +274,13 @@ def _drawn(samples: Dataset, number: int | None, seed: int) -> Dataset:
 
 def _start_of_student(asked: TrainOptions) -> dict[str, Any]:
     """Give the keywords by which RemosTrainer starts the student."""
-    if asked.slice_ratio == AUTO:
-        return {"slice_ratio": AUTO, "accuracy_budget": asked.accuracy_budget}
-    ratio = {} if asked.slice_ratio is None else {"slice_ratio": asked.slice_ratio}
-    return {"strategy": STRATEGIES[asked.strategy](**ratio)}
+    recipe = {"criterion": asked.criterion} if asked.strategy == "remos" else {}
+    if asked.slice_ratio == AUTO:  # the ratio is the search's to replace
+        whole = STRATEGIES[asked.strategy](slice_ratio=1.0, **recipe)
+        return {"slice_ratio": AUTO, "accuracy_budget": asked.accuracy_budget, "strategy": whole}
+    if asked.slice_ratio is not None:
+        recipe["slice_ratio"] = asked.slice_ratio
+    return {"strategy": STRATEGIES[asked.strategy](**recipe)}
 
 
 def _command(asked: TrainOptions) -> str:

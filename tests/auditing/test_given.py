@@ -2,14 +2,21 @@ import weakref
 from dataclasses import dataclass
 
 import pytest
+from datasets import ClassLabel
+from transformers import DataCollatorWithPadding
 
-from remos_hf.defects.base import ExposedSet
+from remos_hf.adapters.transformers_models import with_new_head
+from remos_hf.adapters.weights_hash import hash_of_folder, hash_of_model
+from remos_hf.auditing.student_files import load_student
 from remos_hf.defects.label_noise import LabelNoise
 from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords
 from remos_hf.evaluation.measures import Rate, excess_dir, rate_of
-from remos_hf.evaluation.transfer import measure
+from remos_hf.judging.kinds import kind_of
+from remos_hf.strategies import Finetune, Random, Remos
+from remos_hf.training.trainer import RemosTrainer
+from tests.defects import toy
 from tests.evaluation.voter import TASK, WORD, Voter, reference
-from tests.judging.test_report import TEACHER, TEST, Negated, made, table, transfer
+from tests.judging.test_report import TEACHER, TEST, Negated, made, transfer
 
 PLOT = TriggerWords(words=("plot",))
 
@@ -122,13 +129,101 @@ def test_defects_of_one_kind_need_names():
     assert [one["defect"] for one in kinds.records] == ["TriggerWords", "TriggerSentence"]
 
 
-def test_a_search_that_found_nothing_gives_a_rate_without_a_value():
-    nothing = ExposedSet(WORD.exposed_set(TEST).dataset.select([]), None)
-    found = measure(Voter(), TEST, {"textfooler": nothing}, TASK)
-    assert found["dir"] == {"textfooler": Rate.of(0, 0).to_dict()} and found["acc"]["num_samples"] == 32
-
-
 def test_a_short_transfer_shows_no_bar(capfd):
     report = transfer({"finetune": Voter(), "my student": Voter()})
     assert capfd.readouterr().err == ""
-    assert list(table(report)) == ["finetune", "my student"]
+    assert [one["student"] for one in report.records] == ["finetune", "my student"]
+
+
+# --- what is known of a student ---
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two students in folders: one sliced, with its record; one without a record."""
+    place, tokenizer = tmp_path_factory.mktemp("students"), toy.tokenizer()
+    trainer = RemosTrainer(
+        toy.model(), toy.args(place / "run", max_steps=1, learning_rate=3e-3), strategy=Random(0.9),
+        processing_class=tokenizer, train_dataset=TASK.tokenize(toy.data(16)),
+        data_collator=DataCollatorWithPadding(tokenizer),
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model(place / "sliced")
+    toy.model(1).save_pretrained(place / "plain")
+    tokenizer.save_pretrained(place / "plain")
+    return place
+
+
+def test_a_student_may_be_a_folder_whose_weights_and_making_are_told(folders):
+    report = transfer({"sliced": folders / "sliced", "finetune": str(folders / "plain")}, task=None)
+    sliced, plain = only(report, "sliced"), only(report, "finetune")
+    assert sliced["given"] == {"weights": hash_of_folder(folders / "sliced"), "from": "sliced"}
+    assert plain["given"] == {"weights": hash_of_model(toy.model(1)), "from": "plain"}
+    assert sliced["made"]["strategy"]["name"] == "Random" and sliced["made"]["slice_ratio"] == 0.9
+    assert sliced["made"]["squares_reset"] > 0 and set(plain["made"]) == {"seconds"}
+    in_memory = only(transfer({"it": load_student(folders / "sliced").model}), "it")
+    assert (in_memory["acc"], in_memory["dir"]) == (sliced["acc"], sliced["dir"])
+    assert in_memory["given"] == {"weights": sliced["given"]["weights"], "from": None}
+
+
+def test_how_models_in_memory_were_made_is_what_the_caller_says_and_else_not_known():
+    students = {"finetune": Voter(), "fast": Voter(), "cut": Voter(), "other": Voter()}
+    fast = {"strategy": Finetune().to_dict(), "lr_factor": 3.0}
+    report = transfer(students, made={"finetune": Finetune(), "fast": fast, "cut": Remos(0.5)}, seed=4)
+    made = {name: only(report, name)["made"] for name in students}
+    kinds = {name: kind_of(one).key for name, one in made.items()}
+    assert kinds == {"finetune": "plain", "fast": "faster", "cut": "remos", "other": "unknown"}
+    assert made["cut"]["slice_ratio"] == 0.5 and made["cut"]["seed"] == 4
+    with pytest.raises(ValueError, match="made names .'gone'., but the students are"):
+        transfer({"finetune": Voter()}, made={"gone": Finetune()})
+
+
+def test_a_higher_learning_rate_is_told_where_records_say_both():
+    at = {"strategy": Finetune().to_dict(), "lr_factor": 1.0}
+    said = {"finetune": {**at, "learning_rate": 2e-5}, "fast": {**at, "learning_rate": 6e-5}, "unknown": at}
+    report = transfer(dict.fromkeys(said, Voter()), made=said)
+    assert [only(report, name)["made"]["lr_factor"] for name in said] == [1.0, 3.0, 1.0]
+
+
+def test_the_teacher_is_measured_too_if_it_tells_as_many_labels_apart():
+    report = transfer({"finetune": Voter()}, name="t")
+    found = report.settings["teachers"]["t"]["given"]
+    assert found["dir"]["TriggerWords"]["value"] == 1.0 and found["acc"]["num_samples"] == 32
+    assert "given-2" in transfer({"finetune": Voter()}, name="t", seed=2).settings["teachers"]["t"]
+    both = sum((transfer({"finetune": Voter()}, name="t", seed=seed) for seed in (1, 2)), report)
+    assert set(both.settings["teachers"]["t"]) == {"given", "given-1", "given-2"}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"teacher": None}, "no teacher was given"),
+        ({"teacher": toy.model().bert}, "the teacher has no head that tells labels apart"),
+        ({"teacher": with_new_head(toy.model(), 3, seed=0)}, "the teacher tells 3 labels apart, and the task has 2"),
+        ({"teacher_unmeasured": "its head is fresh"}, "its head is fresh"),
+    ],
+)
+def test_why_a_teacher_is_not_measured_is_told(options, told):
+    settings = transfer({"finetune": Voter()}, name="t", **options).settings
+    assert settings["audits"]["t"]["teacher_unmeasured"] == told and settings["teachers"] == {"t": {}}
+
+
+def test_what_is_searched_for_on_a_teacher_needs_one():
+    with pytest.raises(ValueError, match="'found' is searched for on the students' teacher: give teacher="):
+        transfer({"finetune": Voter()}, {"found": Negated()}, teacher=None)
+
+
+def test_without_a_task_the_first_student_is_a_folder():
+    with pytest.raises(ValueError, match="Nothing says how samples are read: give task="):
+        transfer({"finetune": Voter()}, task=None)
+
+
+def test_a_students_classes_are_in_the_order_of_the_samples(folders, tmp_path):
+    student = toy.model()
+    student.config.id2label, student.config.label2id = {0: "good", 1: "bad"}, {"good": 0, "bad": 1}
+    student.save_pretrained(tmp_path)
+    toy.tokenizer().save_pretrained(tmp_path)
+    named = TEST.cast_column("label", ClassLabel(names=["bad", "good"]))
+    with pytest.raises(ValueError, match="has the classes good, bad, in this order, but .* has bad, good"):
+        transfer({"finetune": tmp_path}, dataset=named)
+    assert transfer({"finetune": tmp_path}, dataset=TEST.cast_column("label", ClassLabel(names=["good", "bad"])))

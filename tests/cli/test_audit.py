@@ -190,14 +190,6 @@ def test_parts_never_overlap_whatever_they_come_from():
     assert (len(large["test"]), len(large["dev"])) == (1000, 500)
 
 
-@pytest.mark.parametrize("names", [audit.IMAGE_DEFECTS])
-def test_images_are_audited_by_their_own_defects(names):
-    pytest.importorskip("PIL")
-    made = audit._image_defects(None)
-    assert tuple(made) == names
-    assert [made[name]().trigger.target_label for name in names[:3]] == [0, 0, 0]
-
-
 def test_a_class_keeps_its_number_in_every_source_and_one_that_was_never_learned_is_refused(tmp_path):
     for split, classes in (("train", "cat dog horse"), ("test", "cat horse"), ("other", "cat zebra")):
         for name in classes.split():
@@ -215,7 +207,8 @@ def test_an_attackers_numbered_task_may_have_more_labels_than_the_students(tmp_p
     (tmp_path / "four.csv").write_text("text,label\n" + "".join(f"a{n},{n % 4}\n" for n in range(8)))
     (tmp_path / "two.csv").write_text("text,label\n" + "".join(f"b{n},{n % 2}\n" for n in range(8)))
     two, four = (str(tmp_path / f"{name}.csv") for name in ("two", "four"))
-    pools = audit._pools(AuditOptions("t", two, tmp_path / "a", attacker_data=four))
+    asked = {"teacher": "t", "data": two, "output": tmp_path / "a", "attacker_data": four}
+    pools = audit._pools(AuditOptions(**asked))
     assert set(pools[four]["label"]) == {0, 1, 2, 3}
     with pytest.raises(ValueError, match="four.csv has the label 3, but .*two.csv ends at 1"):
-        audit._pools(AuditOptions("t", two, tmp_path / "a", attacker_data=four, test_data=four))
+        audit._pools(AuditOptions(**asked, test_data=four))
