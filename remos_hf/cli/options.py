@@ -230,9 +230,8 @@ class TrainOptions:
         if self.slice_ratio != AUTO:
             _refuse(self, ("accuracy_budget",), "goes with --slice-ratio auto alone")
         if self.strategy != "remos":
-            _refuse(
-                self, ("profile_samples",), f"counts what is profiled, and the strategy {self.strategy} profiles none"
-            )
+            because = f"is about a profile, which the strategy {self.strategy} does not need"
+            _refuse(self, ("profile_samples", "criterion"), because)
 
 
 @dataclass(frozen=True)

@@ -174,8 +174,14 @@ def test_what_may_go_wrong_is_told_in_one_line(doing, error):
 def test_a_command_speaks_of_options_where_python_speaks_of_arguments(doing):
     told = doing(raising(ValueError("name it by text_columns, or pass report_task=None; a max_samples_x stays")))
     assert told.stderr == "remos report: name it by --text-column, or pass --task None; a max_samples_x stays\n"
-    told = doing(lambda: warnings.warn("see repo_id (remos_hf)", stacklevel=1) or ({}, "done"))
-    assert told.stderr == "Warning: see --repo-id\n"
+    told = doing(lambda: warnings.warn("see slice_ratio (remos_hf)", stacklevel=1) or ({}, "done"))
+    assert told.stderr == "Warning: see --slice-ratio\n"
+
+
+def test_options_are_those_of_the_command_at_hand():
+    told = commands._in_options("push", "repo_id is 'user/name'; name one by text_columns (--text-column)")
+    assert told == "REPO_ID is 'user/name'; name one by --text-column"
+    assert commands._in_options("card", "repo_id is 'user/name'") == "--repo-id is 'user/name'"
 
 
 def test_a_warning_of_the_profile_is_in_the_commands_terms(doing):

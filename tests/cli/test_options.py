@@ -40,6 +40,13 @@ def test_lists_are_not_shared_between_two_calls():
         (options.TrainOptions, {}, "give --slice-ratio"),
         (options.TrainOptions, {"strategy": "retrain", "slice_ratio": 0.9}, "slices nothing"),
         (options.TrainOptions, {"slice_ratio": "auto"}, "--eval-data"),
+        (options.SliceOptions, {"rule": "random", "criterion": "nc"}, "--criterion says how --data is profiled"),
+        (options.SliceOptions, {"coverage": "c", "text_columns": ["a"]}, "--text-column says how --data is profiled"),
+        (options.TrainOptions, {"slice_ratio": 0.9, "accuracy_budget": 0.1}, "--accuracy-budget goes with"),
+        (options.TrainOptions, {"strategy": "l2sp", "profile_samples": 9}, "which the strategy l2sp does not need"),
+        (options.TrainOptions, {"strategy": "random", "slice_ratio": 0.9, "criterion": "nc"}, "--criterion is about"),
+        (options.CardOptions, {"report_student": "remos 0.9"}, "--student is a name in a report: give --report"),
+        (options.PushOptions, {"report_task": "t"}, "--task is a name in a report: give --report"),
     ],
 )
 def test_what_does_not_go_together_is_refused(kind, given, told):

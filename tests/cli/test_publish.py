@@ -38,3 +38,9 @@ def test_a_folder_that_is_no_student_is_refused(remos, tmp_path):
         for command in (["card", folder], ["push", folder, "me/toy", "--dry-run"]):
             result = remos(*command)
             assert result.exit_code == 1 and told in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_report_that_is_not_there_is_named_by_its_option(remos, student, tmp_path):
+    for command in (["card", student], ["push", student, "me/toy", "--dry-run"]):
+        told = remos(*command, "--report", tmp_path / "none.json")
+        assert told.exit_code == 1 and "--report is the report.json of an audit, but there is no file" in told.stderr
