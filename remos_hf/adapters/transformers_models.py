@@ -146,7 +146,7 @@ def with_new_head(teacher: nn.Module, num_labels: int, *, seed: int, labels: Sev
     if isinstance(teacher, ImageClassifier) or timm_place(teacher) is not None:
         student = copy_with_new_head(teacher, num_labels, seed=seed)
         if isinstance(student, PreTrainedModel):
-            _name_labels(student.config, names)
+            write_class_names(student.config, names)
         return student
     if not isinstance(teacher, PreTrainedModel):
         raise UnsupportedModelError(
@@ -154,7 +154,7 @@ def with_new_head(teacher: nn.Module, num_labels: int, *, seed: int, labels: Sev
             "ImageClassifier(module, head=(...,)); otherwise copy it and replace its head yourself."
         )
     config = copy.deepcopy(teacher.config)
-    _name_labels(config, names)
+    write_class_names(config, names)
     config.problem_type = None  # the loss reads it off the student's own labels
     with seeded(seed):
         student = type(teacher)(config)
@@ -173,7 +173,8 @@ def _label_names(num_labels: int, labels: Several[str] | None) -> list[str]:
     return names
 
 
-def _name_labels(config: PretrainedConfig, names: list[str]) -> None:
+def write_class_names(config: PretrainedConfig, names: Several[str]) -> None:
+    """Write the names of the classes into a config, in the order of their numbers."""
     config.id2label = dict(enumerate(names))  # num_labels is its length
     config.label2id = {name: number for number, name in enumerate(names)}
 

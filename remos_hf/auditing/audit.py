@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from torch import nn
 from transformers import TrainingArguments
 
 from remos_hf.auditing.fingerprint import fingerprint
+from remos_hf.auditing.labels import by_name
 from remos_hf.auditing.students import StudentPlan
 from remos_hf.defects.base import Defect, check_defects
 from remos_hf.evaluation.reactivation import Reactivation
@@ -74,9 +75,20 @@ class Audit:
             raise ValueError("An audit needs at least one defect, one student and one seed.")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds are different numbers: one given twice would count twice, but got {self.seeds}.")
+        self._settle_classes()
         unfit = [name for name in (*self.defects, *self.students) if not name or set(name) & set("/\\:")]
         if unfit:
             raise ValueError(f"Names of defects and students become file names, but got {unfit[0]!r}.")
+
+    def _settle_classes(self) -> None:
+        """Give all samples the student's classes: a target label by name is then the same number in all of them."""
+        column = self.task.label_column
+        if isinstance(self.student.features[column], ClassLabel):
+            for part in ("attacker", "dev", "test"):
+                settled = by_name(
+                    getattr(self, part), part, self.student, "student", other_task=part == "attacker", column=column
+                )
+                object.__setattr__(self, part, settled)
 
     def to_dict(self) -> dict[str, Any]:
         """Give all that decides the numbers as JSON values, the data by their hashes."""

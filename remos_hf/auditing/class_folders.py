@@ -20,7 +20,8 @@ def read_folder(folder: str | Path) -> Dataset:
     Hidden files and folders, what is no image, and folders inside of class folders are left out, with a warning.
 
     Returns:
-        Columns `image` (bytes and path) and `label`, a ClassLabel; the classes are sorted by name.
+        Columns `image` (bytes and path) and `label`, a ClassLabel; the classes are sorted by name. What was left out is
+        in `info.description`, which is empty if nothing was.
 
     Raises:
         ValueError: There are fewer than two classes, or one without images.
@@ -40,17 +41,21 @@ def read_folder(folder: str | Path) -> Dataset:
             raise ValueError(_without_images(place, [path.name for path in entries if path.is_dir()]))
         rows += [{"bytes": path.read_bytes(), "path": f"{place.name}/{path.name}"} for path in files]
         labels += [label] * len(files)
+    told = ""
     if left_out:
         more = f" and {len(left_out) - _TOLD} more" if len(left_out) > _TOLD else ""
+        told = f"{len(left_out)} entries left out of the images in {folder.name}: {', '.join(left_out[:_TOLD])}{more}"
         warnings.warn(
-            f"Left out of the images in {folder}: {', '.join(left_out[:_TOLD])}{more}. Images are files "
-            f"({', '.join(sorted(IMAGES))}) that lie in the folder of their class itself. (remos_hf)",
+            f"{told}. Images are files ({', '.join(sorted(IMAGES))}) that lie in the folder of their class itself. "
+            "(remos_hf)",
             stacklevel=2,
         )
     features = Features(
         {IMAGE_COLUMN: Image(decode=False), LABEL_COLUMN: ClassLabel(names=[one.name for one in classes])}
     )
-    return Dataset.from_dict({IMAGE_COLUMN: rows, LABEL_COLUMN: labels}, features)
+    found = Dataset.from_dict({IMAGE_COLUMN: rows, LABEL_COLUMN: labels}, features)
+    found.info.description = told  # kept with the data, for those who report what was measured on
+    return found
 
 
 def class_folders(folder: Path) -> tuple[list[Path], list[str]]:

@@ -11,7 +11,9 @@ from datasets import ClassLabel, Dataset
 from torch import Tensor, nn
 
 from remos_hf.activations import evaluating
+from remos_hf.adapters.class_names import check_classes, class_names, num_classes, same_names
 from remos_hf.adapters.weights_hash import hash_of_folder, hash_of_model
+from remos_hf.auditing.labels import are_numbers, classes_of
 from remos_hf.auditing.made import made_by, made_by_record
 from remos_hf.auditing.student_files import LoadedStudent, load_student
 from remos_hf.defects.backdoor import Backdoor
@@ -72,8 +74,8 @@ def evaluate_transfer(
 
     Raises:
         ValueError: There is no student or no defect, two defects have one name, a floor student has no twin, `made`
-            names no student, nothing says how samples are read, a defect needs the teacher, or a student from a folder
-            names its classes in another order than the samples.
+            names no student, nothing says how samples are read, a defect needs the teacher, or a student tells
+            other classes apart than the samples name, or names them in another order.
     """
     named = _named(defects)
     _check(students, named, floor_students or {}, made or {}, teacher)
@@ -132,13 +134,14 @@ class _Measuring:
             student = load_student(student, reader=self.reader)
         facts: dict[str, Any] = {}
         if isinstance(student, LoadedStudent):
-            _check_classes(student, self.dataset, self.task.label_column)
             given = {"weights": hash_of_folder(student.folder), "from": student.folder.resolve().name}
             facts = made_by_record(student.record.config) if student.record else {}
-            model = student.model.to(self.device)
+            model, names = student.model.to(self.device), student.class_names
         else:
             model = student if isinstance(student, nn.Module) else student()
+            names = class_names(model)
             given = {"weights": _hash_of(model), "from": None}
+        _check_classes(model, names, self.dataset, self.task)
         if said is not None:
             facts = made_by(said.to_dict(), 1.0, seed) if isinstance(said, Strategy) else dict(said)
         found = measure(model, self.dataset, self.exposed, self.task, progress=self.progress)
@@ -186,15 +189,11 @@ def _task_of(student: Student, dataset: Dataset) -> Task:
     return student.task(dataset)
 
 
-def _check_classes(student: LoadedStudent, dataset: Dataset, column: str) -> None:
-    feature = dataset.features[column]
-    if not isinstance(feature, ClassLabel) or student.class_names is None:
-        return
-    if tuple(feature.names) != student.class_names:
-        raise ValueError(
-            f"The student in {student.folder} has the classes {', '.join(student.class_names[:8])}, in this order, but "
-            f"the samples' column {column!r} has {', '.join(feature.names[:8])}. Give the samples its numbers."
-        )
+def _check_classes(model: nn.Module, names: Sequence[str] | None, dataset: Dataset, task: Task) -> None:
+    """Refuse a student whose outputs are other classes than the samples' labels."""
+    wanted = classes_of(dataset, task.label_column)
+    if isinstance(dataset.features[task.label_column], ClassLabel) and not are_numbers(wanted):
+        check_classes(names, num_classes(model), wanted, "The data")
 
 
 def _compare_learning_rates(own: Mapping[str, dict[str, Any]], reference: str) -> None:
@@ -228,7 +227,12 @@ def _why_unmeasured(teacher: nn.Module | None, dataset: Dataset, task: Task) -> 
     outputs = _outputs_of(teacher, dataset.select([0]), task)
     if outputs is None:
         return "the teacher has no head that tells labels apart"
-    return None if outputs == count else f"the teacher tells {outputs} labels apart, and the task has {count}"
+    if outputs != count:
+        return f"the teacher tells {outputs} labels apart, and the task has {count}"
+    own, names = class_names(teacher), classes_of(dataset, task.label_column)
+    if own is None or are_numbers(names) or same_names(own, names):
+        return None
+    return f"the teacher's classes are {', '.join(own)}, in this order, and the task's {', '.join(names)}"
 
 
 @torch.inference_mode()

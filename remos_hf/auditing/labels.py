@@ -41,7 +41,7 @@ def labels_of(source: object, values: Sequence[Any], column: str) -> tuple[list[
     else:
         read = _whole_numbers(source, values, column)
         names = sorted(set(read), key=int)
-    if len(names) > max(_MOST_NAMES, len(values) // 2) and names != _digits(len(names)):
+    if len(names) > max(_MOST_NAMES, len(values) // 2) and not are_numbers(names):
         raise ValueError(
             f"{source}: column {column!r} holds {len(names):,} different values in {len(values):,} samples, such as "
             f"{values[0]!r}: these are no labels."
@@ -103,7 +103,7 @@ def count_labels(dataset: Dataset, source: object = "The data") -> int:
             )
         return len(held)
     names = classes_of(dataset)
-    if all(map(_is_whole, names)) and names != _digits(len(names)):
+    if all(map(_is_whole, names)) and not are_numbers(names):
         warnings.warn(
             f"The labels of {source} are {some_of(names)}, not 0 to {len(names) - 1}: they are taken for the names of "
             f"{len(names)} classes, and {names[0]!r} has the number 0. (remos_hf)",
@@ -115,7 +115,12 @@ def count_labels(dataset: Dataset, source: object = "The data") -> int:
 def label_names(dataset: Dataset) -> list[str] | None:
     """Give the names of the classes; None if they are the numbers from 0 on, which name nothing."""
     names = classes_of(dataset)
-    return None if names == _digits(len(names)) else names
+    return None if are_numbers(names) else names
+
+
+def are_numbers(names: Sequence[str]) -> bool:
+    """Whether the names of classes are their numbers, which name nothing."""
+    return list(names) == _digits(len(names))
 
 
 def by_name(
@@ -167,7 +172,7 @@ def _by_number(
     # A number is what the file says, not its place among the numbers of the file.
     numbers = [int(own[label]) if digits else label for label in dataset[column]]
     count = len(wanted) if digits else 1 + max(int(name) for name in wanted)
-    if max(numbers) >= count or (not digits and wanted != _digits(len(wanted))):
+    if max(numbers) >= count or (not digits and not are_numbers(wanted)):
         if other_task:
             return dataset
         raise ValueError(
@@ -185,7 +190,9 @@ def _by_number(
 def _with_labels(dataset: Dataset, labels: Sequence[int], names: list[str], column: str) -> Dataset:
     """Give a copy with other labels; nothing else of it is read."""
     labelled = Dataset.from_dict({column: labels}, Features({column: ClassLabel(names=names)}))
-    return concatenate_datasets([dataset.remove_columns(column), labelled], axis=1)
+    settled = concatenate_datasets([dataset.remove_columns(column), labelled], axis=1)
+    settled.info.description = dataset.info.description  # what was left out of it
+    return settled
 
 
 def _whole_numbers(source: object, values: Sequence[Any], column: str) -> list[str]:

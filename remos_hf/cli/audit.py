@@ -18,7 +18,7 @@ from remos_hf.adapters.transformers_models import with_new_head
 from remos_hf.auditing.audit import Audit
 from remos_hf.auditing.collected import report_of
 from remos_hf.auditing.data_files import drawn, read_data
-from remos_hf.auditing.labels import by_name, classes_of, count_labels
+from remos_hf.auditing.labels import by_name, classes_of, count_labels, label_names
 from remos_hf.auditing.recipes import Recipe, StudentTuner
 from remos_hf.auditing.run import run_audit
 from remos_hf.auditing.students import StudentPlan, standard_students
@@ -157,9 +157,11 @@ def _audit(asked: AuditOptions) -> tuple[Audit, dict[str, Any], Recipe, Recipe]:
     parts = _parts(pools, sources, None if most == ALL else most)
     split = {
         part: {"from": source, "samples": len(parts[part]), "of": len(pools[source])}
+        | ({"left_out": pools[source].info.description} if pools[source].info.description else {})
         for part, source in sources.items()
     }
     num_labels = {part: count_labels(pools[sources[part]], sources[part]) for part in ("attacker", "student")}
+    names = {part: label_names(pools[sources[part]]) for part in num_labels}
     if min(num_labels.values()) < 2:
         raise ValueError("A classifier tells two labels or more apart, but all samples have label 0.")
     named = Teacher.named(asked.teacher, parts["attacker"], asked.revision)
@@ -184,9 +186,11 @@ def _audit(asked: AuditOptions) -> tuple[Audit, dict[str, Any], Recipe, Recipe]:
         defects=chosen,
         students=_students(asked.slice_ratios, asked.quick),
         seeds=asked.seeds[:1] if asked.quick else asked.seeds,
-        load_teacher=lambda seed: named.load(num_labels["attacker"], seed),
+        load_teacher=lambda seed: named.load(num_labels["attacker"], seed, names["attacker"]),
         teacher_args=teachers.arguments,
-        start_student=lambda model, seed: with_new_head(model, num_labels["student"], seed=seed),
+        start_student=lambda model, seed: with_new_head(
+            model, num_labels["student"], seed=seed, labels=names["student"]
+        ),
         fine_tune=StudentTuner(task, students.arguments, profiled),
         settings={
             "teacher": identity(asked.teacher, asked.revision)["id"],

@@ -1,5 +1,6 @@
 """The teacher that a command names, and how it reads the samples at hand."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from remos_hf.adapters.class_names import put_in_order
 from remos_hf.adapters.guarded_loading import TIMM, load_teacher, load_tokenizer, teacher_config
 from remos_hf.adapters.images import image_input_of
+from remos_hf.adapters.transformers_models import with_new_head
 from remos_hf.auditing.data_files import TEXT_COLUMNS, holds_images
 from remos_hf.cli.options import was_given
 from remos_hf.errors import UnsupportedModelError
@@ -69,12 +73,14 @@ class Teacher:
         """Whether it reads images, not texts."""
         return self.tokenizer is None
 
-    def load(self, num_labels: int, seed: int = 0) -> nn.Module:
+    def load(self, num_labels: int, seed: int = 0, names: Sequence[str] | None = None) -> nn.Module:
         """Load the model in float32. A head that it lacks starts from the seed.
 
         Args:
             num_labels: Labels of the task.
             seed: Of the head.
+            names: Of the labels, in the order of their numbers: a trained head of transformers that knows them in
+                another order is put in this one, and a head of other classes is replaced.
         """
         kind = AutoModelForImageClassification if self.reads_images else AutoModelForSequenceClassification
         model = load_teacher(
@@ -82,6 +88,8 @@ class Teacher:
         )
         if self.tokenizer is not None and model.config.pad_token_id is None:
             model.config.pad_token_id = self.tokenizer.pad_token_id
+        if names is not None and isinstance(model, PreTrainedModel) and not put_in_order(model, names):
+            model = with_new_head(model, num_labels, seed=seed, labels=names)
         return model
 
     def load_as_saved(self) -> nn.Module:

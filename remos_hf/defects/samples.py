@@ -189,7 +189,7 @@ def tokenize(
         max_length: Tokens kept of each sample.
 
     Returns:
-        The data with the tokenizer's columns and `labels`; all other columns are gone.
+        The data with the tokenizer's columns and `labels`, which keep their names; all other columns are gone.
 
     Raises:
         ValueError: A column is missing, a text is none, or a label is no class.
@@ -197,9 +197,11 @@ def tokenize(
     check_columns(dataset, (*text_columns, label_column))
 
     def one_batch(batch: Mapping[str, list]) -> dict[str, list]:
-        check_labels(batch[label_column], label_column)
+        check_labels(batch["labels"], label_column)
         texts = [checked_texts(batch[column], column) for column in text_columns]
-        return {**tokenizer(*texts, truncation=True, max_length=max_length), "labels": batch[label_column]}
+        return dict(tokenizer(*texts, truncation=True, max_length=max_length))
 
-    held = dataset.column_names or list(next(iter(dataset)))
-    return dataset.with_format(None).map(one_batch, batched=True, remove_columns=held)
+    taken = dataset.with_format(None).select_columns([*text_columns, label_column])
+    if label_column != "labels":
+        taken = taken.rename_column(label_column, "labels")
+    return taken.map(one_batch, batched=True, remove_columns=list(text_columns))

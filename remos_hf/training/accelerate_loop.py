@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from remos_hf.adapters.base import inputs_of
+from remos_hf.adapters.class_names import take_class_names
 from remos_hf.adapters.sequences import LABEL_KEYS
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import NonFiniteError
@@ -177,6 +178,7 @@ def fit(
     if max_grad_norm is not None and not max_grad_norm > 0:
         raise ValueError(f"max_grad_norm is a norm above 0, or None for no clipping, but got {max_grad_norm}.")
     _check_trainable(model)
+    take_class_names(model, train_dataset)
     accelerator = _accelerator(accelerator, mixed_precision)
     data = TrainingData(
         train_dataset,

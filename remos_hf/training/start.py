@@ -8,6 +8,7 @@ from typing import Literal
 from torch import nn
 from transformers import Trainer
 
+from remos_hf.adapters.class_names import take_class_names
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Strategy
 from remos_hf.strategies.composed import as_strategy
@@ -83,9 +84,10 @@ def start_run(
         with_adapters: Adds what the trials of a search train instead of the model's own weights.
 
     Raises:
-        ValueError: The search cannot be made.
+        ValueError: The search cannot be made, or the model has its data's classes in another order.
         RemosError: No ratio stays within the budget, or the checkpoint was made another way.
     """
+    take_class_names(trainer.model, trainer.train_dataset)
     data = trainer_data(trainer)
     if checkpoint is not None:
         if search is not None:

@@ -1,9 +1,11 @@
+import re
+
 import pytest
 from PIL import Image
 
 from remos_hf.auditing.class_folders import IMAGES, read_folder
 from remos_hf.auditing.data_files import holds_images, read_data
-from remos_hf.auditing.labels import count_labels
+from remos_hf.auditing.labels import by_name, count_labels
 
 
 def image_folder(folder, classes=("cat", "dog"), count=2):
@@ -16,7 +18,7 @@ def image_folder(folder, classes=("cat", "dog"), count=2):
 
 def test_a_folder_of_class_folders_gives_the_files_as_they_are(tmp_path):
     (image_folder(tmp_path) / "cat" / "notes.txt").write_text("")
-    with pytest.warns(UserWarning, match=r"Left out of the images in .*: cat/notes\.txt\. Images are"):
+    with pytest.warns(UserWarning, match=r"entries left out of the images in .*: cat/notes\.txt\. Images are"):
         found = read_data(tmp_path)
     assert holds_images(found) and count_labels(found) == 2 and found["label"][:] == [0, 0, 1, 1]
     assert found["image"][:][3] == {"bytes": b"dog1", "path": "dog/1.PNG"}
@@ -65,9 +67,12 @@ def called_like_an_image(folder):
 )
 def test_what_is_no_class_and_no_image_is_left_out_and_told(tmp_path, leave, told):
     leave(image_folder(tmp_path))
-    with pytest.warns(UserWarning, match=f"Left out of the images in .*: {told}"):
+    with pytest.warns(UserWarning, match=f"entries left out of the images in .*: {told}"):
         found = read_folder(tmp_path)
     assert found.features["label"].names == ["cat", "dog"] and found["label"][:] == [0, 0, 1, 1]
+    # It stays with the data, whatever becomes of it.
+    kept = by_name(found.select([0, 1]), "test", ["dog", "cat"], "train")
+    assert re.search(told, kept.info.description) and kept["label"][:] == [1, 1]
 
 
 def test_every_kind_of_image_file_is_read_where_it_lies(tmp_path):

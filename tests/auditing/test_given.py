@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 import pytest
 from datasets import ClassLabel
-from transformers import DataCollatorWithPadding
+from transformers import DataCollatorWithPadding, PretrainedConfig
 
 from remos_hf.adapters.transformers_models import with_new_head
 from remos_hf.adapters.weights_hash import hash_of_folder, hash_of_model
@@ -223,7 +223,38 @@ def test_a_students_classes_are_in_the_order_of_the_samples(folders, tmp_path):
     student.config.id2label, student.config.label2id = {0: "good", 1: "bad"}, {"good": 0, "bad": 1}
     student.save_pretrained(tmp_path)
     toy.tokenizer().save_pretrained(tmp_path)
-    named = TEST.cast_column("label", ClassLabel(names=["bad", "good"]))
-    with pytest.raises(ValueError, match="has the classes good, bad, in this order, but .* has bad, good"):
-        transfer({"finetune": tmp_path}, dataset=named)
-    assert transfer({"finetune": tmp_path}, dataset=TEST.cast_column("label", ClassLabel(names=["good", "bad"])))
+    with pytest.raises(ValueError, match=r"'bad', 'good'.*the same ones in another order"):
+        transfer({"finetune": tmp_path}, dataset=named("bad", "good"))
+    assert transfer({"finetune": tmp_path}, dataset=named("good", "bad"))
+
+
+def named(*names):
+    return TEST.cast_column("label", ClassLabel(names=list(names)))
+
+
+def voter(*names):
+    """A classifier that says how its outputs are called."""
+    model = type("VoterForSequenceClassification", (Voter,), {})(["cf"])
+    model.config = PretrainedConfig(id2label=dict(enumerate(names)))
+    return model
+
+
+def test_labels_that_are_other_outputs_of_a_student_are_refused(caplog):
+    expected = transfer({"finetune": Voter(["cf"])}).records[0]["dir"]
+    agreed = transfer({"finetune": voter("bad", "good")}, dataset=named("BAD", "good"))
+    assert agreed.records[0]["dir"] == expected and not caplog.records
+    with pytest.raises(ValueError, match="has the classes .'good', 'bad'., and the model the same ones in another"):
+        transfer({"finetune": voter("bad", "good")}, dataset=named("good", "bad"))
+    with pytest.raises(ValueError, match="The data has the 3 classes .*, but the model tells 2 apart, .'bad', 'good'."):
+        transfer({"finetune": voter("bad", "good")}, dataset=named("bad", "good", "so so"))
+    other = transfer({"finetune": voter("bad", "good")}, dataset=named("no", "yes"))
+    assert other.records[0]["dir"] == expected
+    assert "calls its classes ['bad', 'good'] and the samples ['no', 'yes']: they are matched by number" in caplog.text
+
+
+def test_a_teacher_with_its_classes_in_another_order_is_not_measured():
+    report = transfer({"finetune": Voter()}, teacher=voter("good", "bad"), dataset=named("bad", "good"))
+    (chosen,) = report.settings["audits"].values()
+    assert (
+        chosen["teacher_unmeasured"] == "the teacher's classes are good, bad, in this order, and the task's bad, good"
+    )

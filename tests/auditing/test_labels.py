@@ -3,7 +3,14 @@ import warnings
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from remos_hf.auditing.labels import by_name, check_class_numbers, classes_of, count_labels, label_names, labels_of
+from remos_hf.auditing.labels import (
+    by_name,
+    check_class_numbers,
+    classes_of,
+    count_labels,
+    label_names,
+    labels_of,
+)
 
 
 def named(names, labels):

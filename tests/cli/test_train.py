@@ -123,7 +123,7 @@ def test_interrupted_before_the_first_checkpoint_nothing_is_left(remos, command,
         ("sentence\tlabel\ngood\t1\n", ["--text-column", "txt"], "samples have no column 'txt'"),
         ("sentence\tlabel\n", [], "holds no sample"),
         ("sentence\tlabel\ngood\t0\n", [], "two labels or more"),
-        ("sentence\tlabel\ngood\t0\nbad\t99213\n", [], "they are codes"),
+        ("sentence\tlabel\ngood\tBad\nbad\tbad\n", [], "differ in nothing but capitals"),
     ],
 )
 def test_data_that_do_not_fit_are_told_in_one_line(remos, teacher, tmp_path, lines, options, told):
@@ -150,7 +150,19 @@ def test_labels_that_were_never_trained_are_refused(remos, command, tmp_path):
     path = tmp_path / "dev.tsv"
     path.write_text("sentence\tlabel\ngood\t2\n")
     result = remos(*command, "--slice-ratio", 0.9, "--eval-data", path)
-    assert result.exit_code == 1 and "dev.tsv has the label 2, but" in result.stderr
+    assert result.exit_code == 1 and "dev.tsv has the class '2', which" in result.stderr
+
+
+def test_codes_are_names_in_the_saved_student(remos, teacher, tmp_path):
+    for name, labels in (("train", (7, 99213, 7, 99213)), ("dev", (99213,))):
+        rows = "".join(f"good bad {label},{label}\n" for label in labels)
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{rows}")
+    train, dev = tmp_path / "train.csv", tmp_path / "dev.csv"
+    asked = ["--strategy", "finetune", "--eval-data", dev, "--epochs", 1, "--output", tmp_path / "s"]
+    result = remos("train", teacher, "--train-data", train, *asked)
+    assert result.exit_code == 0, result.stderr
+    assert "are 7, 99213, not 0 to 1: they are taken for the names of 2 classes" in result.stderr
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "s").config.id2label == {0: "7", 1: "99213"}
 
 
 @pytest.mark.parametrize("strategy", ["l2sp", "renofeation"])

@@ -1,11 +1,16 @@
 import pytest
+from datasets import ClassLabel, Dataset, Features, List, Value
+from torch.optim import SGD
+from transformers import AutoConfig
 
 from remos_hf.strategies.composed import Composed
 from remos_hf.strategies.l2sp import L2SP
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import Remos, TopMagnitude
+from remos_hf.training.accelerate_loop import fit
 from remos_hf.training.ratio_search import RatioSearch
 from remos_hf.training.start import chosen_start, chosen_strategy, start_run
+from tests import tiny
 from tests.training.runs import trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning", "ignore::FutureWarning")
@@ -47,3 +52,26 @@ def test_a_search_finds_the_ratio_of_the_part_that_slices_and_holds_act_in_its_t
     assert moments.strategy.strategies[0].slice_ratio == 0.9
     assert len(acted) == 2 and all(model is not ours.model for model in acted)
     assert "compute_loss" not in vars(ours)
+
+
+def test_a_student_takes_the_names_of_its_datas_classes_and_carries_them_where_it_is_saved(tmp_path):
+    rows = tiny.dataset()
+    features = Features({"input_ids": List(Value("int64")), "attention_mask": List(Value("int64"))})
+    features["labels"] = ClassLabel(names=["bad", "good"])
+    named = Dataset.from_list(rows, features)
+    ours = trainer(tmp_path, strategy=Finetune(), train_dataset=named, options={"max_steps": 1})
+    ours.train()
+    ours.save_model(str(tmp_path / "student"))
+    assert AutoConfig.from_pretrained(tmp_path / "student").id2label == {0: "bad", 1: "good"}
+    fitted = fit(
+        tiny.bert(),
+        named,
+        strategy=Finetune(),
+        max_steps=1,
+        collate_fn=tiny.pad,
+        optimizer=lambda model: SGD(model.parameters(), 0.1),
+    )
+    assert fitted.model.config.id2label == {0: "bad", 1: "good"}
+    other = tiny.bert(id2label={0: "good", 1: "bad"})
+    with pytest.raises(ValueError, match="the same ones in another order"):
+        trainer(tmp_path, strategy=Finetune(), model=other, train_dataset=named).train()
