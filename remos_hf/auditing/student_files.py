@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from remos_hf.adapters.class_names import class_names
 from remos_hf.adapters.guarded_loading import TIMM, load_teacher, load_tokenizer, teacher_config, teacher_folder
 from remos_hf.adapters.images import ImageInput, image_input_of
 from remos_hf.adapters.teacher_configs import CONFIG
@@ -40,7 +41,6 @@ _WEIGHTS_FILE = "model.safetensors"
 # What examples/run_timm_remos.py writes beside a student of timm.
 _TIMM_STUDENT_FILE = "image_classifier.json"
 _TOKENIZER_FILES = ("tokenizer*.json", "vocab.*", "merges.txt", "*.model")
-_UNNAMED = "LABEL_"
 # What timm's config says of how images are read, and of the architecture; its other keys say where weights came from.
 _TIMM_KEYS = (
     *("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"),
@@ -120,7 +120,8 @@ def load_student(folder: str | Path, *, reader: str | None = None) -> LoadedStud
     given = _reader_of(place, model, of_images, reader)
     if not of_images and model.config.pad_token_id is None:
         model.config.pad_token_id = given.pad_token_id
-    return LoadedStudent(place, model, given, _names_in(config.id2label), record)
+    names = class_names(model)
+    return LoadedStudent(place, model, given, None if names is None else tuple(names), record)
 
 
 def save_timm_student(student: ImageClassifier, folder: str | Path, labels: Sequence[str] | None = None) -> None:
@@ -187,15 +188,18 @@ def _timm_student(
     if settings is not None:  # timm's own form, which says everything
         teacher_folder(str(place))
         model = image_classifier(f"local-dir:{place}", checkpoint_path=weights)
-        return model, _names_in(dict(enumerate(settings.get("label_names") or ())))
+        return model, _texts(settings.get("label_names"))
     described = read_json(place / _TIMM_STUDENT_FILE) if (place / _TIMM_STUDENT_FILE).is_file() else {}
     name = described.get("model") or _timm_id(place, record)
     if not isinstance(name, str) or ":" in name:
         raise UnsupportedModelError(f"{place / _TIMM_STUDENT_FILE} names no model that timm itself has, but {name!r}.")
     if not weights.is_file():
         raise FileNotFoundError(f"There is no {weights}, the weights of a student of timm.")
-    labels = described.get("labels")
-    return image_classifier(name, checkpoint_path=weights), tuple(map(str, labels)) if labels else None
+    return image_classifier(name, checkpoint_path=weights), _texts(described.get("labels"))
+
+
+def _texts(names: Any) -> tuple[str, ...] | None:  # noqa: ANN401 - JSON
+    return tuple(map(str, names)) if isinstance(names, list) and names else None
 
 
 def _timm_id(place: Path, record: Sidecars | None) -> str:
@@ -264,9 +268,3 @@ def _reader_of(
     like = copy.copy(model)
     like.name_or_path = str(teacher_folder(otherwise).path)
     return image_input_of(like)
-
-
-def _names_in(labels: Mapping[int, str] | None) -> tuple[str, ...] | None:
-    """Give the names in the order of their numbers; None where transformers made them up."""
-    names = tuple(str(labels[number]) for number in sorted(labels or {}))
-    return None if all(name == f"{_UNNAMED}{number}" for number, name in enumerate(names)) else names

@@ -22,7 +22,7 @@ try:
 except ImportError:
     raise ImportError("The command remos needs typer: pip install 'remos_hf[cli]'.") from None
 
-from remos_hf import __version__
+import remos_hf
 from remos_hf.cli import options
 from remos_hf.cli.command_line import option_of
 
@@ -88,7 +88,7 @@ app = typer.Typer(
 
 def _tell_versions(asked: bool) -> None:
     if asked:
-        found = {"remos_hf": __version__, "Python": platform.python_version()}
+        found = {"remos_hf": remos_hf.__version__, "Python": platform.python_version()}
         for name in ("torch", "transformers"):
             try:
                 found[name] = version(name)

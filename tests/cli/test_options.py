@@ -27,7 +27,7 @@ def test_every_option_has_a_help_and_every_command_a_sentence(kind):
 
 
 def test_lists_are_not_shared_between_two_calls():
-    one, other = (made(options.AuditOptions) for _ in range(2))
+    one, other = (made(options.AuditOptions, teacher="t") for _ in range(2))
     assert (one.seeds, one.slice_ratios) == ([0, 1, 2], [0.9]) and one.seeds is not other.seeds
 
 
