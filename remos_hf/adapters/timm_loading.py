@@ -3,6 +3,7 @@
 timm itself is imported only where a model is built, so that other models need not have it installed.
 """
 
+import difflib
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -89,6 +90,9 @@ def _create(name: str, pretrained: bool, checkpoint_path: str | Path | None) -> 
         import timm
     except ImportError as error:
         raise ImportError("Models of timm need timm: pip install 'remos_hf[vision]'.") from error
+    if ":" not in name and not timm.is_model(name.partition(".")[0]):
+        close = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=3)) or "none"
+        raise UnsupportedModelError(f"timm {timm.__version__} has no model {name!r}. Names like it: {close}.")
     file = None if checkpoint_path is None else _checked_file(Path(checkpoint_path))
     if pretrained and file is None:
         file = _checked_file(_weights_file(name, timm.get_pretrained_cfg))
@@ -162,8 +166,10 @@ def _from_hub(name: str, repo: str, revision: str | None, files: Iterable[str]) 
     for file in files:
         try:
             return Path(hf_hub_download(repo, file, revision=revision))
-        except LocalEntryNotFoundError:
-            raise  # no network: it may well be there
+        except LocalEntryNotFoundError as error:  # it may well be there
+            raise FileNotFoundError(
+                f"The weights of {name} ({repo} on the Hub) are not in the local cache, and the Hub cannot be reached."
+            ) from error
         except EntryNotFoundError:
             continue
     raise UnsupportedModelError(_only_pickles(name, f"the repository {repo} holds none of {', '.join(files)}"))

@@ -6,7 +6,6 @@ can be said of what was measured; 130 interrupted.
 
 import inspect
 import json
-import platform
 import re
 import traceback
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from dataclasses import MISSING, Field, fields
 from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from platform import python_version
 from typing import Annotated, Any
 
 try:
@@ -22,7 +22,6 @@ try:
 except ImportError:
     raise ImportError("The command remos needs typer: pip install 'remos_hf[cli]'.") from None
 
-import remos_hf
 from remos_hf.cli import options
 from remos_hf.cli.command_line import option_of
 
@@ -87,15 +86,16 @@ app = typer.Typer(
 
 
 def _tell_versions(asked: bool) -> None:
-    if asked:
-        found = {"remos_hf": remos_hf.__version__, "Python": platform.python_version()}
-        for name in ("torch", "transformers"):
-            try:
-                found[name] = version(name)
-            except PackageNotFoundError:
-                found[name] = "not installed"
-        typer.echo(", ".join(f"{name} {number}" for name, number in found.items()))
-        raise typer.Exit
+    if not asked:
+        return
+    found = {}
+    for name in ("remos_hf", "torch", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    typer.echo(", ".join(f"{name} {number}" for name, number in {**found, "Python": python_version()}.items()))
+    raise typer.Exit
 
 
 @app.callback()
@@ -106,7 +106,7 @@ def _about(
             "--version",
             callback=_tell_versions,
             is_eager=True,
-            help="Print the versions of remos_hf, Python, torch and transformers, and stop.",
+            help="Print the versions of remos_hf, torch, transformers and Python, and stop.",
         ),
     ] = False,
 ) -> None:
@@ -219,6 +219,7 @@ _ON_THE_COMMAND_LINE = {
     "TopKCoverage": "tknc",
     "StrongCoverage": "snac",
     "TopMagnitude": "top_magnitude",
+    "checkpoint_path=": "its folder by timm/local-dir:FOLDER",
     "seed=": "--seed",
     "revision=": "--revision",
 }

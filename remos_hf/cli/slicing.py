@@ -7,7 +7,7 @@ from remos_hf.adapters.guarded_loading import TIMM, teacher_folder
 from remos_hf.cli.options import SliceOptions
 from remos_hf.cli.output import STUDENT, check_output, written
 from remos_hf.cli.profile import profiled
-from remos_hf.cli.teacher import identity
+from remos_hf.cli.teacher import check_revision, identity
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.sharing.record import Sidecars
@@ -33,6 +33,7 @@ def run(asked: SliceOptions, progress: bool) -> tuple[dict[str, Any], str]:
     check_output(output, STUDENT, asked.overwrite)
     if teacher.startswith(TIMM):
         raise UnsupportedModelError(f"{teacher}: checkpoints of transformers are sliced on disk; of timm, none is.")
+    check_revision(teacher, asked.revision)
     source = teacher_folder(teacher, revision=asked.revision)
     if before := earlier_slice(source.path):
         logger.warning(before)

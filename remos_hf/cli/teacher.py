@@ -54,7 +54,9 @@ class Teacher:
         Raises:
             UnsupportedModelError: As `load_teacher`, or it has no way to pad texts.
             FileNotFoundError: There is no such teacher.
+            ValueError: A revision of a folder.
         """
+        check_revision(name, revision)
         images, of_timm = holds_images(samples), name.startswith(TIMM)
         if not of_timm:  # `image_classifier` looks for itself
             config = type(teacher_config(name, revision=revision))
@@ -130,6 +132,17 @@ def identity(teacher: str, revision: str | None) -> dict[str, str | None]:
     """Say which teacher it was, for the record beside a student. A folder is named without its path."""
     path = Path(teacher.removeprefix(LOCAL_TIMM))
     return {"id": path.resolve().name if path.is_dir() else teacher, "revision": revision}
+
+
+def check_revision(teacher: str, revision: str | None) -> None:
+    """Refuse a revision of what has none.
+
+    Raises:
+        ValueError: The teacher is a folder, or of timm.
+    """
+    if revision is not None and (teacher.startswith(TIMM) or Path(teacher).is_dir()):
+        what = "an id of timm (timm/hf-hub:OWNER/NAME@REVISION names one)" if teacher.startswith(TIMM) else "a folder"
+        raise ValueError(f"--revision {revision} is of a teacher on the Hub, but {teacher} is {what}. Leave it out.")
 
 
 def check_reading(asked: Any, reads_images: bool) -> None:  # noqa: ANN401 - the options of any command

@@ -188,7 +188,7 @@ def test_without_network_the_network_is_named_not_the_repository(monkeypatch):
         raise LocalEntryNotFoundError("offline")
 
     monkeypatch.setattr(timm_loading, "hf_hub_download", download)
-    with pytest.raises(LocalEntryNotFoundError):
+    with pytest.raises(FileNotFoundError, match="weights of test_resnet .* and the Hub cannot be reached"):
         image_classifier("test_resnet")
 
 
@@ -264,3 +264,8 @@ def test_a_hostile_folder_of_timm_is_refused_by_name(tmp_path, no_pickles, case)
     damage(folder)
     with pytest.raises(error, match=named):
         image_classifier(f"local-dir:{folder}")
+
+
+def test_a_name_that_timm_has_not_is_told_with_those_like_it():
+    with pytest.raises(UnsupportedModelError, match="has no model 'resnet8'. Names like it: .*resnet18"):
+        image_classifier("resnet8", 3)

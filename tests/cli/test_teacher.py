@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 
-from remos_hf.cli.teacher import Teacher, identity
+from remos_hf.cli.teacher import Teacher, check_revision, identity
 from remos_hf.errors import UnsupportedModelError
 from tests import tiny
 
@@ -75,3 +75,12 @@ def test_pairs_of_texts_are_read_as_pairs(teacher):
 def test_a_folder_is_named_without_its_path(teacher):
     assert identity(str(teacher), None) == {"id": "teacher", "revision": None}
     assert identity("owner/name", "main") == {"id": "owner/name", "revision": "main"}
+
+
+@pytest.mark.parametrize("name", ["folder", "timm/resnet18"])
+def test_a_revision_of_what_has_none_is_refused(tmp_path, name):
+    name = str(tmp_path) if name == "folder" else name
+    with pytest.raises(ValueError, match="--revision v1 is of a teacher on the Hub, but .* Leave it out"):
+        check_revision(name, "v1")
+    check_revision("owner/name", "v1")
+    check_revision(name, None)
