@@ -266,6 +266,7 @@ def test_a_hostile_folder_of_timm_is_refused_by_name(tmp_path, no_pickles, case)
         image_classifier(f"local-dir:{folder}")
 
 
+@needs_timm
 def test_a_name_that_timm_has_not_is_told_with_those_like_it():
     with pytest.raises(UnsupportedModelError, match="has no model 'resnet8'. Names like it: .*resnet18"):
         image_classifier("resnet8", 3)

@@ -9,7 +9,7 @@ from remos_hf.evaluation.measures import Rate, excess_dir
 from remos_hf.judging.report import DefectReport
 from remos_hf.strategies.plain import Finetune
 from remos_hf.training.attach import attach_remos
-from remos_hf.training.reporting import log_defects
+from remos_hf.training.reporting import earlier_slice, log_defects
 from tests.training.runs import trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning", "ignore::FutureWarning")
@@ -209,3 +209,9 @@ def test_what_was_inherited_is_logged_by_task_defect_and_student(tmp_path):
     found = shown(tmp_path)
     for name, value in expected.items():
         assert found[f"train/{name}"] == [(2, pytest.approx(value))], name
+
+
+def test_an_earlier_slice_is_told_also_where_its_record_cannot_be_read(tmp_path):
+    assert earlier_slice("") == earlier_slice(tmp_path) == earlier_slice("owner/name") == ""
+    (tmp_path / "remos_config.json").write_text("{")
+    assert "holds a record that cannot be read, so whether it was sliced before is not known" in earlier_slice(tmp_path)
