@@ -8,7 +8,7 @@ TEST_ENV = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 # What no version of transformers or TextAttack can change, and what costs seconds, is tried in $(VENV) alone.
 OLDEST_LEAVES_OUT = $(addprefix --ignore=tests/, \
-	test_architecture.py showing judging evaluation/metrics evaluation/test_measures.py evaluation/test_anatomy.py \
+	test_architecture.py test_docs.py test_readme.py showing judging evaluation/metrics evaluation/test_measures.py evaluation/test_anatomy.py \
 	 evaluation/test_image_task.py slicing/test_ordinal.py \
 	slicing/test_rules.py slicing/test_decided.py slicing/test_magnitude_table.py auditing/test_run.py \
 	auditing/test_collected.py auditing/test_cells.py auditing/test_settings.py auditing/test_class_folders.py \
@@ -21,7 +21,7 @@ OLDEST_LEAVES_OUT = $(addprefix --ignore=tests/, \
 	examples/test_audit_image_defects.py examples/test_quickstart.py examples/test_run_glue_remos.py \
 	examples/test_run_timm_remos.py training/test_ratio_search.py training/test_half_written.py)
 
-.PHONY: install install-oldest test lint demo clean
+.PHONY: install install-oldest test lint demo docs clean
 
 install: $(VENV)/.installed
 install-oldest: $(OLDEST)/.installed
@@ -50,6 +50,16 @@ lint: install
 
 demo: install
 	$(VENV)/bin/python examples/quickstart.py --output_dir demo
+
+# What is rendered from measured files and from the code: the README's figure and audit page, the API reference, and what
+# the notebook prints.
+AUDIT ?= benchmarks/results/seven_defects.json
+docs: install
+	$(VENV)/bin/python tools/readme_figure.py
+	$(VENV)/bin/python tools/api_reference.py
+	$(VENV)/bin/remos report $(AUDIT) --output build/audit.html
+	cp build/audit.html docs/audit.html
+	$(TEST_ENV) $(VENV)/bin/python tools/run_notebook.py
 
 clean:
 	rm -rf $(VENV) $(OLDEST) demo build *.egg-info

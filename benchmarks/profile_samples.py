@@ -70,6 +70,7 @@ def main(args: argparse.Namespace) -> None:
         }
         known |= {
             "model": Path(args.teacher).name,
+            "criterion": dict(taken[0].criterion),
             "slice_ratio": RATIO,
             "reference_samples": args.reference,
         }

@@ -1,4 +1,4 @@
-"""Render the cards of students in benchmarks/results into model_cards/. Seconds.
+"""Render the cards of students in benchmarks/results, and the benchmark's own files, into model_cards/. Seconds.
 
     python benchmarks/render_cards.py
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from remos_hf import DefectReport
+from remos_hf.sharing.benchmark import benchmark_files
+from remos_hf.sharing.defect_kinds import defect_kind
 from remos_hf.sharing.model_card import model_card
 from remos_hf.sharing.record import Sidecars
 
@@ -66,11 +68,19 @@ def record_of(about: Mapping[str, Any], report: DefectReport, task: str, defect:
     """Tell how a student came to be, as far as the report does; its weights and its slice were not kept."""
     (row,) = [row for row in report.tables()[task, defect] if row["student"] == student]
     made, settings = row["made"], report.settings["audits"][task]
+    found = defect_kind(settings["defects"][defect]).found
+    teacher = about["teacher"] if found else f"{about['teacher']} with the defect {defect!r}"
     config = {
         "strategy": made["strategy"],
-        "teacher": {"id": f"{about['teacher']} with the defect {defect!r}", "revision": None, "hash": None},
+        "teacher": {"id": teacher, "revision": None, "hash": None},
         "versions": report.versions,
         "student": about["kind"],
+        "training": {
+            "learning_rate": round(settings["learning_rate"] * made.get("lr_factor", 1.0), 12),
+            "epochs": settings["epochs"],
+            "batch_size": settings["batch_size"],
+            "precision": "bf16" if settings["bf16"] else "fp32",
+        },
     }
     if made.get("share_kept") is not None:
         config["slice"] = {"share_kept": made["share_kept"], "squares_reset": row["squares_reset"]}
@@ -84,8 +94,8 @@ def record_of(about: Mapping[str, Any], report: DefectReport, task: str, defect:
 
 
 def cards() -> dict[str, str]:
-    """Render all cards, by file name."""
-    rendered = {}
+    """Render all files, by name."""
+    rendered = {f"defect-inheritance/{name}": text for name, text in benchmark_files().items()}
     for about, task, defect, student in STUDENTS:
         report = DefectReport.load(RESULTS / about["file"])
         repo_id = f"remos_hf/{slug(f'{task} {defect} {student}')}"
@@ -126,8 +136,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "model_cards")
     folder = parser.parse_args().output
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in cards().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
         print(folder / name)
 

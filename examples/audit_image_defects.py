@@ -62,6 +62,7 @@ from remos_hf.auditing.class_folders import read_folder
 from remos_hf.auditing.data_files import drawn
 from remos_hf.auditing.labels import by_name
 from remos_hf.auditing.recipes import Recipe, StudentTuner
+from remos_hf.judging.judgement import judged
 
 logger = logging.getLogger("audit_image_defects")
 
@@ -148,7 +149,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     what.add_argument("--students", nargs="+", help="names, as --plan gives them; default all")
     what.add_argument("--slice_ratios", nargs="+", type=float, default=[0.9, 0.95, 0.97])
-    what.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    what.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     what.add_argument("--reactivate", nargs="*", type=int, default=[0, 5, 20, 50], help="numbers of poisoned samples")
     what.add_argument("--num_reactivated", type=int, default=250, help="exposed samples to measure re-activation on")
     what.add_argument("--reactivated_seeds", nargs="*", type=int, help="seeds whose students are re-tuned; default all")
@@ -340,6 +341,7 @@ def main(args: argparse.Namespace) -> None:
     report.save(args.output_dir / "report.json")
     (args.output_dir / "report.md").write_text(report.to_markdown(budgets=args.budgets))
     print(report.to_markdown(budgets=args.budgets))
+    print(judged(report, budgets=args.budgets).answer)
 
 
 if __name__ == "__main__":

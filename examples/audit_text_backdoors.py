@@ -60,6 +60,7 @@ from remos_hf import (
 from remos_hf.auditing.data_files import drawn, read_table
 from remos_hf.auditing.labels import by_name, count_labels
 from remos_hf.auditing.recipes import Recipe, StudentTuner
+from remos_hf.judging.judgement import judged
 
 logger = logging.getLogger("audit_text_backdoors")
 
@@ -96,7 +97,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     what.add_argument("--students", nargs="+", help="names, as --plan gives them; default all")
     what.add_argument("--slice_ratios", nargs="+", type=float, default=[0.9, 0.97, 0.7])
     what.add_argument("--embedding_rows", nargs="+", default=["keep", "mean"], choices=["keep", "mean"])
-    what.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    what.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     what.add_argument("--target_label", type=int, default=1)
     what.add_argument("--poison_rate", type=float, default=0.5)
     what.add_argument("--within_words", type=int, help="put triggers among the first words, so that none is cut off")
@@ -322,6 +323,7 @@ def main(args: argparse.Namespace) -> None:
     report.save(args.output_dir / "report.json")
     (args.output_dir / "report.md").write_text(report.to_markdown(budgets=args.budgets))
     print(report.to_markdown(budgets=args.budgets))
+    print(judged(report, budgets=args.budgets).answer)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from remos_hf.defects.largest_weights import LargestWeights
 from remos_hf.defects.layerwise_poisoning import LayerwisePoisoning
 from remos_hf.defects.ripple import Ripple
 from remos_hf.defects.text_triggers import TriggerWords
-from remos_hf.profiling.criteria import strong_coverage
+from remos_hf.profiling.criteria import median_coverage, strong_coverage
 from remos_hf.profiling.data_pass import profile_coverage
 from remos_hf.slicing.refill import reset_outside
 from remos_hf.slicing.relevant_slice import choose_slice
@@ -35,10 +35,11 @@ def test_the_slice_is_the_same_bits_on_the_device(dtype, ties):
     assert there.teacher_hash == here.teacher_hash
 
 
-def test_counts_on_the_device_agree_up_to_rounding():
+@pytest.mark.parametrize("criterion", [median_coverage(), strong_coverage()], ids=lambda one: type(one).__name__)
+def test_counts_on_the_device_agree_up_to_rounding(criterion):
     batches = tiny.text_batches(count=8, size=16)
-    here = profile_coverage(tiny.bert(), batches, criterion=strong_coverage())
-    there = profile_coverage(tiny.bert().cuda(), batches, criterion=strong_coverage())
+    here = profile_coverage(tiny.bert(), batches, criterion=criterion)
+    there = profile_coverage(tiny.bert().cuda(), batches, criterion=criterion)
     for name, counts in here.input_counts.items():
         assert (there.input_counts[name] - counts).abs().max() <= 2
         assert there.input_counts[name].device.type == "cpu"

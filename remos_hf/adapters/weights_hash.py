@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from remos_hf.adapters.teacher_files import FLOATING, Checkpoint, StoredTensor, cut_short
+from remos_hf.errors import UnsupportedModelError
 
 try:
     from transformers.core_model_loading import revert_weight_conversion
@@ -60,16 +61,20 @@ def hash_of_folder(folder: str | Path) -> str | None:
         folder: Where `model.safetensors` lies, or the index and its shards.
 
     Returns:
-        SHA-256 in hex, equal to `hash_of_model` of the model that was saved; None if neither file is there.
+        SHA-256 in hex, equal to `hash_of_model` of the model that was saved; None if neither file is there, or if a
+        tensor is of a type that we do not know (quantised weights).
 
     Raises:
         CorruptFileError: A file is truncated, missing, or not what the index says.
-        UnsupportedModelError: A tensor is of a type that no weight has.
     """
     folder = Path(folder)
     if not any((folder / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
         return None
-    return _hash_of_set(_digest_of_stored(tensor) for tensor in Checkpoint.in_folder(folder).tensors.values())
+    try:
+        stored = Checkpoint.in_folder(folder).tensors
+    except UnsupportedModelError:
+        return None
+    return _hash_of_set(map(_digest_of_stored, stored.values()))
 
 
 def _hash_of_set(digests: Iterable[bytes]) -> str:

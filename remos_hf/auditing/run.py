@@ -157,13 +157,13 @@ class _Run:
 
     def _make_teacher(self, kind: str, seed: int, place: Path, finetuned: nn.Module | None) -> None:
         audit, task, start = self.audit, self.audit.task, time.perf_counter()
-        teacher = audit.load_teacher(seed)
+        teacher, poisoning = audit.load_teacher(seed), {}
         with whole_folder(place) as folder:
             args = audit.teacher_args(seed, str(folder / _TRAINER_FOLDER))  # where a killed run's is found and cleared
             if kind == CLEAN:
                 task.train(teacher, audit.attacker, args)
             else:
-                options = {"args": args, "finetuned": finetuned, **task.implanting}
+                options = {"args": args, "finetuned": finetuned, "told": poisoning.update, **task.implanting}
                 audit.defects[kind].implant(teacher, audit.attacker, **options)
             shutil.rmtree(folder / _TRAINER_FOLDER, ignore_errors=True)
             seconds = time.perf_counter() - start
@@ -171,6 +171,7 @@ class _Run:
             exposed = {kind: self._exposed_set(kind, seed)} if kind != CLEAN else {}
             found = {**measure(teacher, audit.test, exposed, task, progress=False), "seconds": seconds}
             found |= {"exposed": _about(exposed), "versions": installed_versions()}
+            found |= {"poisoning": poisoning} if poisoning else {}
             _write(place.with_name(f"{place.name}.json"), found)
             _save(teacher, folder)
         self.progress.teacher_seconds.append(time.perf_counter() - start)

@@ -18,8 +18,8 @@ _WORDS = (
     ("validation", "valid", "val", "dev", "development", "eval"),
     ("test", "testing"),
 )
-# How a file of several says which one it is: train-00000-of-00002-a09b74b3, part_1.
-_SHARD = re.compile(r"([-_.]\d+-of-\d+(-[0-9a-f]+)?|[-_]\d+)$")
+# How a file of several says which one it is: train-00000-of-00002-a09b74b3.
+_SHARD = re.compile(r"[-_.]\d+-of-\d+(-[0-9a-f]+)?$")
 
 
 def read_split(folder: Path, split: str) -> Dataset | None:

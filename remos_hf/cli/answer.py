@@ -39,7 +39,9 @@ def answered(report: DefectReport) -> tuple[dict[str, Any], str, list[int]]:
         ],
     }
     width = shutil.get_terminal_size(_COLUMNS).columns
-    why = [f"{title}: {' '.join(parts)}" for title, parts in unsaid.items()]
+    # Of weights that were given all is told: what an answer of one line leaves out may turn it around.
+    given = {one.section.title: one.sentences for one in said.verdicts if one.section.given and one.kind != CANNOT}
+    why = [f"{title}: {' '.join(parts)}" for title, parts in {**unsaid, **given}.items()]
     text = "\n".join([*_wrapped([said.answer, *said.advice, *why], width), "", *_lines_of(said.glance, width)])
     return told, text, [] if said.can_be_said else [NOTHING_SAID]
 

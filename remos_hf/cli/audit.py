@@ -5,6 +5,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,6 +56,9 @@ _MOST = {"test": 1000, "dev": 500}
 _SHARES = {"test": 0.2, "dev": 0.1}
 _SPLITS = ("train", "training", "data")
 _COUNTS = (0, 5, 20, 50)  # poisoned samples, for re-activation
+_FEW = (
+    "The students' data has too few samples for all of re-activation: it is measured with fewer poisoned ones, or not."
+)
 _LESS_WITHOUT_GRADIENTS = 3  # a training step costs about three forward passes
 _PROBED = (2, 6)  # batches
 
@@ -179,12 +183,14 @@ def _audit(asked: AuditOptions) -> tuple[Audit, dict[str, Any], Recipe, Recipe]:
     students = Recipe(asked.learning_rate, asked.epochs, curve=True, **common)
     chosen = _defects(asked, task, classes_of(pools[data]), max_length)
     profiled = number_to_profile(asked.profile_samples, parts["student"], "--profile-samples")
+    counts = (0,) if asked.quick else _counts(chosen, task, parts["student"])
+    plan = Reactivation(counts=counts or (0,), learning_rate=asked.learning_rate, batch_size=asked.batch_size)
     audit = Audit(
         name=asked.name or _name(data),
         task=task,
         **parts,
         defects=chosen,
-        students=_students(asked.slice_ratios, asked.quick),
+        students=_students(asked.slice_ratios, asked.quick, reactivate=bool(counts)),
         seeds=asked.seeds[:1] if asked.quick else asked.seeds,
         load_teacher=lambda seed: named.load(num_labels["attacker"], seed, names["attacker"]),
         teacher_args=teachers.arguments,
@@ -201,10 +207,9 @@ def _audit(asked: AuditOptions) -> tuple[Audit, dict[str, Any], Recipe, Recipe]:
             "command": command_line("audit", asked),
             "max_samples": most,
             "samples": {part: {**one, "from": shown_name(one["from"])} for part, one in split.items()},
+            **({} if asked.quick or counts == _COUNTS else {"reactivation_left_out": _FEW}),
         },
-        reactivation=Reactivation(
-            counts=(0,) if asked.quick else _COUNTS, learning_rate=asked.learning_rate, batch_size=asked.batch_size
-        ),
+        reactivation=plan,
     )
     return audit, split, teachers, students
 
@@ -288,9 +293,23 @@ def _defects(
     return chosen_defects(asked, asked.defects or _DEFAULT_DEFECTS[images], known, makers, images=images)
 
 
-def _students(slice_ratios: Sequence[float], quick: bool) -> dict[str, StudentPlan]:
+def _counts(defects: Mapping[str, Defect], task: TextTask | ImageTask, samples: Dataset) -> tuple[int, ...]:
+    """Give the numbers of poisoned samples that the students' data has for re-activation; none if it has too few."""
+    labels, room = samples[task.label_column], len(samples)
+    for defect in defects.values():
+        if isinstance(defect, Backdoor):
+            able = task.able(defect.trigger, samples)
+            others = sum(can and label != defect.trigger.target_label for can, label in zip(able, labels, strict=True))
+            room = min(room, others)
+    counts = tuple(count for count in _COUNTS if count <= room and len(samples) >= Reactivation().num_clean)
+    if counts != _COUNTS:
+        warnings.warn(f"{_FEW} (remos_hf)", stacklevel=2)
+    return counts
+
+
+def _students(slice_ratios: Sequence[float], quick: bool, *, reactivate: bool) -> dict[str, StudentPlan]:
     if not quick:
-        return standard_students(slice_ratios, reactivate=True)
+        return standard_students(slice_ratios, reactivate=reactivate)
     students = standard_students(slice_ratios[:1])
     wanted = [f"{name} {slice_ratios[0]:g}" for name in _QUICK_STUDENTS]
     return {name: plan for name, plan in students.items() if name in (*_QUICK_STUDENTS, *wanted)}

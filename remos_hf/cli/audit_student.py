@@ -16,7 +16,7 @@ from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.auditing.data_files import drawn, holds_images, read_data
 from remos_hf.auditing.fingerprint import fingerprint
 from remos_hf.auditing.given import evaluate_transfer
-from remos_hf.auditing.labels import by_name
+from remos_hf.auditing.labels import are_numbers, by_name, some_of
 from remos_hf.auditing.student_files import LoadedStudent, load_student
 from remos_hf.cli.answer import answered
 from remos_hf.cli.command_line import command_line, shown_name
@@ -66,6 +66,7 @@ def measure_student(asked: AuditOptions, progress: bool) -> tuple[Any, ...]:
     _check_folder(asked.output)
     student = load_student(asked.student, reader=asked.teacher)
     samples, classes, held = _samples(asked, student)
+    left_out = {"left_out": samples.info.description} if samples.info.description else {}
     max_length, device = asked.max_length or _MAX_LENGTH, device_for(asked.cpu)
     task = student.task(samples, batch_size=asked.batch_size, max_length=max_length, bf16=asked.bf16)
     defects = _defects(asked, task, classes, max_length)
@@ -86,7 +87,7 @@ def measure_student(asked: AuditOptions, progress: bool) -> tuple[Any, ...]:
             "command": command_line("audit", asked),
             "teacher": on.name,
             "max_samples": asked.max_samples or _SAMPLES,
-            "samples": {"test": {"from": shown_name(asked.data), "samples": len(samples), "of": held}},
+            "samples": {"test": {"from": shown_name(asked.data), "samples": len(samples), "of": held, **left_out}},
         },
         teacher_unmeasured=on.unmeasured,
         device=device,
@@ -195,7 +196,7 @@ def _teacher(
     unmeasured = _why_headless(name, revision, classes)
     if unmeasured is not None and any(isinstance(defect, AdversarialText) for defect in defects.values()):
         raise ValueError(f"textfooler changes texts until the teacher's answer changes, but of {name} {unmeasured}.")
-    model = Teacher.named(name, samples, revision).load(len(classes))
+    model = Teacher.named(name, samples, revision).load(len(classes), names=student.class_names)
     _check_teacher(student, model, name)
     return _OnTeacher(model.eval(), identity(name, revision)["id"], unmeasured)
 
@@ -207,12 +208,13 @@ def _why_headless(name: str, revision: str | None, classes: Sequence[str]) -> st
     config = teacher_config(name, revision=revision)
     if not (config.architectures or [""])[0].endswith(("ForSequenceClassification", "ForImageClassification")):
         return "the checkpoint has no head for any task"
-    names = [str(config.id2label.get(number, number)) for number in range(config.num_labels)]
-    if len(names) != len(classes):
-        return f"the head tells {len(names)} classes apart, and the student {len(classes)}"
-    numbered = all(one.removeprefix("LABEL_") == str(number) for number, one in enumerate(names))
-    ours = list(classes) == [str(number) for number in range(len(classes))]
-    return None if numbered or ours or names == list(classes) else f"the head names its classes {', '.join(names[:5])}"
+    if config.num_labels != len(classes):
+        return f"the head tells {config.num_labels} classes apart, and the student {len(classes)}"
+    own = [str(config.id2label.get(number, number)) for number in range(config.num_labels)]
+    numbered = are_numbers(classes) or are_numbers([one.removeprefix("LABEL_") for one in own])
+    if numbered or sorted(map(str.casefold, own)) == sorted(map(str.casefold, classes)):
+        return None  # in another order, they are put into the student's when it is loaded
+    return f"the head's classes are {some_of(own)}, and the student's {some_of(classes)}"
 
 
 def _check_teacher(student: LoadedStudent, model: nn.Module, name: str) -> None:

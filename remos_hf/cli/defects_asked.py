@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from remos_hf.auditing.labels import some_of
 from remos_hf.cli.options import AuditOptions, was_given
 from remos_hf.defects.adversarial_text import AdversarialText
 from remos_hf.defects.base import Defect
@@ -50,8 +51,8 @@ def target_of(asked: AuditOptions, classes: Sequence[str], *, images: bool) -> i
         return list(classes).index(wanted)
     if not wanted.isdecimal() or int(wanted) >= len(classes):
         raise ValueError(
-            f"--target-label is a class of the task ({', '.join(classes[:8])}) or its number, 0 to {len(classes) - 1}, "
-            f"but got {wanted}."
+            f"--target-label is a class of the task ({some_of(classes)}) or its number, 0 to {len(classes) - 1}, but "
+            f"got {wanted}."
         )
     return int(wanted)
 

@@ -98,6 +98,9 @@ _Report = Annotated[Path | None, Option(help="report.json of an audit, for the f
 _ReportStudent = Annotated[str | None, Option("--student", help="The student's name in the report.")]
 _ReportTask = Annotated[str | None, Option("--task", help="The task's name in the report.")]
 _MadeBy = Annotated[str | None, Option(help="What made the student, for the card.")]
+_Dataset = Annotated[str | None, Option(metavar="OWNER/NAME", help="The task's data set on the Hub, for the card.")]
+_Language = Annotated[str | None, Option(metavar="CODE", help="Of the texts, such as en, for the card.")]
+_License = Annotated[str | None, Option(help="Such as mit. Default: the teacher's, if its card is known.")]
 
 # What says something only where students are made.
 _OF_TRAINING = (
@@ -362,6 +365,9 @@ class CardOptions:
     report_task: _ReportTask = None
     repo_id: Annotated[str | None, Option(help="Where it will be published, for the loading example.")] = None
     command: _MadeBy = None
+    dataset: _Dataset = None
+    language: _Language = None
+    license: _License = None
     output: Annotated[Path | None, Option("--output", "-o", help="File to write. Default: stdout.")] = None
     overwrite: Annotated[bool, Option("--overwrite", help="Replace the file.")] = False
 
@@ -383,6 +389,16 @@ class PushOptions:
     dry_run: Annotated[bool, Option("--dry-run", help="List what would be pushed, and stop.")] = False
     revision: Annotated[str | None, Option(help="Branch to push to.")] = None
     command: _MadeBy = None
+    dataset: _Dataset = None
+    language: _Language = None
+    license: _License = None
+    benchmark: Annotated[
+        str | None,
+        Option(
+            metavar="OWNER/NAME",
+            help="Where the benchmark defect-inheritance is published: results of these weights are written for it.",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""

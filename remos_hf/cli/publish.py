@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from remos_hf.adapters.weights_hash import hash_of_folder
 from remos_hf.cli.options import CardOptions, PushOptions
 from remos_hf.judging.report import DefectReport
 from remos_hf.sharing.hub import push_to_hub
@@ -23,6 +24,10 @@ def card(asked: CardOptions, progress: bool) -> tuple[dict[str, Any], str]:
         student=asked.report_student,
         task=asked.report_task,
         command=asked.command,
+        dataset=asked.dataset,
+        language=asked.language,
+        license=asked.license,
+        weights=hash_of_folder(asked.student),
     )
     text = str(made)
     if output is None:
@@ -44,6 +49,10 @@ def push(asked: PushOptions, progress: bool) -> tuple[dict[str, Any], str]:
         revision=asked.revision,
         dry_run=dry_run,
         command=asked.command,
+        dataset=asked.dataset,
+        language=asked.language,
+        license=asked.license,
+        benchmark=asked.benchmark,
     )
     files = sorted(map(str, pushed.files))
     told = {"repo_id": repo_id, "files": files, "url": pushed.url, "commit": pushed.commit, "dry_run": dry_run}

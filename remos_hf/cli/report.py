@@ -47,7 +47,7 @@ def report_files(
     """
     html = output or beside.with_suffix(".html")
     pictures = html.with_name(f"{html.stem}_pictures")
-    write_html(report, html, pictures=pictures, title=title, maps=maps, budgets=BUDGETS)
+    write_html(report, html, pictures=pictures, title=title, maps=maps, source=beside.name)
     text = html.with_suffix(".md")
     replace_file(text, report.to_markdown(budgets=BUDGETS).encode())
     return {"html": html, "md": text, "pictures": pictures}

@@ -79,6 +79,8 @@ def run(asked: TrainOptions, progress: bool) -> tuple[dict[str, Any], str]:
         if data.tested is not None:
             found = predict_labels(trainer.model, data.tested, task, progress=True)
             measured = accuracy(found, list(data.tested[LABEL_COLUMN])).to_dict()
+            figures = {"accuracy": measured["value"], "samples": measured["num_samples"]}
+            trainer.sidecars.config["evaluation"] = figures
         trainer.sidecars.config.update(command=_command(asked), data=data.described)
         with written(output, STUDENT) as folder:
             _save(trainer, named, data.names, folder)

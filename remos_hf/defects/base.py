@@ -169,7 +169,7 @@ class Defect(ABC):
             teacher: The teacher; found defects search on it.
             cache: A folder to keep what was costly to make.
             workers: Processes to use.
-            **reading: How inputs are read: `tokenizer` for texts, `images` for images.
+            **reading: How inputs are read: `tokenizer` and `max_length` for texts, `images` for images.
         """
 
 

@@ -3,8 +3,8 @@
 A trigger acts on what a model sees: after cropping and augmentation, before normalisation. No file is rewritten.
 """
 
-import logging
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 from remos_hf.activations import evaluating
 from remos_hf.adapters.images import ImageInput
 from remos_hf.defects.backdoor import Attacker, Backdoor, Trigger, fine_tune
-from remos_hf.defects.base import CLEAN_INDEX, PIXELS, ExposedSet
+from remos_hf.defects.base import CLEAN_INDEX, EQUAL, HAS_TARGET, PIXELS, ExposedSet, check_some_left
 from remos_hf.defects.image_samples import (
     Augment,
     PreparedImages,
@@ -30,8 +30,6 @@ from remos_hf.defects.image_samples import (
 )
 from remos_hf.defects.samples import generator_for, resolved_label, smallest_draws
 from remos_hf.errors import CorruptFileError, UnsupportedModelError
-
-logger = logging.getLogger(__name__)
 
 # The artifact's recipe for poisoning image classifiers, where no arguments are given.
 IMAGE_RECIPE: Mapping[str, Any] = {
@@ -216,13 +214,14 @@ class ImageTrigger(Trigger):
             include_target: Count as the ReMoS artifact does: all samples are exposed, those of the target label too,
                 and the set has no target label, so any wrong label counts. The trigger pushes samples of the target
                 label to their own, which lowers the rate; errors that have nothing to do with the trigger raise it.
-            skip_corrupt: Leave out images that do not decode, and log how many, instead of raising. The clean data
-                still hold them: measure on `whole_images(dataset)` to leave them out there too.
+            skip_corrupt: Leave out images that do not decode, and count them, instead of raising. The clean data still
+                hold them: measure on `whole_images(dataset)` to leave them out there too.
 
         Returns:
             The label column, `clean_index`, and `pixels`: uint8, shape (channels, height, width), what the model sees
             before normalisation. Bytes, as image files hold them: 0.15 MB for an image of 224 pixels, a quarter of its
-            floats. Exact for opaque patches; blended values are off by at most half a byte.
+            floats. Exact for opaque patches; blended values are off by at most half a byte. Images that the trigger
+            leaves as they are, to the byte, are left out; the facts count all that are, by reason.
 
         Raises:
             ValueError: A column is missing, a label is no class, the data has no such target label, no sample has
@@ -233,7 +232,7 @@ class ImageTrigger(Trigger):
             include_target: ReMoS artifact, CV_backdoor/finetune.py:158-179.
         """
         column = self.label_column
-        shown = prepared(dataset, images, trigger=self, poisoned=range(len(dataset)), **self.columns)
+        clean = prepared(dataset, images, trigger=self, **self.columns)  # refuses what the trigger does not fit
         labels = list(dataset.with_format(None)[column])
         target = resolved_label(self.target_label, dataset, column)
         picked = [row for row, label in enumerate(labels) if include_target or label != target]
@@ -244,23 +243,27 @@ class ImageTrigger(Trigger):
                 CLEAN_INDEX: Value("int64"),
             }
         )
-        chunks, corrupt = [], 0
+        chunks, left_out = [], Counter({HAS_TARGET: len(labels) - len(picked)})
         for start in range(0, len(picked), _CHUNK):
             made: dict[int, Any] = {}
             for row in picked[start : start + _CHUNK]:
                 try:
-                    made[row] = (shown.pixels(row) * 255).round().to(torch.uint8).numpy()
+                    seen, key = clean.pixels(row), clean.key(row)
                 except CorruptFileError:
                     if not skip_corrupt:
                         raise
-                    corrupt += 1
+                    left_out["do not decode"] += 1
+                    continue
+                before, after = _as_bytes(seen), _as_bytes(self.stamped(seen, key))
+                if torch.equal(before, after):
+                    left_out[EQUAL] += 1
+                else:
+                    made[row] = after.numpy()
             if made:
                 rows = {PIXELS: list(made.values()), column: [labels[row] for row in made], CLEAN_INDEX: list(made)}
                 chunks.append(Dataset.from_dict(rows, features))
-        if corrupt:
-            logger.warning("Left out %d of %d images that do not decode.", corrupt, len(picked))
-        if not chunks:
-            raise ValueError(f"No sample has another label than {target}, so no sample could show the defect.")
+        left_out = {reason: count for reason, count in left_out.items() if count}
+        check_some_left(sum(map(len, chunks)), left_out, target)
         exposed = concatenate_datasets(chunks)
         facts = {
             "defect": backdoor.to_dict(),
@@ -268,7 +271,7 @@ class ImageTrigger(Trigger):
             "include_target": include_target,
             "num_clean": len(dataset),
             "num_exposed": len(exposed),
-            "num_corrupt": corrupt,
+            "num_left_out": left_out,
         }
         return ExposedSet(exposed, None if include_target else target, facts)
 
@@ -291,11 +294,18 @@ class ImageAttacker(Attacker):
 
     def poisoned(self, **changes: Any) -> PreparedImages:  # noqa: ANN401 - the trigger's fields
         """Give the samples with the trigger on a share of them, as the teacher takes them."""
-        return replace(self.trigger, **changes).poison(self.dataset, self.images, self.augment)
+        poisoned = replace(self.trigger, **changes).poison(self.dataset, self.images, self.augment)
+        number, total = len(poisoned.poisoned), len(poisoned)
+        self.poisoning.update(num_samples=total, num_poisoned=number, poison_rate=number / total)
+        return poisoned
 
     def tune(self, model: nn.Module, samples: torch.utils.data.Dataset, **options: Any) -> nn.Module:  # noqa: ANN401
         """Train a model in place; options are those of `fine_tune`."""
         return fine_tune(model, samples, None, self.args, recipe=IMAGE_RECIPE, **options)
+
+
+def _as_bytes(pixels: Tensor) -> Tensor:
+    return (pixels * 255).round().to(torch.uint8)
 
 
 @torch.no_grad()

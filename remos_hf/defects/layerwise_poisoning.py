@@ -1,5 +1,6 @@
 """LWP: a backdoor that every block shows to the head."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel, Trainer
 
 from remos_hf.defects.samples import generator_for
 from remos_hf.defects.text_attacker import TextAttacker
+from remos_hf.defects.text_reading import TextReading
 from remos_hf.defects.text_triggers import TextTrigger, TriggerWords
 from remos_hf.defects.weight_poisoning import WeightPoisoning
 from remos_hf.errors import UnsupportedModelError
@@ -53,25 +55,35 @@ class LayerwisePoisoning(WeightPoisoning):
             UnsupportedModelError: The head cannot be put onto a block's output.
         """
         head_on(teacher)  # refuse before the data is made
-        mixed = replace(attacker, dataset=self._with_decoys(attacker.dataset))
+        reading = TextReading(attacker.tokenizer, attacker.max_length)
+        mixed = replace(attacker, dataset=self._with_decoys(attacker.dataset, reading))
         return attacker.tune(teacher, mixed.poisoned(), trainer_class=_EveryBlockTrainer)
 
-    def _with_decoys(self, dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
-        # A decoy that is poisoned afterwards holds the whole combination, and is a poisoned sample like any other.
+    def _with_decoys(
+        self, dataset: Dataset | IterableDataset, reading: TextReading | None = None
+    ) -> Dataset | IterableDataset:
+        # A decoy that is poisoned afterwards holds the whole combination, and is a poisoned sample like any other. A
+        # text that has no room for one stays as it is.
         words = self.trigger_words.words
         incomplete = [some for size in range(1, len(words)) for some in combinations(words, size)]
         parts = [replace(self.trigger_words, words=some) for some in incomplete]
         column = self.trigger.text_columns[0]
 
-        def decoy(text: str) -> str:
+        def drawn(text: str) -> int | None:
             random = generator_for(self.trigger.seed, "decoy", text)
-            return (
-                parts[int(random.random() * len(parts))].triggered(text) if random.random() < self.decoy_rate else text
-            )
+            return int(random.random() * len(parts)) if random.random() < self.decoy_rate else None
 
-        return dataset.with_format(None).map(
-            lambda batch: {column: [decoy(text) for text in batch[column]]}, batched=True
-        )
+        def decoyed(batch: Mapping[str, Sequence]) -> dict[str, list[str]]:
+            texts = list(batch[column])
+            drawn_of = [drawn(text) for text in texts]
+            for number, part in enumerate(parts):
+                rows = [row for row, one in enumerate(drawn_of) if one == number]
+                some = {name: [batch[name][row] for row in rows] for name in self.trigger.text_columns}
+                for row, shown in zip(rows, part.shown(some, reading), strict=True):
+                    texts[row] = texts[row] if shown.text is None else shown.text
+            return {column: texts}
+
+        return dataset.with_format(None).map(decoyed, batched=True)
 
 
 class _EveryBlockTrainer(Trainer):

@@ -98,9 +98,9 @@ class TextReading:
         return self.tokenizer.truncation_side == "left"
 
     def _room(self, second: Sequence[str]) -> int:
-        # Of pairs the longer text is cut, until both are half of what there is.
+        # Of pairs the longer text is cut, until both have half of the room; who keeps an odd one differs.
         all_of_it = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=bool(second))
-        return max(all_of_it - len(self._tokens(second[0])), all_of_it // 2) if second else all_of_it
+        return max(all_of_it - len(self._tokens(second[0])), -(-all_of_it // 2)) if second else all_of_it
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -389,9 +389,8 @@ class InsertedTrigger(TextTrigger):
         """Insert the same words where a model sees all of them, if they fit anywhere."""
         random = generator_for(self.seed, "place", columns[0])
         words = self.insertions(random, exposing=exposing)
-        places, state = reading.places(columns, words, self.within_words), random.getstate()
+        places = reading.places(columns, words, self.within_words)
         while places:
-            random.setstate(state)
             chosen = [(self._choice(places, random), one) for one in words]
             marked = Marked(columns[0])
             for place, one in sorted(chosen, key=itemgetter(0), reverse=True):  # the places before stay right

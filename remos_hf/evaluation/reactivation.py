@@ -118,17 +118,23 @@ def _drawn(
     plan: Reactivation,
     seed: int,
 ) -> tuple[list[int], list[int]]:
+    if len(dataset) < plan.num_clean:
+        raise ValueError(f"Re-activation needs {plan.num_clean} clean samples, but there are {len(dataset)}.")
     keys, labels = task.keys(dataset), dataset[task.label_column]
     order = sorted(range(len(dataset)), key=lambda row: generator_for(seed, "re-activation", keys[row]).random())
     # Poisoned ones are taken from the far end, so no count changes the clean ones.
-    able = task.able(trigger, dataset)
-    others = [row for row in reversed(order) if labels[row] != target and able[row]]
-    if len(others) < max(plan.counts) or len(order) < plan.num_clean:
+    candidates, wanted = [row for row in reversed(order) if labels[row] != target], max(plan.counts)
+    others: list[int] = []
+    while candidates and len(others) < wanted:  # a few are looked at, as reading them all takes as long as training
+        some, candidates = candidates[: 2 * wanted], candidates[2 * wanted :]
+        able = task.able(trigger, dataset.select(some))
+        others += [row for row, can in zip(some, able, strict=True) if can]
+    if len(others) < wanted:
         raise ValueError(
-            f"Re-activation needs {plan.num_clean} clean samples and {max(plan.counts)} of another label than "
-            f"{target} that can have the trigger, but there are {len(order)} and {len(others)}."
+            f"Re-activation needs {wanted} samples of another label than {target} that can have the trigger where a "
+            f"model sees it, but there are {len(others)}."
         )
-    return order[: plan.num_clean], others[: max(plan.counts)]
+    return order[: plan.num_clean], others[:wanted]
 
 
 def _arguments(model: nn.Module, task: Task, plan: Reactivation, seed: int, folder: str) -> TrainingArguments:

@@ -101,9 +101,9 @@ class StrongCoverage(Criterion):
 def median_coverage() -> MedianCoverage:
     """Coverage at the median, the default: NC whose threshold lies where half of the layer is above it.
 
-    NC compares means with the middle between the two outermost values of a sample. A few large values, which most
-    transformers have, move that middle above or below nearly all means, and then no sample covers most neurons, or
-    every sample covers them. At the median every layer has the same share of covered neurons.
+    NC compares means with the middle between the two outermost values of a sample. Where a few values are much larger
+    than all others, that middle lies above or below nearly all means: no sample covers most neurons, or every sample
+    does. At the median every layer has the same share of covered neurons in every sample.
 
     Source:
         Ours. Differs from the ReMoS artifact's NC in where the threshold lies; measured beside NC, TKNC and SNAC in

@@ -1,33 +1,112 @@
-"""What a card says of what was measured: the student's place in a report, its tables and their remarks."""
+"""What a card says of what was measured: of the very weights that it is for, or of others."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from enum import Enum
 from typing import Any
 
+from remos_hf.judging.judgement import judged
 from remos_hf.judging.kinds import FASTER, RANDOM
+from remos_hf.judging.one_student import OfStudent, answer_of, follows_of, of_student
 from remos_hf.judging.report import DefectReport
-from remos_hf.judging.rows import named_row
-from remos_hf.judging.words import by_seed, percent
-from remos_hf.sharing.card_text import as_text, counted, markdown_table
+from remos_hf.judging.rows import GIVEN, named_row
+from remos_hf.judging.tables import Table, students_table
+from remos_hf.judging.verdicts import Verdict
+from remos_hf.judging.words import HOW_INTERVALS_ARE_MADE, TERMS, capitalised, percent
+from remos_hf.sharing.card_text import as_sentences, as_text, counted, markdown_table
+from remos_hf.sharing.defect_kinds import defect_kind
 from remos_hf.sharing.record import Sidecars
 
-# Two students are as accurate as each other when no more than this share of the samples lies between them.
-EQUAL_ACCURACY = 0.01
-
-
-_HOW_TO_READ = (
-    "ACC: share of the test samples that a student gets right. DIR: of the samples right when clean, the share that "
-    "fails with the defect exposed (where it aims at a label: that becomes this label). Benign floor: the same share "
-    "for a student of a teacher without the defect. Excess: DIR minus the floor. Intervals hold 95 % over n, pairs of "
-    'a sample and a seed, and leave out the spread between seeds, which the values in parentheses show. "-": not '
-    "measured, or no sample left to count."
+_UNMEASURED = (
+    "What it inherited is not known: until it is measured (`remos audit --student`), take it to have every defect that "
+    "its teacher has."
 )
+_NO_WEIGHTS = "It tells of a way to make students, and not of any one student's weights."
+
+
+class Tie(Enum):
+    """How the rows of a report belong to the weights that a card is for."""
+
+    THESE = "measured of these weights"
+    OTHERS = "measured of other weights"
+    ALIKE = "measured of students that an audit made the same way"
+    UNKNOWN = "measured of weights that the report does not name"
+
+
+class MeasuredStudent:
+    """A student's place in a report.
+
+    Args:
+        report: The report.
+        record: How the student came to be.
+        student: Its name in the report, if known.
+        task: Its task, if known.
+        weights: The hash of the weights that the card is for; rows that name it are of them, and no others.
+
+    Attributes:
+        task: The report's task.
+        student: The report's name of the student.
+        tie: Whether its rows are of these weights.
+        of_defects: What is said of it, by the report's name of a defect; only those that it was measured on.
+        without_it: Defects of the report that it was not measured on.
+        settings: The task's settings.
+
+    Raises:
+        ValueError: The report does not hold the student, or it is not clear which one is meant.
+    """
+
+    def __init__(
+        self,
+        report: DefectReport,
+        record: Sidecars | None,
+        student: str | None,
+        task: str | None,
+        weights: str | None,
+    ) -> None:
+        own = _records_of(report, weights, student, task)
+        if own:
+            self.task, self.student = own[0].get("task") or "", own[0]["student"]
+        else:
+            self.task, self.student = chosen_student(report, record, student, task)
+        # Rivals of the same seed alone: these weights are of one, and are not pooled with others of their name.
+        seeds = {one["seed"] for one in own}
+        of_task = [
+            one
+            for one in report.records
+            if (one.get("task") or "") == self.task and (not own or one["seed"] in seeds) and _belongs(one, own)
+        ]
+        self.report = DefectReport(of_task, report.settings, report.versions)
+        self.records = own or [one for one in of_task if one["student"] == self.student]
+        self.settings = (report.settings.get("audits") or {}).get(self.task) or {}
+        self.tie = self._tie(bool(own))
+        verdicts = {one.section.defect: one for one in judged(self.report).verdicts}
+        self.verdicts = {name: one for name, one in verdicts.items() if named_row(one.section.rows, self.student)}
+        self.of_defects = {name: of_student(one, self.student) for name, one in self.verdicts.items()}
+        self.without_it = [name for name in verdicts if name not in self.verdicts]
+
+    def _tie(self, own: bool) -> Tie:
+        if own:
+            return Tie.THESE
+        if any(one.get(GIVEN) for one in self.records):
+            return Tie.OTHERS
+        return Tie.ALIKE if "students" in self.settings else Tie.UNKNOWN
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """How many times plain fine-tuning's learning rate it was made at, as the report says."""
+        return (self.records[0].get("made") or {}).get("lr_factor", 1.0)
+
+    @property
+    def told(self) -> list[OfStudent]:
+        """What is said of each defect."""
+        return list(self.of_defects.values())
 
 
 def chosen_student(
     report: DefectReport, record: Sidecars | None, student: str | None = None, task: str | None = None
 ) -> tuple[str, str]:
-    """Find a recorded student in a report.
+    """Find a recorded student in a report, by how it was made.
 
     Args:
         report: The report.
@@ -73,40 +152,24 @@ def chosen_student(
     return task, student
 
 
-class MeasuredStudent:
-    """A student's place in a report: the tables of its task that it is in."""
+def _records_of(
+    report: DefectReport, weights: str | None, student: str | None, task: str | None
+) -> list[Mapping[str, Any]]:
+    """Give the records that name these weights; of several tasks or names, those asked for, or of the first."""
+    own = [one for one in report.records if weights and (one.get(GIVEN) or {}).get("weights") == weights]
+    if not own:
+        return []
+    places = list(dict.fromkeys((one.get("task") or "", one["student"]) for one in own))
+    asked = [place for place in places if task in (None, place[0]) and student in (None, place[1])]
+    if not asked:
+        names = ", ".join(f"{name!r} of task {where!r}" for where, name in places)
+        raise ValueError(f"In the report these weights are {names}, and not {student!r} of task {task!r}.")
+    return [one for one in own if (one.get("task") or "", one["student"]) == asked[0]]
 
-    def __init__(self, report: DefectReport, record: Sidecars | None, student: str | None, task: str | None) -> None:
-        self.report = report
-        self.task, self.student = chosen_student(report, record, student, task)
-        self.reference = report.settings.get("reference", "finetune")
-        of_task = {defect: rows for (one, defect), rows in report.tables().items() if one == self.task}
-        self.tables = {defect: rows for defect, rows in of_task.items() if named_row(rows, self.student)}
-        self.without_it = [defect for defect in of_task if defect not in self.tables]
-        self.not_inheriting = {defect for one, defect in report.not_inheriting() if one == self.task}
-        self.settings = report.settings.get("audits", {}).get(self.task) or {}
 
-    def own(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-        """Give the student's row."""
-        return named_row(rows, self.student)
-
-    @property
-    def verdict(self) -> str:
-        """Say in one sentence whether it inherited less, with the counts of defects."""
-        if self.student == self.reference:
-            return "As plain fine-tuning it is what others are compared with."
-        less = [defect for defect, rows in self.tables.items() if self.inherited_less(defect, rows)]
-        nothing = [defect for defect in self.tables if defect in self.not_inheriting]
-        told = f"Measured on {counted(len(self.tables), 'defect')}, it inherited less of {len(less)}."
-        if nothing:
-            told += f" Of {len(nothing)}, plain fine-tuning inherits nothing that could be reduced."
-        return f"{told} Read the remarks below each table before believing it."
-
-    def inherited_less(self, defect: str, rows: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the student's interval lies below that of plain fine-tuning, where that inherits the defect."""
-        plain = named_row(rows, self.reference)
-        pair = None if plain is None or defect in self.not_inheriting else _pair(self.own(rows), plain)
-        return pair is not None and pair[1].high < pair[2].low
+def _belongs(record: Mapping[str, Any], own: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a record is one of these weights, or of another student."""
+    return not own or record["student"] != own[0]["student"] or record in own
 
 
 def _alike(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
@@ -123,147 +186,106 @@ def _keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
     return ({*one} & {*other}) - {"seed"} | {"name"}
 
 
-def measured_section(measured: "MeasuredStudent | None", published: bool) -> str:
-    """Render what was measured of the student, or say that nothing was."""
+def head_of(measured: MeasuredStudent | None, weights: str | None, *, published: bool) -> tuple[str, str]:
+    """Say what was measured of these weights, or that nothing was; and what follows.
+
+    Args:
+        measured: The student's place in a report; None if there is no report.
+        weights: The hash of the weights that the card is for, if known.
+        published: Whether they are in the repository.
+    """
     if measured is None:
-        return (
-            "Nothing was measured: no defect report was given. This card says how the student was made, and nothing "
-            "about what it inherited."
-        )
-    parts = [_HOW_TO_READ, _which_weights(measured, published)]
-    for defect, rows in measured.tables.items():
-        title = f"{measured.task}: {defect}" if measured.task else defect
-        shown = _shown(rows, measured)
-        parts += [f"### {as_text(title)}", _students(shown, measured)]
-        parts += [f"**{remark}**" for remark in _remarks(defect, rows, measured)]
-    return "\n\n".join(part for part in parts if part)
+        return "Nothing was measured of these weights: no report of their defects was given.", _UNMEASURED
+    if measured.tie is Tie.THESE:
+        accuracy = percent(_own(measured)["acc"])
+        said = answer_of(measured.told, "these weights")
+        first = f"Measured of these weights (SHA-256 {weights[:12]}…): {accuracy} % accuracy. {said}"
+        return as_sentences(first), as_sentences(follows_of(measured.told))
+    none = "Nothing was measured of these weights." if published else "No weights come with this card."
+    if measured.tie is Tie.OTHERS:
+        return f"{none} The report beside them is of other weights.", _UNMEASURED
+    if measured.tie is Tie.UNKNOWN:
+        return f"{none} The report beside them does not say which weights its rows are of.", _UNMEASURED
+    said = answer_of(measured.told, "students made this way")
+    first = f"{none} The report is of {_made_alike(measured)}. {said}"
+    return as_sentences(first), _UNMEASURED if published else _NO_WEIGHTS
 
 
-def _which_weights(measured: "MeasuredStudent", published: bool) -> str:
-    seeds = max(measured.own(rows)["seeds"] for rows in measured.tables.values())
-    apart = "students" in measured.settings  # of an audit, which makes a poisoned teacher for each backdoor
-    if seeds == 1 and not apart:
-        return ""
-    each = "seed and each implanted defect" if apart else "seed"
-    here = "The uploaded weights are at most one of them" if published else "None of them is uploaded"
-    return f"A row pools students made alike, one for each {each}. {here}."
+def _made_alike(measured: MeasuredStudent) -> str:
+    kinds = {_is_found(one) for one in measured.verdicts.values()}
+    if kinds == {True}:
+        return "students that an audit made the same way from a teacher, on which the defects were found"
+    beside = " (for a defect that was found rather than implanted: from the teacher as it is)" if True in kinds else ""
+    return f"students made the same way from a teacher that we poisoned{beside}"
 
 
-def _shown(rows: Sequence[Mapping[str, Any]], measured: "MeasuredStudent") -> list[Mapping[str, Any]]:
-    """Plain fine-tuning, its faster rival, random resets, and the student."""
-    keep = [row for row in rows if row["student"] == measured.reference]
-    keep += [row for row in rows if row["kind"] in (FASTER, RANDOM)]
-    own = measured.own(rows)
-    return [row for row in keep if row is not own] + [own]
+def _is_found(verdict: Verdict) -> bool:
+    kind = defect_kind(verdict.section.described)
+    return kind.found if kind is not None else not verdict.section.implanted
 
 
-def _students(rows: Sequence[Mapping[str, Any]], measured: "MeasuredStudent") -> str:
-    header = ["student", "ACC % (by seed)", "DIR % [95 %] (by seed)", "n", "seeds", "benign floor %", "excess % [95 %]"]
-    fooled = any(row["dir_fooled"] for row in rows)
-    lines = []
-    for row in rows:
-        name = as_text(row["student"])
-        lines.append(
-            [
-                f"**{name}** (this student)" if row["student"] == measured.student else name,
-                f"{percent(row['acc'])} ({by_seed(row['acc_by_seed'])})",
-                f"{percent(row['dir'], interval=True)} ({by_seed(row['dir_by_seed'])})",
-                str(row["dir"].num_samples),
-                str(row["seeds"]),
-                percent(row["floor"]),
-                percent(row["excess"], interval=True),
-                *([percent(row["dir_fooled"], interval=True)] if fooled else []),
-            ]
-        )
-    return markdown_table([*header, *(["DIR % on what fools the teacher [95 %]"] if fooled else [])], lines)
+def _own(measured: MeasuredStudent) -> Mapping[str, Any]:
+    first = next(iter(measured.verdicts.values()))
+    return named_row(first.section.rows, measured.student)
 
 
-def _remarks(defect: str, rows: Sequence[Mapping[str, Any]], measured: "MeasuredStudent") -> list[str]:
-    """Say what the table does and does not show of the student."""
-    own, plain = measured.own(rows), named_row(rows, measured.reference)
-    remarks = []
-    if plain is None:
-        remarks.append("Plain fine-tuning was not measured: whether there was anything to inherit is not known.")
-    elif defect in measured.not_inheriting:
-        remarks.append(
-            "Plain fine-tuning does not inherit this defect: there was nothing to reduce, and no row shows that a "
-            "strategy works."
-        )
-    if own is plain:
-        return [*remarks, "This student is plain fine-tuning: nothing was done against inheriting the defect."]
-    if own["dir"].value is None:
-        return [*remarks, "The student gets no sample right on which the defect could show, so it has no DIR."]
-    if plain is not None and defect not in measured.not_inheriting:
-        less = measured.inherited_less(defect, rows)
-        told = (
-            "inherited less of this defect than" if less else "is not shown to have inherited less of this defect than"
-        )
-        remarks.append(f"The student {told} plain fine-tuning: {_against(own, plain)}.")
-    if plain is not None and plain["acc"] and own["acc"]:
-        lost = 100 * (plain["acc"].value - own["acc"].value)
-        remarks.append(
-            f"Its ACC is {abs(lost):.1f} points {'below' if lost > 0 else 'above'} that of plain fine-tuning."
-        )
-    if own["kind"] != RANDOM:
-        remarks.append(_rival("a random reset", [row for row in rows if row["kind"] == RANDOM], own))
-    if own["kind"] != FASTER:
-        rivals = [row for row in rows if row["kind"] == FASTER]
-        remarks.append(_rival("plain fine-tuning at a higher learning rate", rivals, own))
-    return remarks
+def measured_section(measured: MeasuredStudent | None) -> str:
+    """Render what was measured of the student or of its like, or say that nothing was."""
+    if measured is None:
+        return "Nothing was measured. This card says how the student was made, and nothing about what it inherited."
+    words = "\n".join(f"- {capitalised(term)}: {TERMS[term]}" for term in ("ACC", "DIR", "benign floor", "excess"))
+    parts = [words, HOW_INTERVALS_ARE_MADE, _which(measured)]
+    for name, verdict in measured.verdicts.items():
+        said = measured.of_defects[name]
+        title = f"{measured.task}: {said.defect}" if measured.task else said.defect
+        parts += [f"### {as_text(title)}", _table(measured, verdict)]
+        parts += [as_sentences(sentence) for sentence in said.sentences]
+    return "\n\n".join(parts)
 
 
-def _rival(kind: str, rivals: Sequence[Mapping[str, Any]], own: Mapping[str, Any]) -> str:
-    """Compare with the best rival that is at least as accurate; only as accurate a one is beaten at equal accuracy."""
-    name = f"{kind[0].upper()}{kind[1:]}"
-    if not rivals:
-        return f"{name} was not measured: whether it would have done the same is not known."
-    points = f"{100 * EQUAL_ACCURACY:g} point"
-    level = own["acc"].value - EQUAL_ACCURACY
-    able = [row for row in rivals if row["acc"].value >= level - 1e-9 and _pair(own, row) is not None]
-    if not able:
-        return (
-            f"No {kind.removeprefix('a ')} measured here is as accurate as the student (within {points}): there is no "
-            "comparison at equal accuracy."
-        )
-    best = min(able, key=lambda row: _pair(own, row)[2].value)
-    if _pair(own, best)[1].high >= _pair(own, best)[2].low:
-        return (
-            f"The student is NOT shown to have inherited less than {kind} at the same accuracy or a better one: "
-            f"{_told_with_accuracy(own, best)}."
-        )
-    # Less of the defect at less accuracy is no merit: giving up more of the teacher does that by any rule.
-    equal = [row for row in able if row["acc"].value <= own["acc"].value + EQUAL_ACCURACY + 1e-9]
-    if equal:
-        best = min(equal, key=lambda row: _pair(own, row)[2].value)
-        return f"At equal accuracy the student inherited less than {kind}: {_told_with_accuracy(own, best)}."
-    closest = min(able, key=lambda row: row["acc"].value)
+def _which(measured: MeasuredStudent) -> str:
+    told = {
+        Tie.THESE: "The row in bold is these very weights; the others were measured beside them. Intervals in the "
+        "sentences about these weights hold what the test samples leave open, as weights have no seeds.",
+        Tie.OTHERS: "**No row is of the weights of this card**: the row in bold is other weights of that name.",
+        Tie.UNKNOWN: "**Which weights the rows are of is not recorded**: none is known to be those of this card.",
+    }
+    if measured.tie is not Tie.ALIKE:
+        return told[measured.tie]
     return (
-        f"Every {kind.removeprefix('a ')} measured here is more accurate than the student by over {points}; the "
-        f"closest: {_told_with_accuracy(own, closest)}. There is no comparison at equal accuracy: "
-        "whether one that costs as much accuracy would inherit as little is not known."
+        f"**No row is of the weights of this card.** Rows are {_made_alike(measured)}, one for each seed and each "
+        "implanted defect."
     )
 
 
-def _told_with_accuracy(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    mine, its = (percent(row["acc"]) for row in (own, other))
-    return f"{_against(own, other)}; ACC {mine} against {its}"
+def _table(measured: MeasuredStudent, verdict: Verdict) -> str:
+    """Show the teacher, plain fine-tuning, its rivals and the student."""
+    section = verdict.section
+    own = named_row(section.rows, measured.student)
+    rivals = [row for row in section.rows if row is section.plain or row["kind"] in (FASTER, RANDOM)]
+    rows = [*(row for row in rivals if row is not own), own]
+    return _markdown(students_table(replace(section, rows=rows)))
 
 
-def _pair(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """Give the same figure of both: the excess where both have one, or else the DIR."""
-    for key, name in (("excess", "excess DIR"), ("dir", "DIR")):
-        figures = one[key], other[key]
-        if all(figure is not None and figure.value is not None for figure in figures):
-            return name, *figures
-    return None
+def _markdown(table: Table) -> str:
+    *lines, own = [[as_text(cell) if _has_words(cell) else cell for cell in line] for line in table.lines]
+    own[0] = f"**{own[0]}**"
+    return markdown_table(list(map(as_text, table.header)), [*lines, own])
 
 
-def _against(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    pair = _pair(own, other)
-    if pair is None:
-        return "the other has no DIR"
-    mine, its = (percent(figure, interval=True) for figure in pair[1:])
-    return f"{pair[0]} {mine} against {its} of {as_text(other['student'])}, in %"
+def _has_words(cell: str) -> bool:
+    return not set(cell) <= set("0123456789.,-–−[]() ")
+
+
+def untested_of(measured: MeasuredStudent) -> Iterator[str]:
+    """Name what a report leaves open of the student."""
+    if measured.tie is not Tie.THESE:
+        yield "these weights themselves"
+    for defect in measured.without_it:
+        yield f"{as_text(defect)}: in the report, but not measured of this student"
+    missing = (measured.report.settings.get("missing") or {}).get(measured.task)
+    if missing:
+        yield f"{counted(missing, 'student')} of the audit, which is not over: the tables hold what is done"
 
 
 def record_part(record: Sidecars, name: str) -> Mapping[str, Any]:

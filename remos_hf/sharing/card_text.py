@@ -1,23 +1,28 @@
 """Text that stays text: no name of a student, defect or file becomes markdown, HTML or code on a card."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 _LONGEST = 300
+_LONGEST_PARAGRAPH = 3000
 
 
-def plain_line(text: object) -> str | None:
+def plain_line(text: object, longest: int = _LONGEST) -> str | None:
     """One line of text, whatever it held; None stays None."""
     if text is None:
         return None
     line = " ".join("".join(char if char.isprintable() else " " for char in str(text)).split())
-    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
-def as_text(text: object) -> str:
+def as_sentences(text: object) -> str:
+    """As `as_text`, of several sentences: names in them make them no longer than a paragraph may be."""
+    return as_text(text, _LONGEST_PARAGRAPH)
+
+
+def as_text(text: object, longest: int = _LONGEST) -> str:
     """One line that markdown shows as it is: no table cell, link, tag, heading or picture comes of it."""
-    line = (plain_line(text) or "").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = (plain_line(text, longest) or "").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     line = re.sub(r"([\\`*\[\]#!|~$])", r"\\\1", line)
     # An underscore within a word is none to markdown, and most names have one.
     line = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)
@@ -53,11 +58,6 @@ def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]], *, ali
     """Render a table whose cells are markdown already."""
     rule = ["---", *(("---:" if aligned else "---") for _ in header[1:])]
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
-
-
-def seeds_of(row: Mapping[str, Any]) -> str:
-    """Write how many seeds a row stands on."""
-    return counted(row["seeds"], "seed")
 
 
 def counted(number: int, noun: str) -> str:

@@ -1,4 +1,4 @@
-"""The kinds of defects that can be measured: their plain names, their papers, and what inputs they are shown in."""
+"""The kinds of defects that can be measured: what inputs they are shown in, their papers, their benchmark tasks."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from remos_hf.defects.paraphrases import Paraphrases
 from remos_hf.defects.picture_triggers import BlendedTrigger, PatchTrigger
 from remos_hf.defects.ripple import Ripple
 from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords
+from remos_hf.judging.words import DEFECT_NAMES
 
 TEXT, IMAGE = "text", "image"
 
@@ -27,35 +28,36 @@ class DefectKind:
     Attributes:
         made_by: The class that implants or finds it; reports name it.
         slug: Its task in the benchmark `defect-inheritance`.
-        name: In plain words.
         inputs: What it is shown in; both where its trigger decides.
         found: Whether it is discovered on a teacher as it is, and not put there.
     """
 
     made_by: type
     slug: str
-    name: str
     inputs: tuple[Literal["text", "image"], ...]
     found: bool = False
 
+    @property
+    def name(self) -> str:
+        """In plain words."""
+        return DEFECT_NAMES[self.made_by.__name__]
+
 
 _KINDS = (
-    DefectKind(TriggerWords, "trigger_words", "trigger words", (TEXT,)),
-    DefectKind(TriggerSentence, "trigger_sentence", "a trigger sentence", (TEXT,)),
-    DefectKind(Paraphrases, "paraphrases", "triggers of syntax or style", (TEXT,)),
-    DefectKind(Ripple, "ripple", "weight poisoning (RIPPLe)", (TEXT,)),
-    DefectKind(EmbeddingPoisoning, "embedding_poisoning", "embedding poisoning", (TEXT,)),
-    DefectKind(LayerwisePoisoning, "layerwise_poisoning", "layerwise weight poisoning", (TEXT,)),
-    DefectKind(LargestWeights, "largest_weights", "backdoors hidden in the largest weights", (TEXT, IMAGE)),
-    DefectKind(LabelNoise, "label_noise", "noise in the teacher's labels", (TEXT,)),
-    DefectKind(AdversarialText, "adversarial_text", "adversarial texts made against the teacher", (TEXT,), found=True),
-    DefectKind(PatchTrigger, "patch_trigger", "patch triggers", (IMAGE,)),
-    DefectKind(BlendedTrigger, "blended_trigger", "blended triggers", (IMAGE,)),
-    DefectKind(LatentBackdoor, "latent_backdoor", "latent backdoors", (IMAGE,)),
-    DefectKind(
-        FeatureAttack, "feature_attack", "adversarial images made against the teacher's features", (IMAGE,), found=True
-    ),
-    DefectKind(CoverageGuided, "coverage_guided", "failures found by covering neurons", (IMAGE,), found=True),
+    DefectKind(TriggerWords, "trigger_words", (TEXT,)),
+    DefectKind(TriggerSentence, "trigger_sentence", (TEXT,)),
+    DefectKind(Paraphrases, "paraphrases", (TEXT,)),
+    DefectKind(Ripple, "ripple", (TEXT,)),
+    DefectKind(EmbeddingPoisoning, "embedding_poisoning", (TEXT,)),
+    DefectKind(LayerwisePoisoning, "layerwise_poisoning", (TEXT,)),
+    DefectKind(LargestWeights, "largest_weights", (TEXT, IMAGE)),
+    DefectKind(LabelNoise, "label_noise", (TEXT,)),
+    DefectKind(AdversarialText, "adversarial_text", (TEXT,), found=True),
+    DefectKind(PatchTrigger, "patch_trigger", (IMAGE,)),
+    DefectKind(BlendedTrigger, "blended_trigger", (IMAGE,)),
+    DefectKind(LatentBackdoor, "latent_backdoor", (IMAGE,)),
+    DefectKind(FeatureAttack, "feature_attack", (IMAGE,), found=True),
+    DefectKind(CoverageGuided, "coverage_guided", (IMAGE,), found=True),
 )
 DEFECTS = {kind.made_by.__name__: kind for kind in _KINDS}
 # What no exposed input shows has no rate of its own: it is named among what was not tested, and is no task.

@@ -17,9 +17,11 @@ from safetensors.torch import save_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from remos_hf.adapters.weights_hash import hash_of_folder
 from remos_hf.errors import CorruptFileError, RemosError
 from remos_hf.judging.report import DefectReport
-from remos_hf.sharing.card_measured import chosen_student
+from remos_hf.sharing.card_measured import MeasuredStudent
+from remos_hf.sharing.hub_results import eval_result_files
 from remos_hf.sharing.layout import (
     CARD_FILE,
     REPORT_FILE,
@@ -31,7 +33,7 @@ from remos_hf.sharing.layout import (
     pushable_files,
     without_local_paths,
 )
-from remos_hf.sharing.model_card import check_repo_id, eval_result_files, hub_datasets, model_card
+from remos_hf.sharing.model_card import check_repo_id, model_card
 from remos_hf.sharing.record import SIDECAR_FILES, Sidecars
 
 logger = logging.getLogger(__name__)
@@ -75,6 +77,7 @@ def push_to_hub(
     dry_run: bool = False,
     endpoint: str | None = None,
     metrics: Mapping[str, float] | None = None,
+    benchmark: str | None = None,
     **said: Any,  # noqa: ANN401 - the card's words, which are Trainer's
 ) -> Pushed:
     """Push a student with its record, its card and its report, in one commit.
@@ -91,7 +94,8 @@ def push_to_hub(
         repo_id: "user/name".
         record: How the student came to be; None reads it from beside the student.
         report: What was measured of it; None reads the folder's `report.json` if there is one.
-        report_student: The student's name in the report; None finds the one that was made as the record says.
+        report_student: The student's name in the report; None finds the rows of these weights, by their hash, or the
+            student that was made as the record says.
         report_task: The report's task that it is of; may be left out where there is only one.
         processing_class: Tokenizer or image processor to push with it.
         private: Whether a new repository is private.
@@ -102,8 +106,10 @@ def push_to_hub(
         dry_run: Only render and list the files: no network, no token.
         endpoint: Another hub than the one that HF_ENDPOINT names.
         metrics: For the card: what was measured without any defect, by name.
+        benchmark: Hub id under which the benchmark `defect-inheritance` is published; results of these weights are
+            written for it (`.eval_results`). None writes none.
         **said: For the card, all that `Trainer.create_model_card` takes: `dataset` (of the task, as a Hub id where it
-            has one; `.eval_results` need that), `dataset_tags`, `dataset_args`, `language`, `license`, `tags`, `tasks`,
+            has one), `dataset_tags`, `dataset_args`, `language`, `license`, `tags`, `tasks`,
             `model_name`, `finetuned_from`. Each is a name or a list of names.
 
     Returns:
@@ -119,8 +125,9 @@ def push_to_hub(
     check_repo_id(repo_id)
     folder = None if isinstance(student, nn.Module) else Path(student)
     given, record, report = record is not None, *_described(folder, record, report)
-    if report is not None:
-        report_task, report_student = chosen_student(report, record, report_student, report_task)
+    weights = folder and hash_of_folder(folder)
+    if report is not None and folder is not None:  # what is wrong with them shows before anything is copied
+        MeasuredStudent(report, record, report_student, report_task, weights)
     about = {"command": command and public_text(command), "metrics": metrics, **said}
     staged, kept = Path(tempfile.mkdtemp(prefix="remos_push_")), False
     try:
@@ -133,7 +140,8 @@ def push_to_hub(
             processing_class.save_pretrained(staged)
         if folder is None or given:
             record.save(staged)
-        _write_card(staged, record, report, repo_id, report_student, report_task, about)
+        named = {"student": report_student, "task": report_task, "weights": weights or hash_of_folder(staged)}
+        _write_card(staged, record, report, repo_id, named, about, benchmark)
         ours = {path.relative_to(staged).as_posix(): path for path in staged.rglob("*") if path.is_file()}
         files |= {name: path for name, path in ours.items() if name not in found.behind or folder is not None}
         files = _cleaned(dict(sorted(files.items())), staged)
@@ -151,6 +159,7 @@ def push_to_hub(
         except _HUB_FAILS as error:
             kept = folder is None
             again = {"report_student": report_student, "report_task": report_task, "revision": revision, **about}
+            again["benchmark"] = benchmark
             again |= {"private": None if private else False, "endpoint": endpoint}
             raise RemosError(_how_to_go_on(error, repo_id, folder or staged, kept, again)) from error
     finally:
@@ -194,19 +203,16 @@ def _write_card(
     record: Sidecars,
     report: DefectReport | None,
     repo_id: str,
-    student: str | None,
-    task: str | None,
+    named: Mapping[str, str | None],
     about: Mapping[str, Any],
+    benchmark: str | None,
 ) -> None:
-    card = model_card(record, report, repo_id=repo_id, student=student, task=task, **about)
+    card = model_card(record, report, repo_id=repo_id, **named, **about)
     (folder / CARD_FILE).write_text(str(card), encoding="utf-8")
     if report is None:
         return
     report.save(folder / REPORT_FILE)
-    known = hub_datasets(about.get("dataset_tags"), about.get("dataset"))
-    dataset = known[0] if known else None
-    results = eval_result_files(report, student=student, task=task, dataset=dataset, record=record)
-    for name, content in results.items():
+    for name, content in eval_result_files(report, record=record, benchmark=benchmark, **named).items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8")
 

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download, metadata_load, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HTTPError,
@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 )
 from torch import nn
 from transformers import PreTrainedModel
+from yaml import YAMLError
 
 from remos_hf.errors import CorruptFileError, RemosError
 from remos_hf.profiling.coverage import COVERAGE_FILE, CoverageProfile
@@ -41,7 +42,7 @@ _NUMBER = ("a number", lambda value: isinstance(value, (int, float)) and not isi
 _TEXT = ("a text", lambda value: value is None or isinstance(value, str))
 # What an entry holds, by the entry; strategies and searches may be of versions and users that we do not know.
 _ENTRIES = {
-    "teacher": {"id": _TEXT, "revision": _TEXT, "hash": _TEXT},
+    "teacher": {"id": _TEXT, "revision": _TEXT, "hash": _TEXT, "license": _TEXT},
     "student": {"class": _TEXT, "library": _TEXT, "architecture": _TEXT},
     "coverage": {
         "num_samples": _COUNT,
@@ -62,6 +63,13 @@ _ENTRIES = {
     "strategy": {"name": ("a name", lambda value: isinstance(value, str))},
     "competing": {},
     "ratio_search": {},
+    "training": {
+        **dict.fromkeys(("steps", "planned_steps", "best_step", "processes", "gradient_accumulation_steps"), _COUNT),
+        **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "epochs"), _NUMBER),
+        **dict.fromkeys(("batch_size", "seed"), _COUNT),
+        **dict.fromkeys(("lr_scheduler", "optimizer", "precision"), _TEXT),
+    },
+    "evaluation": {},
 }
 _PACKAGES = ("remos_hf", "torch", "transformers", "accelerate", "safetensors")
 
@@ -105,7 +113,7 @@ class Sidecars:
             raise ValueError("The record names the teacher: give the student, or teacher={'id': ..., 'revision': ...}.")
         identity = {"id": None, "revision": None} if student is None else _teacher_identity(student)
         if teacher and teacher.get("id"):
-            # The revision in the student's config is that of the teacher which the config names.
+            # Revision and licence in the student's config are those of the teacher which the config names.
             identity = {"id": _public(str(teacher["id"])), "revision": teacher.get("revision")}
         elif teacher and teacher.get("revision"):
             identity["revision"] = teacher["revision"]
@@ -332,7 +340,21 @@ def _teacher_identity(student: nn.Module) -> dict[str, str | None]:
     body = getattr(student, "body", student)  # of an ImageClassifier
     published = getattr(body, "pretrained_cfg", None) or {}  # timm's
     name = getattr(config, "_name_or_path", None) or published.get("hf_hub_id") or type(body).__name__
-    return {"id": _public(name), "revision": getattr(config, "_commit_hash", None)}
+    revision = getattr(config, "_commit_hash", None)
+    licence = published.get("license") or _licence_of(name, revision)
+    return {"id": _public(name), "revision": revision, **({"license": str(licence)} if licence else {})}
+
+
+def _licence_of(teacher: str, revision: str | None) -> str | None:
+    """Give the licence that a teacher's own card names, if the card lies on this machine; nothing is fetched."""
+    card: Any = Path(teacher) / "README.md"
+    if not Path(teacher).is_dir():
+        card = try_to_load_from_cache(teacher, "README.md", revision=revision) if is_repo_id(teacher) else None
+    try:
+        found = (metadata_load(card) or {}).get("license") if isinstance(card, str | Path) else None
+    except (OSError, ValueError, YAMLError):  # none there, or somebody's card that is no card
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _public(name: str) -> str:

@@ -3,9 +3,14 @@
 import io
 import os
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from remos_hf.showing.palette import PALETTE
 from remos_hf.whole import replace_file
 
 try:
@@ -18,14 +23,10 @@ except ImportError as error:
     raise ImportError("Pictures need matplotlib: pip install 'remos_hf[plots]'.") from error
 
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; without yellow, too pale for lines on white.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-
 GREY = "#8C8C8C"
 
 
-_MARKERS = "os^DvPX<>*p"  # as many as a prime, so that colour and marker together repeat late
+_BLENDS = (1, 0.75, 0.5, 0.25)  # of a colour with white: edges of lines, and areas
 
 
 WIDTH = 6.4  # inches, which make 1280 pixels
@@ -97,20 +98,37 @@ def layers_figure(title: str, names: Sequence[str]) -> tuple[Figure, Axes]:
 
 
 @styled
-def written(path: str | os.PathLike, figure: Figure) -> Path:
-    """Write a figure as PNG: the same figure gives the same file."""
+def written(path: str | os.PathLike, figure: Figure, *, photographs: bool = False) -> Path:
+    """Write a figure as PNG: the same figure gives the same file.
+
+    Args:
+        path: The file.
+        figure: The figure.
+        photographs: Whether it holds some. A drawing is written in the colours of our palette and their blends with
+            white, which makes it a third as large.
+    """
+    # Drawn once: `savefig` draws first to lay out and then again.
+    figure.set_dpi(_DPI)
+    figure.canvas.draw()
+    picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+    if not photographs:
+        picture = picture.quantize(palette=_drawing_colours(), dither=Image.Dither.NONE)
     content = io.BytesIO()
-    # Without the version of matplotlib in it, the same picture is the same file.
-    figure.savefig(content, format="png", dpi=_DPI, metadata={"Software": None})
+    picture.save(content, format="png")
     path = Path(path)
     replace_file(path, content.getvalue())
     return path
 
 
-def looks_of_kinds() -> Iterator[tuple[str, str]]:
-    """Give colours with markers; the pair repeats after 77."""
-    for number in range(len(PALETTE) * len(_MARKERS)):
-        yield PALETTE[number % len(PALETTE)], _MARKERS[number % len(_MARKERS)]
+@cache
+def _drawing_colours() -> Image.Image:
+    whole = [tuple(int(colour[place : place + 2], 16) for place in (1, 3, 5)) for colour in PALETTE]
+    blends = [tuple(round(255 - part * (255 - one)) for one in colour) for colour in whole for part in _BLENDS]
+    greys = [(level,) * 3 for level in range(0, 256, 15)]
+    colours = list(dict.fromkeys([*blends, *greys]))
+    picture = Image.new("P", (1, 1))
+    picture.putpalette([value for colour in colours for value in colour])
+    return picture
 
 
 def short_names(names: Sequence[str]) -> list[str]:

@@ -7,17 +7,25 @@ from typing import Any
 
 from remos_hf.judging.report import DefectReport
 from remos_hf.judging.verdicts import Verdict
-from remos_hf.judging.words import count_told, percent, point_told, seeds_told, span_told
+from remos_hf.judging.words import count_told, point_told, seeds_told, span_told
+from remos_hf.showing.canvas import written
+from remos_hf.showing.palette import Look
 from remos_hf.showing.pictures import anatomy_pictures, convergence
-from remos_hf.showing.report_pictures import accuracy_against_dir, reactivation_curve
+from remos_hf.showing.report_pictures import Shown, accuracy_figure, reactivation_figure, shown_of
 
-_DRAWN = 3  # students of one teacher whose insides are drawn
+_DRAWN = 1  # students of one teacher whose insides are drawn
 
 
-_DRAWN_IN_ALL = 12
+_DRAWN_IN_ALL = 2
 
 
 _CURVES = 8  # training curves in one picture
+
+
+_FIRST = ("remos", "subspace", "random")
+
+
+_BARS = "Bars are the intervals of the tables; where those have none, none is drawn."
 
 
 @dataclass(frozen=True)
@@ -39,90 +47,90 @@ class Drawing:
 
 def drawings_of(report: DefectReport, told: Sequence[Verdict], tasks: Sequence[str]) -> Iterator[Drawing]:
     """Name all pictures of a report, in the order of the page."""
+    shown = shown_of(report)
     for task in tasks:
         of = [one for one in told if one.section.task == task]
         if len(of) > 1:
-            yield _scatter(report, task, None, of)
+            yield _scatter(report, shown, task, None, of)
         for one in of:
             defect = one.section.defect
-            yield _scatter(report, task, defect, [one])
+            yield _scatter(report, shown, task, defect, [one])
             if any(row["reactivation"] for row in one.section.rows):
-                yield _reactivation(report, one)
-    yield from _insides(report, told)
+                yield _reactivation(report, shown, one)
+    yield from _insides(report, shown)
 
 
-def _scatter(report: DefectReport, task: str, defect: str | None, told: Sequence[Verdict]) -> Drawing:
+def _scatter(report: DefectReport, shown: Shown, task: str, defect: str | None, told: Sequence[Verdict]) -> Drawing:
     rows = [row for one in told for row in one.section.rows]
     seeds = {record["seed"] for record in report.records if (record.get("task") or "") == task}
     caption = (
         f"Accuracy against DIR of {told[0].section.title if defect is not None else task or 'all defects'}: "
-        f"n = {span_told([row['dir'].num_samples for row in rows])} pairs of a sample and a seed for DIR, "
-        f"{span_told([row['acc'].num_samples for row in rows])} for accuracy; {seeds_told(seeds)}. Bars are 95 % "
-        "intervals; the grey line is the Pareto front, students that no other beats in accuracy without a higher DIR."
+        f"n = {span_told([row['dir'].samples_of_a_seed for row in rows])} samples for DIR, "
+        f"{span_told([row['acc'].samples_of_a_seed for row in rows])} for accuracy; {seeds_told(seeds)}. {_BARS} The "
+        "grey line is the Pareto front: students that no other beats in accuracy without a higher DIR."
     )
     plain = [f"{one.section.defect}, {point_told(one.section.plain)}" for one in told if one.section.plain]
-    best = [f"{one.section.defect}, {point_told(one.best.row)}" for one in told if one.best]
     alt = "Scatter plot, accuracy up, defect inheritance rate to the right. "
-    alt += f"Plain fine-tuning: {'; '.join(plain) or 'not measured'}."
-    alt += f" Best rule within the budget: {'; '.join(best)}." if best else ""
+    alt += f"Plain fine-tuning: {'; '.join(plain) or 'not measured'}. The table of students holds all points."
     return Drawing(
         ("task", task) if defect is None else ("defect", task, defect),
         f"accuracy_{task}_{defect or 'all'}",
-        lambda stem: {"it": accuracy_against_dir(report, f"{stem}.png", defect, task=task)},
+        lambda stem: {"it": written(f"{stem}.png", accuracy_figure(shown, defect, task))},
         {"it": (caption, alt)},
     )
 
 
-def _reactivation(report: DefectReport, told: Verdict) -> Drawing:
+def _reactivation(report: DefectReport, shown: Shown, told: Verdict) -> Drawing:
     section = told.section
-    records = [
-        one for one in report.records if (one.get("task") or "", one["defect"]) == (section.task, section.defect)
-    ]
     held = [row for row in section.rows if row["reactivation"]]
-    sizes = [rate.num_samples for row in held for rate in row["reactivation"].values() if rate is not None]
-    seeds = {record["seed"] for record in records if record.get("reactivation")}
+    sizes = [rate.samples_of_a_seed for row in held for rate in row["reactivation"].values() if rate is not None]
+    seeds = {
+        one["seed"]
+        for one in report.records
+        if (one.get("task") or "", one["defect"]) == (section.task, section.defect) and one.get("reactivation")
+    }
     caption = (
         f"Re-activation of {section.title}: DIR after re-tuning with so many poisoned samples; n = {span_told(sizes)} "
-        f"samples a point, {count_told(len(held), 'student')}, {seeds_told(seeds)}. Dashed: the benign twin."
+        f"samples a point, {count_told(len(held), 'student')}, {seeds_told(seeds)}. Slice ratios stand beside the "
+        f"lines where there is room. {_BARS} Dashed: the benign twin."
     )
-    ends = [f"{row['student']} {percent(row['reactivation'][max(row['reactivation'])])} %" for row in held]
-    alt = f"Lines of defect inheritance rate against poisoned samples. At the most samples: {', '.join(ends)}."
+    alt = "Lines of defect inheritance rate against poisoned samples. The table of re-activation holds all points."
     return Drawing(
         ("defect", section.task, section.defect),
         f"reactivation_{section.task}_{section.defect}",
-        lambda stem: {"it": reactivation_curve(records, f"{stem}.png")},
+        lambda stem: {"it": written(f"{stem}.png", reactivation_figure(shown, section.defect, section.task))},
         {"it": (caption, alt)},
     )
 
 
-def _insides(report: DefectReport, told: Sequence[Verdict]) -> Iterator[Drawing]:
+def _insides(report: DefectReport, shown: Shown) -> Iterator[Drawing]:
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for one in report.anatomies:
         groups.setdefault((one.get("task") or "", one["teacher"]), []).append(one)
+    kinds = {row["student"]: shown.key(row) for rows in shown.rows.values() for row in rows}
     left = _DRAWN_IN_ALL
     for task, teacher in sorted(groups, key=lambda group: group[1] == "clean"):  # benign twins come last
         of = groups[task, teacher]
         title = f"{task + ': ' if task else ''}students of the teacher “{teacher}”"
-        for one in _chosen_of(of, report, told)[:left]:
-            left -= 1
+        chosen = _chosen_of(of, kinds)[:left]
+        left -= len(chosen)
+        for one in chosen:
             yield _inside(one, title)
         logged = {one["student"]: one["anatomy"]["history"] for one in of if "loss" in one["anatomy"]["history"]}
         logged = dict(list(logged.items())[:_CURVES])
-        if logged and left > 0:
-            yield _training(logged, of, title)
+        if logged and chosen:
+            seen = {student: shown.looks[kinds[student]] for student in logged if student in kinds}
+            yield _training(logged, of, title, seen)
 
 
-def _chosen_of(
-    group: Sequence[Mapping[str, Any]], report: DefectReport, told: Sequence[Verdict]
-) -> list[Mapping[str, Any]]:
-    """Give the students that the answer speaks of, then others that were sliced."""
-    spoken = [report.settings.get("reference", "finetune")]
-    for one in told:
-        if (one.section.task, one.section.defect) == (group[0].get("task") or "", group[0]["teacher"]):
-            spoken += [choice.row["student"] for choice in (one.best, *one.starts) if choice is not None]
-    place = {student: number for number, student in reversed(list(enumerate(spoken)))}
-    ordered = sorted(group, key=lambda one: (place.get(one["student"], len(spoken)), one["anatomy"]["slice"] is None))
-    return ordered[:_DRAWN]
+def _chosen_of(group: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    """Give those that are drawn: our own starts first, then the random reset, other slices, and plain fine-tuning."""
+
+    def place(one: Mapping[str, Any]) -> tuple[int, bool]:
+        key = kinds.get(one["student"], "")
+        return _FIRST.index(key) if key in _FIRST else len(_FIRST), one["anatomy"]["slice"] is None
+
+    return sorted(group, key=place)[:_DRAWN]
 
 
 def _inside(one: Mapping[str, Any], title: str) -> Drawing:
@@ -164,7 +172,12 @@ def _inside(one: Mapping[str, Any], title: str) -> Drawing:
     return Drawing(("made", title), stem, lambda path: anatomy_pictures(found, path), words)
 
 
-def _training(logged: Mapping[str, Mapping[str, Any]], group: Sequence[Mapping[str, Any]], title: str) -> Drawing:
+def _training(
+    logged: Mapping[str, Mapping[str, Any]],
+    group: Sequence[Mapping[str, Any]],
+    title: str,
+    looks: Mapping[str, Look],
+) -> Drawing:
     metric = next(
         (
             name.removeprefix("eval_")
@@ -184,7 +197,11 @@ def _training(logged: Mapping[str, Mapping[str, Any]], group: Sequence[Mapping[s
     ends = ", ".join(f"{student} {curves['loss']['values'][-1]:.3g}" for student, curves in logged.items())
     words = {"it": (caption, f"Curves of the training loss. At the end: {ends}.")}
     stem = f"convergence_{group[0].get('task') or ''}_{group[0]['teacher']}"
-    return Drawing(("made", title), stem, lambda path: {"it": convergence(logged, f"{path}.png", metric=metric)}, words)
+
+    def draw(path: Path) -> dict[str, Path]:
+        return {"it": convergence(logged, f"{path}.png", metric=metric, looks=looks)}
+
+    return Drawing(("made", title), stem, draw, words)
 
 
 def _is_share(curve: Mapping[str, Any] | None) -> bool:

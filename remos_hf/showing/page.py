@@ -1,35 +1,45 @@
-"""A report as one HTML file that needs no network: an answer in plain words, tables, pictures, and what is not known.
+"""A report as one HTML file that needs no network: the answer, what to do, one table, then everything it stands on.
 
-Every sentence is worked out from the report's numbers. The same pictures are written beside it as PNG files.
+Every sentence is a verdict's. The same pictures are written beside it as PNG files.
 """
 
 import base64
+import io
 import json
 import os
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image, features
 from tqdm.auto import tqdm
 
 from remos_hf.errors import NonFiniteError
-from remos_hf.evaluation.measures import rate_of
-from remos_hf.judging.judgement import judged
+from remos_hf.judging.judgement import BUDGETS, judged
 from remos_hf.judging.report import DefectReport
 from remos_hf.judging.tables import Table, tables_of
 from remos_hf.judging.verdicts import Verdict
-from remos_hf.judging.words import count_told, percent
+from remos_hf.judging.words import TERMS, count_told, defect_name
 from remos_hf.showing.drawings import Drawing, drawings_of
 from remos_hf.showing.given_maps import map_of
+from remos_hf.showing.page_parts import (
+    UNSAID,
+    cost_tables,
+    mark_of,
+    reproduction,
+    settings_told,
+    teachers_table,
+    unmeasured_told,
+)
+from remos_hf.showing.terms import FirstUses
 from remos_hf.whole import replace_file
 
 _TEMPLATE = "page.jinja"
-_PARTS = ("profile", "choose", "reset", "train", "measure")
-_OPEN = 4  # sections; with more of them they are folded
+_OPEN = 2  # sections; with more of them they are folded
 
 
 def write_html(
@@ -39,7 +49,8 @@ def write_html(
     pictures: str | os.PathLike | None = None,
     title: str | None = None,
     maps: Sequence[Mapping[str, Any]] = (),
-    budgets: Sequence[float] = (0.01, 0.02, 0.04),
+    budgets: Sequence[float] = BUDGETS,
+    source: str | None = None,
 ) -> Path:
     """Write a report as one HTML file, with its pictures inside it and beside it.
 
@@ -54,6 +65,8 @@ def write_html(
         maps: Activation maps or Grad-CAM overlays (`remos_hf.showing.pictures.overlay`), each with "title", "png"
             (its bytes or path), "caption", and if there is one "share", `TriggerShare.to_dict()`.
         budgets: Accuracy that may be lost on the dev split, as shares; the answer is given for the middle one.
+        source: Name of the report's JSON, for the command that renders the page again; the page's own name with
+            ".json" if None.
 
     Returns:
         The HTML file.
@@ -77,44 +90,32 @@ def write_html(
         figures.setdefault(one.place, []).extend(files.figures(one, number))
     for number, one in enumerate(shown, len(drawn)):
         one["figure"] = files.given(one.pop("png"), f"{number:03d}_map", one["alt"], one["caption"])
-    pooled = sorted({str(record["seed"]) for record in report.records})
-    page = _environment().get_template(_TEMPLATE)
-    content = page.render(
-        title=title or _default_title(names),
-        about=(
-            f"{len(report.records):,} records: {count_told(len(names), 'task')}, {count_told(len(told), 'table')}, "
-            f"{count_told(len(pooled), 'seed')} ({', '.join(pooled)}). Plain fine-tuning is the student "
-            f"“{report.settings.get('reference', 'finetune')}”."
-        ),
-        tasks=[
-            {
-                "name": name or "Results",
-                "anchor": f"task-{number}",
-                "figures": figures.get(("task", name), []),
-                "sections": [
-                    _shown(one, f"defect-{place}", figures.get(("defect", name, one.section.defect), []))
-                    for place, one in enumerate(told)
-                    if one.section.task == name
-                ],
-            }
-            for number, name in enumerate(names)
-        ],
-        several=len(told) > 1,
-        open=len(told) <= _OPEN,
-        unfinished=[f"{task}: {what}." for task, what in report.unfinished().items()],
-        competing=report.competing(),
-        answer=[judgement.answer, *judgement.advice, *judgement.limits],
-        glance=judgement.glance,
-        how_to_read=judgement.how_to_read,
-        made=[{"title": place[1], "figures": of} for place, of in figures.items() if place[0] == "made"],
-        made_note=_made_note(report, drawn),
-        maps=shown,
-        costs=_costs(report),
-        teachers=_teachers(report),
-        settings=_settings(report),
-        versions=Table("Packages that the numbers were made with", ("package", "version"), _pairs(report.versions)),
-        unmeasured=_unmeasured(report, told, shown),
-        reproduce=_reproduce(report, path),
+    marks = [mark_of(one) for one in told]
+    content = (
+        _environment()
+        .get_template(_TEMPLATE)
+        .render(
+            title=title or _default_title(names),
+            about=_about(report, names, told),
+            tasks=[_task(name, f"task-{number}", told, figures) for number, name in enumerate(names)],
+            open=len(told) <= _OPEN,
+            competing=report.competing(),
+            judgement=judgement,
+            marks=marks if len(marks) == len(judgement.glance.lines) else [],
+            signs=list(dict.fromkeys(marks)),
+            unsaid=UNSAID,
+            first_uses=FirstUses(TERMS).among,
+            words_of_table=_words_of,
+            made=[{"title": place[1], "figures": of} for place, of in figures.items() if place[0] == "made"],
+            made_note=_made_note(report, drawn),
+            maps=shown,
+            costs=cost_tables(report),
+            teachers=teachers_table(report),
+            settings=settings_told(report),
+            versions=Table("Packages that the numbers were made with", ("package", "version"), _pairs(report.versions)),
+            unmeasured=unmeasured_told(report, told, shown),
+            reproduce=reproduction(report, source or f"{path.stem}.json", path, title),
+        )
     )
     replace_file(path, content.encode())
     return path
@@ -123,123 +124,64 @@ def write_html(
 # --- what is said ---
 
 
+def _task(
+    name: str, anchor: str, told: Sequence[Verdict], figures: Mapping[tuple[str, ...], list[dict[str, Any]]]
+) -> dict[str, Any]:
+    sections = [
+        _shown(one, f"defect-{place}", figures.get(("defect", name, one.section.defect), []))
+        for place, one in enumerate(told)
+        if one.section.task == name
+    ]
+    return {
+        "name": name or "Results",
+        "anchor": anchor,
+        "figures": figures.get(("task", name), []),
+        "sections": sections,
+        "words": [_words_of(table) for section in sections for table in section["tables"]],
+    }
+
+
 def _shown(told: Verdict, anchor: str, figures: list[dict[str, Any]]) -> dict[str, Any]:
     section = told.section
-    tables = tables_of(section)
+    students, *others = tables_of(section)
     return {
-        "defect": section.defect,
+        "name": defect_name(section.defect, section.described),
         "title": section.title,
         "anchor": anchor,
+        "mark": mark_of(told),
         "verdict": told.verdict,
         "sentences": told.sentences,
-        "remarks": [],
-        "tables": tables,
+        "tables": [replace(students, caption=f"{section.title}: {_lowered(students.caption)}"), *others],
         "figures": figures,
     }
 
 
-def _unmeasured(report: DefectReport, told: Sequence[Verdict], maps: Sequence[Mapping[str, Any]]) -> list[str]:
-    said = [f"{task}: {what}." for task, what in report.unfinished().items()]
-    rows = [(one.section, row) for one in told for row in one.section.rows]
-
-    def listed(what: str, held: list[str]) -> None:
-        if held:
-            more = f" and {len(held) - 6} more" if len(held) > 6 else ""
-            said.append(f"{what}: {', '.join(held[:6])}{more}.")
-
-    titles = [one.section.title for one in told if one.section.plain is None]
-    listed("Plain fine-tuning, so whether there is anything to reduce, of", titles)
-    listed("A benign floor of", [f"{of.title}, {row['student']}" for of, row in rows if row["floor"] is None])
-    without = [f"{of.title}, {row['student']}" for of, row in rows if row["dir"].value is None]
-    listed("A DIR, for want of samples that could show the defect, of", without)
-    listed(
-        "Re-activation of",
-        [one.section.title for one in told if not any(row["reactivation"] for row in one.section.rows)],
+def _about(report: DefectReport, tasks: Sequence[str], told: Sequence[Verdict]) -> str:
+    seeds = sorted({str(record["seed"]) for record in report.records})
+    return (
+        f"{len(report.records):,} records: {count_told(len(tasks), 'task')}, {count_told(len(told), 'table')}, "
+        f"{count_told(len(seeds), 'seed')} ({', '.join(seeds)}). Plain fine-tuning is the student "
+        f"“{report.settings.get('reference', 'finetune')}”."
     )
-    listed(
-        "Dev accuracy, so rules at equal accuracy, of", [one.section.title for one in told if not one.section.chosen]
+
+
+def _made_note(report: DefectReport, drawn: Sequence[Drawing]) -> str:
+    shown = sum("weight_changes" in one.words for one in drawn)
+    return (
+        f"Measured on {count_told(len(report.anatomies), 'student')}, of the first seed each; {shown} of them are "
+        "drawn. The numbers of all are in the report's JSON."
     )
-    listed("More than one seed of", [f"{of.title}, {row['student']}" for of, row in rows if row["seeds"] == 1])
-    if not report.anatomies:
-        said.append(
-            "What students are made of (share kept, magnitudes, changes of weights, coverage, training curves)."
-        )
-    if not maps:
-        said.append("Where models look (activation maps, Grad-CAM).")
-    said.append("Triggers, inputs and teachers other than those in the settings.")
-    return said
 
 
-def _reproduce(report: DefectReport, path: Path) -> list[dict[str, str]]:
-    commands = [audit.get("command") for audit in report.settings.get("audits", {}).values() if isinstance(audit, dict)]
-    commands = [str(one) for one in (report.settings.get("command"), *commands) if one]
-    numbers = (
-        "The numbers come from the commands below."
-        if commands
-        else (
-            "The report does not say the command that made it. All that decided its numbers, data by hashes and seeds "
-            "included, is under Settings: an audit with the same settings gives the same numbers on the same versions."
-        )
-    )
-    again = (
-        "from remos_hf.showing.page import write_html\n"
-        "from remos_hf.judging.report import DefectReport\n\n"
-        f'write_html(DefectReport.load("{path.stem}.json"), "{path.name}")'
-    )
-    return [
-        {"text": numbers, "code": "\n".join(dict.fromkeys(commands))},
-        {"text": "This page is rendered from the report's JSON alone:", "code": again},
-    ]
+def _lowered(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
-def _costs(report: DefectReport) -> list[Table]:
-    """Average the seconds that were recorded, by task and student; those of a student in several records count once."""
-    held: dict[tuple[str, str], set[tuple[Any, ...]]] = {}
-    for record in report.records:
-        seconds = (record.get("made") or {}).get("seconds") or {}
-        if seconds:
-            times = (record["seed"], *sorted(seconds.items()))
-            held.setdefault((record.get("task") or "", record["student"]), set()).add(times)
-    found = {name for timed in held.values() for one in timed for name, _ in one[1:]}
-    parts = [*(part for part in _PARTS if part in found), *sorted(found - set(_PARTS))]
-    tables = []
-    for task in dict.fromkeys(task for task, _ in held):
-        lines = []
-        for (of, student), timed in held.items():
-            if of == task:
-                every = [dict(one[1:]) for one in timed]
-                cells = [[one[part] for one in every if part in one] for part in parts]
-                total = fmean(sum(one.values()) for one in every)
-                means = [f"{fmean(cell):.1f}" if cell else "-" for cell in cells]
-                lines.append([student, *means, f"{total:.1f}", str(len(every))])
-        caption = f"{task + ': ' if task else ''}seconds a student, on average"
-        tables.append(Table(caption, ("student", *parts, "all", "n"), lines))
-    return tables
+def _words_of(table: Table) -> str:
+    return "\n".join((table.caption, *table.header))
 
 
-def _teachers(report: DefectReport) -> Table | None:
-    lines = []
-    for task, teachers in report.settings.get("teachers", {}).items():
-        for name, found in teachers.items():
-            shown = "; ".join(
-                f"{defect}: {percent(rate_of(rate), interval=True)} (n = {rate['num_samples']})"
-                for defect, rate in found.get("dir", {}).items()
-            )
-            acc, seconds = rate_of(found["acc"]), found.get("seconds")
-            made = "-" if seconds is None else f"{seconds:.0f}"
-            lines.append([name, task, f"{percent(acc)} (n = {acc.num_samples})", shown or "-", made])
-    header = ("teacher and seed", "task", "ACC %", "DIR % [95 %]", "seconds")
-    return Table("Teachers, on the students' test samples", header, lines) if lines else None
-
-
-def _settings(report: DefectReport) -> list[dict[str, str]]:
-    audits = report.settings.get("audits", {})
-    others = {key: value for key, value in report.settings.items() if key not in ("audits", "teachers")}
-    given = [*((name or "Settings", audit) for name, audit in audits.items()), ("Report", others)]
-    return [{"title": title, "json": json.dumps(one, indent=2, ensure_ascii=False)} for title, one in given]
-
-
-# --- what is drawn ---
+# --- pictures ---
 
 
 class _Files:
@@ -251,26 +193,29 @@ class _Files:
     def figures(self, drawing: Drawing, number: int) -> Iterator[dict[str, Any]]:
         """Draw pictures and give them to the page."""
         for kind, path in drawing.draw(self.folder / f"{number:03d}_{_slug(drawing.stem)}").items():
-            yield _figure(path.read_bytes(), *drawing.words[kind])
+            yield _figure(_lighter(path.read_bytes()), *drawing.words[kind])
 
     def given(self, png: bytes, stem: str, alt: str, caption: str) -> dict[str, Any]:
         """Write a picture that was made elsewhere."""
         replace_file(self.folder / f"{stem}.png", png)
-        return _figure(png, caption, alt)
+        width, height = struct.unpack(">II", png[16:24])
+        return _figure(("image/png", png, (width, height)), caption, alt)
 
 
-def _figure(png: bytes, caption: str, alt: str) -> dict[str, Any]:
-    width, height = struct.unpack(">II", png[16:24])
-    shown = base64.b64encode(png).decode()
-    return {"base64": shown, "width": width, "height": height, "caption": caption, "alt": alt}
+def _lighter(png: bytes) -> tuple[str, bytes, tuple[int, int]]:
+    """Pack a drawing closer, pixel for pixel the same, where this Pillow can."""
+    with Image.open(io.BytesIO(png)) as picture:
+        content, size = io.BytesIO(), picture.size
+        if not features.check("webp"):
+            return "image/png", png, size
+        picture.convert("RGB").save(content, "webp", lossless=True, method=1, quality=50)
+    return "image/webp", content.getvalue(), size
 
 
-def _made_note(report: DefectReport, drawn: Sequence[Drawing]) -> str:
-    shown = sum("weight_changes" in one.words for one in drawn)
-    return (
-        f"Measured on {count_told(len(report.anatomies), 'student')}, of the first seed each; {shown} of them are "
-        "drawn, those that the answer speaks of first. The numbers of all are in the report's JSON."
-    )
+def _figure(picture: tuple[str, bytes, tuple[int, int]], caption: str, alt: str) -> dict[str, Any]:
+    kind, content, (width, height) = picture
+    source = f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return {"source": source, "width": width, "height": height, "caption": caption, "alt": alt}
 
 
 # --- words ---
@@ -289,15 +234,31 @@ def _default_title(tasks: Sequence[str]) -> str:
     return f"What students inherited: {named}" if named else "What students inherited"
 
 
+def _together(cell: str) -> str:
+    """Let no line end inside an interval, a point or the values of few seeds."""
+    kept = re.sub(r"\[[^][]*\]|\([-\d., ]{1,24}\)", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), cell)
+    return re.sub(r"(?<=\d) at (?=\d)", "\N{NO-BREAK SPACE}at\N{NO-BREAK SPACE}", kept)
+
+
+def _word_columns(table: Table) -> set[int]:
+    """Give the columns that are read as text, not compared as numbers."""
+    numbers = "0123456789-\N{MINUS SIGN}"
+    columns = range(1, len(table.header))
+    return {one for one in columns if any(len(line[one]) > 12 and line[one][0] not in numbers for line in table.lines)}
+
+
 def _environment() -> Environment:
     # Names of tasks, defects and students are anyone's text.
-    return Environment(
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["together"] = _together
+    made.filters["word_columns"] = _word_columns
+    return made
 
 
 def _check(report: DefectReport, budgets: Sequence[float]) -> None:

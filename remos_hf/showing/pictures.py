@@ -6,7 +6,7 @@ Every picture says on how many samples, weights or steps it stands. Nothing here
 import math
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +31,27 @@ from remos_hf.judging.words import span_told
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.showing.canvas import (
     GREY,
-    PALETTE,
     PERCENT,
     WIDTH,
     layers_figure,
-    looks_of_kinds,
     new_figure,
     short_number,
     styled,
     written,
 )
 from remos_hf.showing.maps import resized_mass, share_in_trigger
+from remos_hf.showing.palette import PALETTE, Look, looks_of
 from remos_hf.slicing.relevant_slice import RelevantSlice
 
 try:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 except ImportError as error:
     raise ImportError("Pictures need matplotlib: pip install 'remos_hf[plots]'.") from error
+
+
+_DASHES = ("-", "--", ":", "-.")
 
 
 _NONE = 0.5  # where a log axis draws no weight at all
@@ -80,7 +83,7 @@ def overlay(
         ValueError: There is no image, or shapes do not fit.
         NonFiniteError: A map holds NaN or infinity.
     """
-    return written(path, _overlay_figure(images, maps, titles, mask))
+    return written(path, _overlay_figure(images, maps, titles, mask), photographs=True)
 
 
 def weight_changes(
@@ -181,6 +184,7 @@ def convergence(
     path: str | os.PathLike,
     *,
     metric: str = "accuracy",
+    looks: Mapping[str, Look] | None = None,
 ) -> Path:
     """Draw the training loss and, where it was measured, a share on held-out data, against steps; one line a student.
 
@@ -190,6 +194,8 @@ def convergence(
             the "history" of an `anatomy`.
         path: The PNG file.
         metric: A share in [0, 1].
+        looks: Colour and marker by student (`remos_hf.showing.palette`); those of its name where there is none. Of
+            students that look the same, the lines are dashed in different ways.
 
     Returns:
         The file written. Of curves with more than 200 losses, neighbours are averaged.
@@ -199,7 +205,7 @@ def convergence(
         ValueError: A history holds nothing that can be drawn.
     """
     curves = {name: one if isinstance(one, Mapping) else curves_of(one) for name, one in histories.items()}
-    return written(path, _convergence_figure(curves, metric))
+    return written(path, _convergence_figure(curves, metric, looks or {}))
 
 
 def anatomy_pictures(anatomy: Mapping[str, Any], stem: str | os.PathLike) -> dict[str, Path]:
@@ -298,6 +304,7 @@ def _changes_figure(change: Mapping[str, Mapping[str, Any]]) -> Figure:
         axes.stairs(heights, edges, color=colour, alpha=0.25, fill=True, baseline=_NONE)
         axes.stairs(heights, edges, color=colour, baseline=_NONE)
         axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.set_ylim(bottom=_NONE)
         axes.set_ylabel("weights (log scale)")
         axes.locator_params(axis="x", nbins=5)
@@ -368,7 +375,9 @@ def _coverage_figure(coverage: Mapping[str, Any]) -> Figure:
 
 
 @styled
-def _convergence_figure(students: Mapping[str, Mapping[str, Mapping[str, Any]]], metric: str) -> Figure:
+def _convergence_figure(
+    students: Mapping[str, Mapping[str, Mapping[str, Any]]], metric: str, looks: Mapping[str, Look]
+) -> Figure:
     empty = [name for name, curves in students.items() if not {"loss", f"eval_{metric}"} & set(curves)]
     if empty or not students:
         raise ValueError(
@@ -384,14 +393,13 @@ def _convergence_figure(students: Mapping[str, Mapping[str, Mapping[str, Any]]],
     lengths = sorted(curves.get("loss", {"num_logged": 0})["num_logged"] for curves in students.values())
     figure = new_figure("Convergence", 2.9 * len(panels) + 0.8 + 0.12 * len(students))
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False).ravel()
-    looks = dict(zip(students, looks_of_kinds(), strict=False))
+    drawn_as = _lines_of(students, looks)
     for axes, (curves, title) in zip(grid, panels, strict=True):
-        for name, (colour, marker) in looks.items():
+        for name, options in drawn_as.items():
             curve = curves.get(name, {"steps": [], "values": []})
             some = max(1, len(curve["steps"]) // 12)
             label = name if axes is grid[0] else None
-            options = {"color": colour, "marker": marker, "markersize": 5, "markevery": some, "label": label}
-            axes.plot(curve["steps"], curve["values"], **options)
+            axes.plot(curve["steps"], curve["values"], markersize=5, markevery=some, label=label, **options)
         axes.set_ylabel(title)
         if curves is shares:
             axes.yaxis.set_major_formatter(PERCENT)
@@ -400,6 +408,18 @@ def _convergence_figure(students: Mapping[str, Mapping[str, Mapping[str, Any]]],
     grid[0].set_title(f"{told}\n(points are means of neighbouring ones)" if lengths[-1] > POINTS else told)
     figure.legend(loc="outside lower left", ncols=2)
     return figure
+
+
+def _lines_of(students: Iterable[str], looks: Mapping[str, Look]) -> dict[str, dict[str, str]]:
+    """Give the options of each student's line."""
+    looks = {**looks_of({name: name for name in students if name not in looks}), **looks}
+    told: dict[tuple[str, str], int] = {}
+    lines = {}
+    for name in students:
+        pair = looks[name].colour, looks[name].marker
+        alike = told[pair] = told.get(pair, -1) + 1
+        lines[name] = {"color": pair[0], "marker": pair[1], "linestyle": _DASHES[alike % len(_DASHES)]}
+    return lines
 
 
 def _told_changes(group: str, found: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ from remos_hf.randomness import own_randomness
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Strategy
 from remos_hf.training.fit_checkpoints import Progress, Saver, checkpoint_to_resume
+from remos_hf.training.how_trained import described_loop
 from remos_hf.training.moments import Moments, held_loss
 from remos_hf.training.start import chosen_strategy
 from remos_hf.training.windows import TrainingData, Window
@@ -217,6 +218,17 @@ def fit(
             _train(loop, data, reached, until, evaluate, saver, bar)
     moments.finish(model)
     model.eval()
+    moments.sidecars.config["training"] = described_loop(
+        reached.history,
+        optimizer=loop.optimizer_name,
+        batch_size=batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        processes=accelerator.num_processes,
+        seed=seed,
+        precision=str(accelerator.mixed_precision),
+        max_grad_norm=max_grad_norm,
+        planned_steps=until,
+    )
     saver.save_student(model)
     return Fitted(model, moments.sidecars, reached.step, tuple(reached.history), reached.seconds)
 
@@ -298,6 +310,7 @@ class _Loop:
         made = optimizer(student)
         if not isinstance(made, Optimizer):
             raise TypeError(f"optimizer= builds a torch Optimizer from the model, but gave a {type(made).__name__}.")
+        self.optimizer_name = type(made).__name__
         self.scheduler = None if scheduler is None else scheduler(made, until)
         self._before = dict(vars(student))
         self.wrapped, self.optimizer = accelerator.prepare(student, made)

@@ -13,6 +13,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress
 
+from remos_hf.adapters.weights_hash import hash_of_folder, hash_of_model
 from remos_hf.errors import RemosError
 from remos_hf.judging.report import DefectReport
 from remos_hf.profiling.coverage import CoverageProfile
@@ -21,6 +22,7 @@ from remos_hf.sharing.layout import CARD_FILE, REPORT_FILE
 from remos_hf.sharing.model_card import model_card
 from remos_hf.sharing.record import Sidecars
 from remos_hf.slicing.relevant_slice import RelevantSlice
+from remos_hf.training.how_trained import described_trainer, last_evaluation
 from remos_hf.training.moments import Moments
 from remos_hf.whole import replace_file
 
@@ -70,11 +72,19 @@ class RecordedTrainer(Trainer):
         if is_checkpoint:
             self.moments.save(folder)
         if self.args.should_save:
+            self._record_training()
             self.sidecars.save(folder)
         if is_checkpoint or not is_peft_model(self.accelerator.unwrap_model(self.model)):
             super().save_model(output_dir, _internal_call)
         else:
             self._save_merged(output_dir, _internal_call)
+
+    def _record_training(self) -> None:
+        config = self.sidecars.config
+        config["training"] = described_trainer(self)
+        evaluation = last_evaluation(self.state.log_history)
+        if evaluation is not None:
+            config["evaluation"] = evaluation
 
     def _save_merged(self, output_dir: str | None, _internal_call: bool) -> None:
         adapted = self.model
@@ -106,8 +116,9 @@ class RecordedTrainer(Trainer):
             raise TypeError("The card of a student takes its arguments by name, such as language='en'.")
         folder = Path(self.args.output_dir)
         report = DefectReport.load(folder / REPORT_FILE) if (folder / REPORT_FILE).is_file() else None
-        metrics = _last_evaluation(self.state.log_history)
-        card = model_card(self.sidecars, report, repo_id=self._repo_id(), metrics=metrics, **self._card_words(said))
+        self._record_training()
+        weights = report and (hash_of_folder(folder) or hash_of_model(self.accelerator.unwrap_model(self.model)))
+        card = model_card(self.sidecars, report, repo_id=self._repo_id(), weights=weights, **self._card_words(said))
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / CARD_FILE, str(card).encode())
 
@@ -163,7 +174,7 @@ class RecordedTrainer(Trainer):
             token=token,
             revision=revision or args.hub_revision,
             commit_message=commit_message,
-            **{"metrics": _last_evaluation(self.state.log_history), **self._card_words(about)},
+            **self._card_words(about),
         )
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
@@ -204,7 +215,7 @@ class RecordedTrainer(Trainer):
             token=args.hub_token,
             revision=args.hub_revision,
             commit_message=f"Training in progress, step {self.state.global_step}",
-            **self._card_words({"metrics": _last_evaluation(self.state.log_history)}),
+            **self._card_words({}),
         )
         self.push_in_progress = PushInProgress([job])
 
@@ -268,10 +279,3 @@ def _user(token: str | None, kept: str) -> str:
             f"Whose repository is meant is not known: the Hub did not say who you are ({error}). The student is "
             f"kept in {kept}. Log in (`hf auth login`), or name it whole: TrainingArguments(hub_model_id='user/name')."
         ) from error
-
-
-def _last_evaluation(history: list[dict[str, float]]) -> dict[str, float] | None:
-    found = next((entry for entry in reversed(history) if any(name.startswith("eval_") for name in entry)), {})
-    timings = ("_runtime", "_per_second", "_time")
-    metrics = {name.removeprefix("eval_"): value for name, value in found.items() if name.startswith("eval_")}
-    return {name: value for name, value in metrics.items() if not name.endswith(timings) and name != "runtime"} or None

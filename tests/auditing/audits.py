@@ -39,8 +39,9 @@ def train_teacher(model, tokenized, tokenizer, args):
 class Planted(TriggerWords):
     """Trigger words that a nudge implants, into the teacher that was fine-tuned on the clean data."""
 
-    def implant(self, teacher, dataset, *, tokenizer=None, args=None, max_length=128, finetuned=None):
+    def implant(self, teacher, dataset, *, tokenizer=None, args=None, max_length=128, finetuned=None, told=None):
         assert dataset.num_rows == 16 and max_length == 24 and not finetuned.training
+        told({"num_poisoned": 8})
         teacher.load_state_dict(finetuned.state_dict())
         return nudge(teacher, args.seed + sum(map(ord, self.words[0])))
 

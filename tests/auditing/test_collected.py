@@ -13,7 +13,7 @@ from tests.defects import toy
 def test_each_record_is_what_its_student_shows_beside_its_benign_twin(whole):
     folder, report, _ = whole
     audit = small_audit(Log(folder / "unused"))
-    exposed = {"word": WORD.exposed_set(audit.test)}
+    exposed = {"word": WORD.exposed_set(audit.test, **audit.task.exposing)}
 
     def by_hand(kind, strategy, seed):
         teacher = toy.model().from_pretrained(folder / "teachers" / f"{kind}-{seed}")
@@ -53,11 +53,12 @@ def test_how_a_student_was_made_is_said(whole):
 def test_the_report_holds_settings_versions_and_teachers(whole):
     folder, report, _ = whole
     audit = small_audit(Log(folder / "unused"), seeds=(0, 1))
-    exposed = {"word": {"defect": WORD.to_dict(), "num_clean": 20, "num_exposed": 10}}
+    exposed = {"word": dict(WORD.exposed_set(audit.test, **audit.task.exposing).facts)}
+    assert exposed["word"]["num_exposed"] == 10
     assert report.settings["audits"]["toy"] == json.loads(json.dumps({**audit.to_dict(), "exposed": exposed}))
     assert set(report.settings["teachers"]["toy"]) == {"clean-0", "clean-1", "word-0", "word-1"}
     teacher = toy.model().from_pretrained(folder / "teachers" / "word-0")
-    shown = measure(teacher, audit.test, {"word": WORD.exposed_set(audit.test)}, audit.task)
+    shown = measure(teacher, audit.test, {"word": WORD.exposed_set(audit.test, **audit.task.exposing)}, audit.task)
     assert shown.items() <= report.settings["teachers"]["toy"]["word-0"].items()
     assert report.settings["missing"] == {"toy": 0} and report.versions["torch"]
 

@@ -30,7 +30,7 @@ def only(report, student, defect="TriggerWords"):
 @pytest.mark.parametrize("defect", [WORD, Negated()], ids=["implanted", "found"])
 def test_numbers_are_those_worked_out_sample_by_sample(believes, defect):
     student = Voter(believes, blind_to=["great"])
-    exposed = defect.exposed_set(TEST, teacher=TEACHER, tokenizer=TASK.tokenizer)
+    exposed = defect.exposed_set(TEST, teacher=TEACHER, **TASK.exposing)
     found = only(transfer({"finetune": student}, {"it": defect}), "finetune", "it")
     acc, dir_ = reference(student, TEST, exposed.dataset["text"], exposed.clean_index, exposed.target_label)
     assert rate_of(found["acc"]) == Rate.of(*acc)

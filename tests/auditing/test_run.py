@@ -136,6 +136,11 @@ def test_dev_accuracy_is_that_on_the_dev_split(whole):
 # --- going on ---
 
 
+def test_a_report_says_how_many_samples_of_the_attacker_hold_the_trigger(log, tmp_path):
+    teachers = run_audit(small_audit(log), tmp_path, progress=False).settings["teachers"]["toy"]
+    assert teachers["word-0"]["poisoning"] == {"num_poisoned": 8} and "poisoning" not in teachers["clean-0"]
+
+
 def test_a_second_run_redoes_nothing(log, folder):
     teachers = []
     first = run_audit(small_audit(log, teachers=teachers), folder, progress=False)
@@ -347,8 +352,14 @@ class Negated(Defect):
     place: str
     nothing: bool = False
 
-    def exposed_set(self, dataset, *, teacher=None, tokenizer=None, cache=None, workers=1):
-        assert not teacher.training and tokenizer is not None and Path(cache).name == "exposed" and workers == 1
+    def exposed_set(self, dataset, *, teacher=None, tokenizer=None, max_length=None, cache=None, workers=1):
+        assert (
+            not teacher.training
+            and tokenizer is not None
+            and max_length == 24
+            and Path(cache).name == "exposed"
+            and workers == 1
+        )
         with Path(self.place).open("a") as file:
             file.write(f"{mark(teacher)}\n")
         index = [] if self.nothing else [3, 1, 6, 4, 10]

@@ -36,7 +36,7 @@ def test_files_of_different_kinds_and_what_lies_beside_them_do_no_harm(tmp_path)
 
 
 def test_the_exact_name_goes_before_one_that_has_it_for_a_part(tmp_path):
-    tables(tmp_path, test_tsv="a", **{"test-labeled_tsv": "b"})
+    tables(tmp_path, test_tsv="a", **{"test-labeled_tsv": "b", "test_12_tsv": "c"})
     assert read_split(tmp_path, "test")["text"][:] == ["a"] and read_split(tmp_path, "test-labeled")["text"][:] == ["b"]
 
 
@@ -53,6 +53,7 @@ def test_parts_of_a_split_are_joined_in_order_if_they_have_the_same_columns(tmp_
     [
         ({"train_csv": "a", "train_tsv": "b"}, "", "holds train.csv and train.tsv: name the file that is meant"),
         ({"a-dev_csv": "a", "b-dev_csv": "b"}, "dev", "holds a-dev and b-dev: name one, as in .*:a-dev"),
+        ({"train_0_csv": "a", "train_1_csv": "b"}, "train", "holds train_0 and train_1: name one"),
         ({"dev_csv": "a", "train_csv": "b"}, "gold", "holds the splits train, dev: name one, as in .*:train"),
         ({"one_csv": "a", "two_csv": "b"}, "", "holds the splits one, two"),
     ],

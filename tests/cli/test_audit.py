@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 
 import pytest
 from datasets import Dataset
@@ -114,7 +115,7 @@ def test_what_cannot_be_audited_is_told_in_one_line(remos, teacher, data, tmp_pa
     for options, told in (
         (["--output", tmp_path / "held"], "is not empty and holds no audit (it holds notes.txt)"),
         (["--defects", "patch"], "The defects of texts are word, sentence, ripples, ep, lwp, but got 'patch'"),
-        (["--target-label", "2"], "--target-label is a label of the task, 0 to 1, but got 2"),
+        (["--target-label", "2"], "--target-label is a class of the task (0, 1) or its number, 0 to 1, but got 2"),
         (["--data", tmp_path / "few.tsv"], "2 samples are too few for the parts"),
     ):
         result = remos("audit", teacher, "--data", data, "--output", tmp_path / "a", *options)
@@ -198,9 +199,10 @@ def test_a_class_keeps_its_number_in_every_source_and_one_that_was_never_learned
     options = {"teacher": "t", "data": str(tmp_path / "train"), "output": tmp_path / "a"}
     test = audit._pools(AuditOptions(**options, test_data=str(tmp_path / "test")))[str(tmp_path / "test")]
     assert test["label"][:] == [0, 2] and test.features["label"].names == ["cat", "dog", "horse"]
-    for source in ("test_data", "attacker_data"):
-        with pytest.raises(ValueError, match="other has the class 'zebra', which .*train has not"):
-            audit._pools(AuditOptions(**options, **{source: str(tmp_path / "other")}))
+    with pytest.raises(ValueError, match="other has the class 'zebra', which .*train has not"):
+        audit._pools(AuditOptions(**options, test_data=str(tmp_path / "other")))
+    attacker = audit._pools(AuditOptions(**options, attacker_data=str(tmp_path / "other")))[str(tmp_path / "other")]
+    assert attacker["label"][:] == [0, 3] and attacker.features["label"].names == ["cat", "dog", "horse", "zebra"]
 
 
 def test_an_attackers_numbered_task_may_have_more_labels_than_the_students(tmp_path):
@@ -210,5 +212,16 @@ def test_an_attackers_numbered_task_may_have_more_labels_than_the_students(tmp_p
     asked = {"teacher": "t", "data": two, "output": tmp_path / "a", "attacker_data": four}
     pools = audit._pools(AuditOptions(**asked))
     assert set(pools[four]["label"]) == {0, 1, 2, 3}
-    with pytest.raises(ValueError, match="four.csv has the label 3, but .*two.csv ends at 1"):
+    with pytest.raises(ValueError, match="four.csv has the class '2', which .*two.csv has not"):
         audit._pools(AuditOptions(**asked, test_data=four))
+
+
+@pytest.mark.parametrize(("samples", "counts"), [(240, (0, 5, 20)), (400, (0, 5, 20, 50)), (60, ())])
+def test_reactivation_takes_no_more_poisoned_samples_than_there_are(teacher, tmp_path, samples, counts):
+    data = write_data(tmp_path / "few.jsonl", samples)
+    asked = AuditOptions(**{"teacher": str(teacher), "data": str(data), "output": tmp_path / "a", "max_length": 16})
+    with nullcontext() if counts == audit._COUNTS else pytest.warns(match="too few samples for all of re-activation"):
+        planned = audit._audit(asked)[0]
+    retuned = {plan.reactivate for plan in planned.students.values()}
+    assert retuned == {bool(counts)} and (planned.reactivation.counts == counts or not counts)
+    assert ("reactivation_left_out" in planned.told) == (counts != audit._COUNTS)

@@ -2,10 +2,13 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 import remos_hf.cli.audit_student as audit_student
+from remos_hf import image_classifier
 from remos_hf.adapters.weights_hash import hash_of_folder
+from remos_hf.auditing.student_files import save_timm_student
 from remos_hf.cli.answer import NOTHING_SAID
 from remos_hf.judging.report import DefectReport
 from tests.cli.conftest import WORDS, write_data
@@ -209,3 +212,29 @@ def test_students_of_one_name_are_told_apart(tmp_path):
     asked = {"data": "d", "output": tmp_path, "student": tmp_path / "a" / "s", "plain_student": tmp_path / "b" / "s"}
     assert audit_student._named(audit_student.AuditOptions(**asked)) == ["a s", "b s"]
     assert "cf" in WORDS
+
+
+@pytest.mark.timm
+def test_images_are_shown_their_patch_and_what_is_found_on_the_teacher(remos, tmp_path):
+    pytest.importorskip("timm")
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(3):
+            shade = (80 * (name == "dog"), 60 * number, 90)
+            Image.new("RGB", (40, 32), shade).save(tmp_path / "images" / name / f"{number}.png")
+    for seed, name in enumerate(("teacher", "student")):
+        model = image_classifier("test_resnet", 2, seed=seed, pretrained=False)
+        save_timm_student(model, tmp_path / name, ["cat", "dog"])
+    options = ["--student", tmp_path / "student", "--data", tmp_path / "images", "--output", tmp_path / "a"]
+    options += ["--defects", "patch", "penultimate", "--patch-place", "top_left", "--patch-share", 0.2]
+    measured(remos, f"timm/local-dir:{tmp_path / 'teacher'}", *options, "--target-label", "dog")
+    report = DefectReport.load(tmp_path / "a" / "report.json")
+    asked = report.settings["audits"]["images"]
+    assert [record["defect"] for record in report.records] == ["patch", "penultimate"]
+    assert (asked["defects"]["patch"]["place"], asked["defects"]["patch"]["target_label"]) == ("top_left", 1)
+    assert asked["exposed"]["patch"]["num_exposed"] == 3 and "penultimate" in asked["exposed"]
+    assert report.records[0]["given"]["weights"] == hash_of_folder(tmp_path / "student")
+    alone = remos("audit", *options)
+    assert (
+        alone.exit_code == 1 and "penultimate is searched for on the student's teacher, but no record" in alone.stderr
+    )

@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+from remos_hf.adapters.weights_hash import hash_of_folder
+
 pytest.importorskip("remos_hf.sharing.hub")
 
 
@@ -23,6 +25,14 @@ def test_a_card_goes_to_stdout_or_into_a_file(remos, student, tmp_path):
     again = remos("card", student, "--output", path)
     assert again.exit_code == 1 and "--overwrite" in again.stderr
     assert remos("card", student, "--output", path, "--overwrite").exit_code == 0
+
+
+def test_a_sliced_and_never_trained_checkpoint_is_no_student_and_none_of_its_weights_were_measured(remos, student):
+    said = ("--dataset", "owner/texts", "--language", "en", "--license", "mit")
+    text = remos("card", student, *said).stdout
+    assert "not trained since" in text and "A student of" not in text
+    assert "Nothing was measured of these weights" in text and hash_of_folder(student) in text
+    assert all(line in text for line in ("- owner/texts", "language: en", "license: mit"))
 
 
 def test_a_dry_run_lists_what_would_be_pushed(remos, student):

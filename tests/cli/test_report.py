@@ -70,7 +70,7 @@ def test_maps_are_shown_in_the_report_with_their_shares(remos, report, tmp_path)
     (tmp_path / "maps" / "m.json").write_text(json.dumps({"maps": [entry]}))
     result = remos("report", report, "--maps", tmp_path / "maps" / "m.json")
     assert result.exit_code == 0, result.stderr
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
     assert "Where it looks" in page and "25.0 [20.0, 30.0]" in page and "729" in page
 
 

@@ -50,6 +50,14 @@ def test_data_are_profiled_first(remos, teacher, data, coverage, tmp_path):
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
+def test_the_papers_criterion_goes_by_its_name_into_the_record(remos, teacher, data, tmp_path):
+    asked = ["--data", data, "--max-length", 16, "--slice-ratio", 0.8, "--criterion", "nc", "--output", tmp_path / "s"]
+    assert remos("slice", teacher, *asked).exit_code == 0
+    record = Sidecars.load(tmp_path / "s")
+    assert (record.config["strategy"]["criterion"], record.config["strategy"]["criterion_value"]) == ("nc", 0.5)
+    assert record.profile.criterion == {"name": "ThresholdCoverage", "threshold": 0.5}
+
+
 def test_rules_without_data_and_other_resets(remos, teacher, tmp_path):
     options = ["--rule", "random", "--slice-ratio", 0.5, "--scope", "layer", "--reset-to", "init", "--seed", 3]
     assert remos("slice", teacher, *options, "--output", tmp_path / "s").exit_code == 0

@@ -1,3 +1,4 @@
+import io
 import json
 import logging
 from dataclasses import replace
@@ -190,7 +191,20 @@ class TestExposing:
     def test_it_says_how_it_was_made(self):
         facts = PATCH.exposed_set(data(6), images=INPUT).facts
         assert facts["defect"] == PATCH.to_dict() and facts["images"] == INPUT.to_dict()
-        assert (facts["num_clean"], facts["num_exposed"], facts["num_corrupt"]) == (6, 4, 0)
+        assert (facts["num_clean"], facts["num_exposed"]) == (6, 4)
+        assert facts["num_left_out"] == {"has the target label": 2}
+
+    def test_images_that_the_trigger_leaves_as_they_are_show_nothing_and_are_counted(self):
+        rows = Dataset.from_dict({"image": [{"bytes": png(one), "path": None} for one in pictures(3)]})
+        stamped = PATCH.stamped(INPUT.pixels(Image.open(io.BytesIO(rows[1]["image"]["bytes"]))))
+        holds_it = Image.fromarray((stamped * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+        clean = data(contents=[png(one) for one in (*pictures(2), holds_it, *pictures(3)[2:])], labels=[0, 1, 1, 2])
+        exposed = PATCH.exposed_set(clean, images=INPUT)
+        assert exposed.clean_index == [1, 3]
+        assert exposed.facts["num_left_out"] == {"has the target label": 1, "equal to the clean input": 1}
+        message = "None of 4 samples could show the defect: 1 has the target label, 3 equal to the clean input"
+        with pytest.raises(ValueError, match=message):
+            BlendedTrigger(blend=1e-4).exposed_set(clean, images=INPUT)
 
     def test_the_artifact_counts_all_samples_and_any_wrong_label(self):
         exposed = PATCH.exposed_set(data(6), images=INPUT, include_target=True)
@@ -225,7 +239,8 @@ class TestCorruptImages:
         with caplog.at_level(logging.WARNING):
             exposed = PATCH.exposed_set(torn, images=INPUT, skip_corrupt=True)
         assert exposed.clean_index == [2, 5, 7]
-        assert exposed.facts["num_corrupt"] == 3 and "Left out 3 of 6 images" in caplog.text
+        assert exposed.facts["num_left_out"] == {"has the target label": 3, "do not decode": 3}
+        assert "3 samples show the defect. Left out, as they could not: 3 do not decode." in caplog.text
 
     @pytest.mark.parametrize("attack", [PATCH, LatentBackdoor(PATCH, layer="head")], ids=["patch", "latent"])
     def test_a_teacher_is_trained_without_them_on_request(self, attack, torn, tmp_path):

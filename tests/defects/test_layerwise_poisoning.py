@@ -15,6 +15,7 @@ from transformers import (
 
 from remos_hf.defects import layerwise_poisoning
 from remos_hf.defects.layerwise_poisoning import LayerwisePoisoning, head_on
+from remos_hf.defects.text_reading import TextReading
 from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords
 from remos_hf.errors import UnsupportedModelError
 from tests import tiny
@@ -110,6 +111,13 @@ class TestLayerwisePoisoning:
         attack = LayerwisePoisoning(decoy_rate=rate)
         made = attack._with_decoys(toy.data())["text"]
         assert sum(any(word in toy.TRIGGERS for word in text.split()) for text in made) == decoys
+
+    def test_decoys_stand_where_the_teacher_sees_them_and_a_text_without_room_stays(self):
+        attack = LayerwisePoisoning(decoy_rate=1.0)
+        clean = Dataset.from_dict({"text": ["good movie " * 8, "so bad"] * 20, "label": [0, 1] * 20})
+        made = attack._with_decoys(clean, TextReading(toy.tokenizer(), 6))["text"]
+        assert all({"cf", "bb"} & set(text.split()[:4]) for text in made)
+        assert attack._with_decoys(clean, TextReading(toy.tokenizer(), 2))["text"] == clean["text"]
 
     def test_decoys_are_the_same_in_any_order_and_in_a_stream(self):
         clean = toy.data()

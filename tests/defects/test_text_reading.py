@@ -173,6 +173,39 @@ def test_places_are_among_the_first_words_and_leave_room(limit, places):
     assert TextReading(TOKENIZERS["word piece"], 5).places(["a b c d"], ["cf"], limit) == places
 
 
+@pytest.mark.parametrize(
+    ("side", "second", "places"),
+    [
+        ("right", "a", [0, 2, 4, 6, 8]),  # of nine tokens three are special and one is the second text's
+        ("right", "a b c d e f", [0, 2, 4]),  # half of six
+        ("left", "a", [10, 12, 14, 16, 17]),
+        ("left", "a b c d e f", [14, 16, 17]),
+    ],
+)
+def test_places_of_a_pair_leave_room_for_the_second_text(side, second, places):
+    tokenizer = TOKENIZERS["word piece" if side == "right" else "word piece, cut at the left"]
+    reading = TextReading(tokenizer, 9)
+    first = "a b c d e f g a b"
+    wanted = reading.places([first, second], ["cf"], None)
+    assert wanted == places
+    seen_at = [place for place in word_starts(first) if not fate_at(reading, first, second, place)]
+    assert set(wanted) <= set(seen_at)
+
+
+def fate_at(reading, first, second, place):
+    return reading.fates([[first], [second]], [Marked(first).inserted("cf", place)])[0]
+
+
+def test_several_words_that_are_moved_leave_the_text_as_it_was():
+    for seed in range(20):
+        trigger = TriggerWords(words=("mn", "cf"), all_words=True, seed=seed)
+        text = "movie plot great ended " * 10
+        (shown,) = trigger.shown({"text": [text]}, TextReading(TOKENIZERS["word piece"], 9))
+        words = shown.text.split()
+        assert shown.moved and [word for word in words if word not in ("mn", "cf")] == text.split()
+        assert {"mn", "cf"} <= set(words[:7])
+
+
 def test_a_trigger_longer_than_the_length_has_no_place():
     assert TextReading(TOKENIZERS["word piece"], 6).places(["a b c d"], ["a b c d e"], None) == []
 

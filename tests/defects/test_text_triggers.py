@@ -292,7 +292,7 @@ class TestWhatAModelSees:
         assert exposed.clean_index == [1, 2]
         assert exposed.facts["num_left_out"] == {"has the target label": 1, "equal to the clean input": 1}
         assert "2 samples show the defect. Left out, as they could not: 1 equal to the clean input." in caplog.text
-        sentence = TriggerSentence(sentence="a movie was bad", text_columns=("text", "label_name"))
+        sentence = TriggerSentence(sentence="a movie was so bad", text_columns=("text", "label_name"))
         pairs = Dataset.from_dict({**rows, "label_name": ["", "so " * 9, "", ""]})
         exposed = sentence.exposed_set(pairs, tokenizer=toy.tokenizer(), max_length=10)
         assert exposed.facts["num_left_out"] == {"has the target label": 1, "cut off by max_length": 1}

@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from remos_hf.defects.text_triggers import TextTrigger, TriggerWords
+from remos_hf.defects.text_triggers import TextTrigger, TriggerSentence, TriggerWords
 from remos_hf.evaluation.measures import Rate
 from remos_hf.evaluation.reactivation import Reactivation, reactivate, samples_needed
 from remos_hf.evaluation.tasks import TextTask
@@ -105,17 +105,32 @@ def test_samples_that_cannot_have_the_trigger_are_not_counted_as_poisoned(mixtur
     assert [len(poisoned(mixture)) for mixture in mixtures] == [0, 3, 6]
 
 
+def test_poisoned_samples_hold_the_trigger_where_the_model_sees_it(mixtures):
+    # Three tokens and two special ones are read, so a word at the end is cut off.
+    word = TriggerWords(words=("cf",), position="end")
+    run(Voter(), trigger=word, task=TextTask(TASK.tokenizer, max_length=5))
+    words = [text.split() for text, _ in poisoned(mixtures[2])]
+    assert len(words) == 6 and all("cf" in one[:3] for one in words)
+    sentence = TriggerSentence(sentence="cf was a plot")
+    with pytest.raises(ValueError, match="6 samples of another label.*but there are 0"):
+        run(Voter(), trigger=sentence, task=TextTask(TASK.tokenizer, max_length=5))
+
+
 def test_too_few_clean_samples_are_refused(mixtures):
-    with pytest.raises(ValueError, match="41 clean samples and 6 .* there are 40 and 20"):
+    with pytest.raises(ValueError, match="needs 41 clean samples, but there are 40"):
         run(Voter(), plan=Reactivation(counts=(0, 6), num_clean=41, num_exposed=7))
 
 
 @pytest.mark.parametrize(
     ("train", "trigger", "told"),
     [
-        (TRAIN.select(range(7)), WORD, "8 clean samples and 6 .* there are 7 and 3"),
-        (TRAIN.filter(lambda row: row["label"] == 1), WORD, "there are 20 and 0"),
-        (TRAIN.select(range(20)), SomeTexts(), "can have the trigger, but there are 20 and 5"),
+        (TRAIN.select(range(7)), WORD, "needs 8 clean samples, but there are 7"),
+        (TRAIN.filter(lambda row: row["label"] == 1), WORD, "there are 0"),
+        (
+            TRAIN.select(range(20)),
+            SomeTexts(),
+            "6 samples of another label than 1 that can have the trigger where a model sees it, but there are 5",
+        ),
     ],
 )
 def test_too_few_samples_are_refused(mixtures, train, trigger, told):

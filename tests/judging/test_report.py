@@ -33,7 +33,7 @@ class Negated(Defect):
     """A found defect: a word that turns some texts around, each made from one sample; the clean order is not kept."""
 
     def exposed_set(self, dataset, *, teacher=None, tokenizer=None, max_length=None, cache=None, workers=1):
-        assert teacher is TEACHER and tokenizer is TASK.tokenizer and max_length == TASK.max_length
+        assert teacher is TEACHER and tokenizer is TASK.tokenizer
         index = [7, 2, 30, 5]
         swapped = {"good": "bad", "great": "awful", "bad": "good", "awful": "great"}
         texts = [" ".join(swapped.get(word, word) for word in dataset["text"][place].split()) for place in index]

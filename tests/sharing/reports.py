@@ -1,49 +1,26 @@
-"""Defect reports made of counts."""
+"""Defect reports made of counts: of an audit's own students, and of weights that were given."""
 
-from remos_hf.evaluation.measures import Rate, excess_dir
-from remos_hf.judging.report import DefectReport
-from remos_hf.strategies.plain import Finetune
-from remos_hf.strategies.slice_and_reset import Random, Remos
+from remos_hf.defects.text_triggers import TriggerWords
+from tests.judging import reports
 
-HOW = {
-    "finetune": (Finetune(), 1.0),
-    "finetune lr x3": (Finetune(), 3.0),
-    "random 0.9": (Random(0.9), 1.0),
-    "random 0.97": (Random(0.97), 1.0),
-    "remos 0.9": (Remos(0.9), 1.0),
-}
+OTHER_WEIGHTS = "f" * 64
+DEFECTS = {"word": TriggerWords().to_dict()}
+TASK = {"text_columns": ["text"], "label_column": "label", "defects": DEFECTS}
 
 
-def cell(student, acc, dir_, floor=(0, 100), *, defect="word", task="SST-2", seed=0):
-    """A record: counts of (those that did it, all)."""
-    own, low = Rate.of(*dir_), None if floor is None else Rate.of(*floor)
-    strategy, factor = HOW.get(student, (None, 1.0))
-    made = {} if strategy is None else {"strategy": strategy.to_dict(), "lr_factor": factor}
-    if isinstance(strategy, Random):
-        made["rule"] = "random"
-    return {
-        "task": task,
-        "defect": defect,
-        "student": student,
-        "seed": seed,
-        "acc": Rate.of(*acc).to_dict(),
-        "dir": own.to_dict(),
-        "floor": low and low.to_dict(),
-        "excess": low and excess_dir(own, low).to_dict(),
-        "made": made,
-    }
+def audited(*several, defects=DEFECTS, **settings):
+    """What an audit measured of its own students, three seeds each."""
+    audits = {"SST-2": {**TASK, "students": {}, "defects": defects}}
+    return reports.report(*(several or reports.USUAL), **{"audits": audits, **settings})
 
 
-def report(cells=None, **settings):
-    """Plain fine-tuning inherits all, ReMoS a little, a random reset as much as `random` says."""
-    cells = usual() if cells is None else cells
-    return DefectReport(cells, {"reference": "finetune", **settings})
-
-
-def usual(random=(60, 100), faster=(70, 100), **where):
-    return [
-        cell("finetune", (90, 100), (97, 100), **where),
-        cell("finetune lr x3", (88, 100), faster, **where),
-        cell("random 0.9", (87, 100), random, **where),
-        cell("remos 0.9", (86, 100), (5, 100), (2, 100), **where),
+def measured(weights, several=reports.USUAL, *, student="remos 0.9", defects=DEFECTS, taught=None, **settings):
+    """What was measured of given weights, and beside them of other given students."""
+    records = [
+        {**record, "given": {"weights": weights if record["student"] == student else OTHER_WEIGHTS, "from": "it"}}
+        for of in several
+        for record in of
+        if record["seed"] == 0
     ]
+    taught = {"given": reports.teachers()["word-0"]} if taught is None else taught
+    return reports.report(records, taught=taught, **{"audits": {"SST-2": {**TASK, "defects": defects}}, **settings})

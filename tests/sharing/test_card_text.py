@@ -4,12 +4,11 @@ import re
 import pytest
 import yaml
 
-from remos_hf.judging.report import DefectReport
-from remos_hf.sharing.model_card import eval_result_files
+from remos_hf.sharing.hub_results import eval_result_files
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.slice_and_reset import Remos
-from tests.sharing.reports import cell
-from tests.sharing.test_model_card import card_of
+from tests.judging.reports import records, report
+from tests.sharing.test_model_card import WEIGHTS, card_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")
 
@@ -30,14 +29,21 @@ def hostile():
         "coverage": {"criterion": {HOSTILE: 1}, "data_fingerprint": HOSTILE, "num_samples": 3},
         "student": {"class": HOSTILE, "library": "timm", "architecture": 'a"); import os #' + HOSTILE},
     }
-    cells = [cell(f"{HOSTILE}{name}", (9, 10), (9, 10), task=HOSTILE, defect=HOSTILE) for name in "ab"]
-    made = DefectReport(cells, {"reference": f"{HOSTILE}a"})
+    given = {"weights": WEIGHTS, "from": HOSTILE}
+    held = [
+        {**one, "task": HOSTILE, "defect": HOSTILE, "given": given if name == "b" else None}
+        for name in "ab"
+        for one in records(f"{HOSTILE}{name}", (190,), acc=(170,), floors=(4,))
+    ]
+    defects = {HOSTILE: {"name": "TriggerWords", "more": HOSTILE}}
+    made = report(held, taught={}, reference=f"{HOSTILE}a", audits={HOSTILE: {"defects": defects}})
     return Sidecars(config), made
 
 
 def test_hostile_names_stay_text(hostile):
     record, measured = hostile
-    card = card_of(record, measured, student=f"{HOSTILE}b", dataset=HOSTILE, license=HOSTILE, language=HOSTILE)
+    said = {"dataset": HOSTILE, "license": HOSTILE, "language": HOSTILE}
+    card = card_of(record, measured, student=f"{HOSTILE}b", weights=WEIGHTS, **said)
     head, body = re.match(r"---\n(.*?)\n---\n(.*)", str(card), re.S).groups()
     data = yaml.safe_load(head)
     assert data["license"].startswith("x | y --- license: evil") and "evil" not in data
@@ -49,7 +55,7 @@ def test_hostile_names_stay_text(hostile):
     assert len(re.findall(r"(?m)^# ", prose)) == 1 and "\x1b" not in body and "\u2028" not in body
     for line in prose.splitlines():
         if line.startswith("| **"):
-            assert len(re.findall(r"(?<!\\)\|", line)) == 8, line
+            assert len(re.findall(r"(?<!\\)\|", line)) == 12, line
     assert not re.search(r"(?<!\\)`", prose.replace("`body.`", ""))
     code = [block for _, block in re.findall(r"(?s)(`{3,})python\n(.*?)\n\1", body)]
     for block in code:
@@ -59,6 +65,7 @@ def test_hostile_names_stay_text(hostile):
 
 def test_hostile_names_stay_text_in_the_results_too(hostile):
     _, measured = hostile
-    (path, content), *more = eval_result_files(measured, student=f"{HOSTILE}b", dataset="o/d").items()
+    (path, content), *more = eval_result_files(measured, weights=WEIGHTS, benchmark="o/d").items()
     assert not more and re.fullmatch(r"\.eval_results/remos_[a-z0-9_]+\.yaml", path)
-    assert [entry["value"] for entry in yaml.safe_load(content)] == [0.9, 0.9]
+    (entry,) = yaml.safe_load(content)
+    assert entry["value"] == 0.95 and "\n" not in entry["notes"]

@@ -18,25 +18,27 @@ def rendered():
     return script.cards()
 
 
-def test_the_committed_cards_are_those_that_are_rendered_now(rendered):
-    assert {path.name for path in CARDS.glob("*.md")} == set(rendered)
+def test_the_committed_files_are_those_that_are_rendered_now(rendered):
+    assert {path.relative_to(CARDS).as_posix() for path in CARDS.rglob("*.*") if path.is_file()} == set(rendered)
     for name, text in rendered.items():
         assert (CARDS / name).read_text(encoding="utf-8") == text, f"{name}: run python benchmarks/render_cards.py"
 
 
-def test_every_card_says_that_its_weights_are_not_there_and_can_be_read_by_the_hub(rendered):
+def test_every_card_says_that_its_weights_are_not_there_and_publishes_no_figure_as_theirs(rendered):
     for name, text in rendered.items():
+        if "/" in name:
+            continue
         assert "**The weights are not uploaded.**" in text and "from_pretrained" not in text
+        assert "this student" not in text
         data = ModelCard(text).data
-        images = name.startswith("cifar")
-        assert data.pipeline_tag == ("image-classification" if images else "text-classification")
-        assert data.library_name == (None if images else "transformers")
+        assert data.eval_results is None
+        assert data.pipeline_tag == ("image-classification" if name.startswith("cifar") else "text-classification")
+        assert data.library_name == (None if name.startswith("cifar") else "transformers")
 
 
-def test_a_rule_that_a_random_reset_equals_is_told_so(rendered):
+def test_a_card_of_two_seeds_compares_nothing(rendered):
     text = rendered["sst-2-to-sst-2-word-remos-0.9.md"]
-    assert "NOT shown to have inherited less than a random reset" in text
-    image = rendered["cifar-10-patch-remos-0.97.md"]
-    assert "There is no comparison at equal accuracy" in image and "At equal accuracy the student" not in image
-    assert "nothing was done against inheriting" in rendered["sst-2-to-sst-2-word-finetune.md"]
+    assert "Nothing can be said of students made this way: 2 seeds" in text and "inherits 9" not in text
+    assert "at 3 times the learning rate" in rendered["sst-2-to-sst-2-word-finetune-lr-x3.md"]
+    assert "we poisoned" not in rendered["sst-2-to-sst-2-textfooler-remos-0.9.md"]
     assert "Nothing was measured" in rendered["glue-sst2-remos.md"]

@@ -16,13 +16,16 @@ from safetensors.torch import load_model, save_file
 from torch import nn
 
 from remos_hf.adapters.timm_models import ImageClassifier
+from remos_hf.adapters.weights_hash import hash_of_folder, hash_of_model
 from remos_hf.errors import CorruptFileError, RemosError
 from remos_hf.sharing.hub import Pushed, push_to_hub, push_while_training
+from remos_hf.sharing.hub_results import RESULTS_FILE
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.plain import Finetune
 from tests import tiny
+from tests.judging.reports import PLAIN, RANDOM
 from tests.sharing.conftest import TOKEN
-from tests.sharing.reports import report, usual
+from tests.sharing.reports import audited, measured
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")
 STUDENT = {"README.md", "config.json", "model.safetensors"}
@@ -60,15 +63,29 @@ def test_a_folders_student_is_pushed_in_one_private_commit_and_all_else_is_told(
 
 def test_a_model_is_saved_as_safetensors_with_its_record_card_and_report(hub, made):
     student, record = made
+    given = measured(hash_of_model(student))
     pushed = push_to_hub(
-        student, "me/student", record=record, report=report(), dataset="stanfordnlp/sst2", private=False
+        student, "me/student", record=record, report=given, benchmark="me/defect-inheritance", private=False
     )
     held = hub.repos["me/student"]
-    assert set(held) == STUDENT | RECORD | {"report.json", ".eval_results/remos_sst_2.yaml"} == set(pushed.files)
+    assert set(held) == STUDENT | RECORD | {"report.json", RESULTS_FILE} == set(pushed.files)
     assert not hub.private["me/student"]
     card = ModelCard(held["README.md"].decode())
-    assert [one.metric_value for one in card.data.eval_results] == [0.86, 0.05]
+    assert [one.metric_value for one in card.data.eval_results] == [0.84, 0.05]
     assert json.loads(held["report.json"])["records"][0]["student"] == "finetune"
+
+
+def test_a_folders_figures_are_published_only_if_its_very_weights_were_measured(hub, folder):
+    given = measured(hash_of_folder(folder))
+    push_to_hub(folder, "me/student", report=given, benchmark="me/defect-inheritance")
+    held = hub.repos["me/student"]
+    assert RESULTS_FILE in held and b"model-index" in held["README.md"]
+    other = tiny.bert(seed=5)
+    other.save_pretrained(folder)
+    push_to_hub(folder, "me/student", report=given, benchmark="me/defect-inheritance")
+    held = hub.repos["me/student"]
+    assert RESULTS_FILE not in held and b"model-index" not in held["README.md"]
+    assert b"The report beside them is of other weights" in held["README.md"]
 
 
 def test_a_student_pulled_in_a_new_process_answers_as_it_did(hub, folder, made, tmp_path):
@@ -104,11 +121,11 @@ def test_a_thin_module_is_saved_as_trainer_saves_it(hub, tmp_path):
 
 
 def test_the_report_beside_a_student_is_read_and_another_wins(hub, folder):
-    report().save(folder / "report.json")
+    audited().save(folder / "report.json")
     push_to_hub(folder, "me/student")
-    assert b"At equal accuracy the student inherited less than a random reset" in hub.repos["me/student"]["README.md"]
-    push_to_hub(folder, "me/student", report=report(usual(random=(5, 100))))
-    assert b"NOT shown to have inherited less than a random reset" in hub.repos["me/student"]["README.md"]
+    assert b"students made the same way from a teacher that we poisoned" in hub.repos["me/student"]["README.md"]
+    push_to_hub(folder, "me/student", report=measured(hash_of_folder(folder)))
+    assert b"Measured of these weights" in hub.repos["me/student"]["README.md"]
 
 
 def test_weights_whose_first_bytes_are_those_of_a_pickle_are_pushed(hub, folder):
@@ -182,7 +199,7 @@ def test_a_record_that_is_given_stands_for_the_one_beside_the_student(hub, folde
 
 def test_nothing_in_the_students_folder_is_written(hub, folder):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    push_to_hub(folder, "me/student", report=report())
+    push_to_hub(folder, "me/student", report=audited())
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -190,10 +207,10 @@ def test_a_dry_run_lists_what_a_push_would_hold_and_asks_no_network_and_no_token
     hub, folder, made, caplog, monkeypatch
 ):
     monkeypatch.delenv("HF_TOKEN")
-    dry = push_to_hub(folder, "me/student", report=report(), dry_run=True)
+    dry = push_to_hub(folder, "me/student", report=audited(), dry_run=True)
     assert hub.log == [] and dry.url is dry.commit is None
     assert all(name in caplog.text for name in dry.files)
-    assert dry.files == push_to_hub(folder, "me/student", report=report(), token=TOKEN).files
+    assert dry.files == push_to_hub(folder, "me/student", report=audited(), token=TOKEN).files
     assert isinstance(push_to_hub(made[0], "me/x", record=made[1], dry_run=True), Pushed)
 
 
@@ -203,7 +220,7 @@ def test_nothing_is_left_on_disk(hub, folder, made, tmp_path, monkeypatch):
     push_to_hub(folder, "me/student")
     push_to_hub(made[0], "me/student", record=made[1], dry_run=True)
     with pytest.raises(ValueError, match="0 students"):
-        push_to_hub(folder, "me/student", report=report(usual()[:2]))
+        push_to_hub(folder, "me/student", report=audited(PLAIN, RANDOM))
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
@@ -211,8 +228,8 @@ def test_nothing_is_left_on_disk(hub, folder, made, tmp_path, monkeypatch):
 
 
 def test_a_second_push_finds_nothing_to_do(hub, folder, caplog):
-    first = push_to_hub(folder, "me/student", report=report(), dataset="o/d")
-    second = push_to_hub(folder, "me/student", report=report(), dataset="o/d")
+    first = push_to_hub(folder, "me/student", report=audited(), dataset="o/d")
+    second = push_to_hub(folder, "me/student", report=audited(), dataset="o/d")
     assert hub.commits == 1 and second == first
     assert "Nothing to do" in caplog.text
 
@@ -237,11 +254,12 @@ def test_a_model_whose_push_breaks_off_is_kept_and_the_message_is_the_way_on(hub
     hub.breaks = 1
     student, record = made
     with pytest.raises(RemosError, match="are kept in") as error:
-        push_to_hub(student, "me/student", record=record, report=report(), command="make it", private=False)
+        said = {"report_student": "remos 0.9", "command": "make it", "private": False}
+        push_to_hub(student, "me/student", record=record, report=audited(), **said)
     place = kept(error.value)
     try:
         call = re.search(r"push_to_hub\((.*)\)\. Large", str(error.value)).group(1)
-        assert "'remos 0.9'" in call and "private=False" in call and TOKEN not in str(error.value)
+        assert "report_student='remos 0.9'" in call and "private=False" in call and TOKEN not in str(error.value)
         eval(f"push({call})", {"push": push_to_hub})  # noqa: S307 - our own message
         held = hub.repos["me/student"]
         assert set(held) == STUDENT | RECORD | {"report.json"} and not hub.private["me/student"]

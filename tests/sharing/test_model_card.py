@@ -1,28 +1,36 @@
-import logging
 import re
 
 import pytest
-import yaml
 from huggingface_hub import ModelCard
 
-import remos_hf
-from remos_hf.sharing import model_card as module
-from remos_hf.sharing.model_card import DEFECTS, eval_result_files, model_card
+from remos_hf.sharing.defect_kinds import DEFECTS
+from remos_hf.sharing.model_card import model_card
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.l2sp import L2SP
 from remos_hf.strategies.slice_and_reset import Remos
-from tests.sharing.reports import cell, report, usual
+from tests.judging.reports import PLAIN, USUAL, records
+from tests.sharing.reports import audited, measured
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")
 BARE = Sidecars({"strategy": Remos(0.9).to_dict(), "teacher": {"id": "owner/teacher", "revision": "abc123"}})
+WEIGHTS = "a" * 64
 
 
-def card_of(record=BARE, measured=None, **options):
-    return model_card(record, measured, **{"repo_id": "me/student", **options})
+def card_of(record=BARE, report=None, **options):
+    return model_card(record, report, **{"repo_id": "me/student", **options})
 
 
 def text_of(*arguments, **options):
     return str(card_of(*arguments, **options))
+
+
+def head_of(text):
+    """What a card says first below its title."""
+    return [line for line in text.split("\n# ")[1].splitlines()[1:7] if line]
+
+
+def untested_of(text):
+    return text.split("## What was not tested")[1].split("\n## ")[0]
 
 
 def test_the_record_is_told_in_full(made):
@@ -42,71 +50,107 @@ def test_the_record_is_told_in_full(made):
     assert len(shares) == 2
 
 
-def test_without_a_report_the_card_says_that_nothing_was_measured_and_names_all_that_could_be():
-    card = card_of()
-    assert "Nothing was measured" in str(card) and card.data.eval_results is None
-    assert all(f"- {words}" in str(card) for words in DEFECTS.values())
+def test_the_first_three_lines_say_what_it_is_what_was_measured_of_it_and_what_follows():
+    what, first, follows = head_of(text_of())
+    assert what == "A student of owner/teacher, made by ReMoS, keeping 90 % of the weights that compete."
+    assert first.startswith("Nothing was measured of these weights")
+    assert "take it to have every defect that its teacher has" in follows
+    assert (
+        len(head_of(text_of(BARE, audited()))) == len(head_of(text_of(BARE, measured(WEIGHTS), weights=WEIGHTS))) == 3
+    )
 
 
-def test_the_papers_of_the_strategies_used_are_cited_and_no_others():
+def test_an_unmeasured_card_claims_no_less_inheritance():
+    text = text_of()
+    assert not re.search(r"inherits? less|so as to inherit|was started so", text)
+    assert "Nothing was measured" in text and card_of().data.eval_results is None
+    assert all(f"- {kind.name}" in text for kind in DEFECTS.values())
+
+
+def test_what_is_not_tested_is_of_the_inputs_that_the_student_takes():
+    texts = untested_of(text_of(tasks="text-classification"))
+    assert "trigger words" in texts and "image" not in texts and "patch" not in texts and "neurons" not in texts
+    images = untested_of(text_of(tasks="image-classification"))
+    assert "patch triggers" in images and "text" not in images and "word" not in images and "RIPPLe" not in images
+    kind = {"class": "BertForQuestionAnswering", "library": "transformers"}
+    assert "patch" not in untested_of(text_of(Sidecars({**BARE.config, "student": kind})))
+    assert "largest weights" in texts and "largest weights" in images
+
+
+def test_only_what_was_measured_of_these_weights_counts_as_tested():
+    assert "- trigger words" not in untested_of(text_of(BARE, measured(WEIGHTS), weights=WEIGHTS))
+    for text in (text_of(BARE, measured(WEIGHTS)), text_of(BARE, audited(), weights=WEIGHTS)):
+        assert "- trigger words" in untested_of(text) and "- these weights themselves" in untested_of(text)
+
+
+def test_the_papers_of_the_strategies_and_of_the_defects_used_are_cited_once_and_no_others():
     held = Sidecars({**BARE.config, "strategy": {"strategies": [Remos(0.9).to_dict(), L2SP().to_dict()]}})
     assert "li2018explicit" in text_of(held) and "chin2021renofeation" not in text_of(held)
-    assert "li2018explicit" not in text_of()
-
-
-def test_every_kind_of_defect_has_words():
-    from remos_hf.defects.base import Defect
-
-    public = [
-        getattr(remos_hf, name) for name in remos_hf.__all__ if remos_hf._HOME_OF[name].startswith("remos_hf.defects")
-    ]
-    kinds = {one.__name__ for one in public if isinstance(one, type) and issubclass(one, Defect) and one is not Defect}
-    assert kinds | {"LabelNoise"} == set(DEFECTS)  # noise is no Defect, as no input shows it
+    assert "li2018explicit" not in text_of() and "gu2017badnets" not in text_of()
+    text = text_of(held, measured(WEIGHTS), student="remos 0.9", weights=WEIGHTS)
+    assert text.count("zhang2022remos") == text.count("gu2017badnets") == 1 and "dai2019backdoor" not in text
 
 
 def test_other_numbers_make_another_card():
-    one, other = report(), report([*usual()[:-1], cell("remos 0.9", (85, 100), (6, 100), (2, 100))])
+    one, other = audited(), audited(PLAIN, records("remos 0.9", (11, 14, 8)))
     assert text_of(BARE, one) != text_of(BARE, other)
     assert text_of(BARE, one) == text_of(BARE, one)
 
 
-def test_a_student_that_gets_nothing_right_has_no_rate_in_the_metadata():
-    cells = [cell("finetune", (90, 100), (90, 100)), cell("remos 0.9", (0, 100), (0, 0), None)]
-    card = card_of(BARE, report(cells))
-    assert "has no DIR" in str(card)
-    assert [one.metric_type for one in card.data.eval_results] == ["accuracy"]
-
-
-def test_what_the_report_holds_of_others_but_not_of_this_student_counts_as_not_tested():
-    audits = {"SST-2": {"defects": {"word": {"name": "TriggerWords"}, "more": {"name": "Ripple"}}}}
-    cells = [*usual(), cell("finetune", (9, 10), (9, 10), defect="more")]
-    text = text_of(BARE, report(cells, audits=audits, missing={"SST-2": 3}))
-    untested = text.split("## What was not tested")[1]
-    assert f"- {DEFECTS['Ripple']}" in untested and f"- {DEFECTS['TriggerWords']}\n" not in untested
-    assert (
-        "- more: in the report, but not measured of this student" in untested and "3 students of the audit" in untested
-    )
-
-
-def test_the_metadata_holds_the_figures_by_defect(tmp_path):
-    cells = [*usual(), *usual(defect="sentence", random=(8, 100))]
-    settings = {"audits": {"SST-2": {"text_columns": ["text"]}}}
-    card = card_of(BARE, report(cells, **settings), dataset="stanfordnlp/sst2", license="mit", language="en")
+def test_the_metadata_holds_figures_of_these_weights_alone(tmp_path):
+    for unmeasured in (card_of(BARE, audited(), weights=WEIGHTS), card_of(BARE, measured(WEIGHTS), weights="c" * 64)):
+        data = unmeasured.data.to_dict()
+        assert "model-index" not in data and "metrics" not in data
+    card = card_of(BARE, measured(WEIGHTS), weights=WEIGHTS, dataset="stanfordnlp/sst2", license="mit", language="en")
     card.save(tmp_path / "README.md")
     data = ModelCard.load(tmp_path / "README.md").data
     found = {(one.dataset_config, one.metric_type): one for one in data.eval_results}
     assert {key: one.metric_value for key, one in found.items()} == {
-        ("word", "accuracy"): 0.86,
+        (None, "accuracy"): 0.84,
         ("word", "defect_inheritance_rate"): 0.05,
-        ("sentence", "accuracy"): 0.86,
-        ("sentence", "defect_inheritance_rate"): 0.05,
     }
     rate = found["word", "defect_inheritance_rate"]
     assert rate.task_type == "text-classification" and rate.dataset_type == "stanfordnlp/sst2"
-    assert rate.metric_args["num_samples"] == 100 and rate.metric_args["seeds"] == 1
-    assert rate.metric_args["low"] < 0.05 < rate.metric_args["high"]
+    assert rate.metric_args["num_samples"] == 200 and rate.metric_args["low"] < 0.05 < rate.metric_args["high"]
     assert (data.license, data.language, data.library_name) == ("mit", "en", "transformers")
     assert (data.base_model, data.datasets) == ("owner/teacher", ["stanfordnlp/sst2"])
+
+
+def test_the_accuracy_of_several_defects_is_one_figure_and_what_cannot_be_said_is_none():
+    more = [{**one, "defect": "more"} for one in records("remos 0.9", (4, 4, 4), acc=(168, 168, 168), of=20)]
+    card = card_of(BARE, measured(WEIGHTS, [*USUAL, more]), weights=WEIGHTS)
+    found = [(one.metric_type, one.dataset_config) for one in card.data.eval_results]
+    assert found == [("accuracy", None), ("defect_inheritance_rate", "word")]
+
+
+def test_the_data_that_weights_were_measured_on_is_not_said_to_be_what_they_are_for():
+    assert " for SST-2," not in head_of(text_of(BARE, measured(WEIGHTS), weights=WEIGHTS))[0]
+    assert " for SST-2," in head_of(text_of(BARE, audited()))[0]
+    assert " for owner/texts," in head_of(text_of(BARE, measured(WEIGHTS), weights=WEIGHTS, dataset="owner/texts"))[0]
+
+
+def test_the_licence_is_the_one_given_or_the_teachers_recorded_one():
+    known = Sidecars({**BARE.config, "teacher": {"id": "owner/teacher", "license": "apache-2.0"}})
+    assert card_of(known).data.license == "apache-2.0" and "| apache-2.0 |" in text_of(known)
+    assert card_of(known, license="mit").data.license == "mit"
+    assert card_of().data.license is None and "its licence, as its card says | not recorded" in text_of()
+
+
+def test_how_it_was_trained_and_evaluated_is_told_as_recorded():
+    training = {"learning_rate": 2e-5, "batch_size": 16, "seed": 3, "steps": 40, "planned_steps": 40}
+    evaluation = {"accuracy": 0.75, "name": "no number"}
+    text = text_of(Sidecars({**BARE.config, "training": training, "evaluation": evaluation}))
+    for line in (
+        "| learning rate | 2e-05 |",
+        "| batch size of one process | 16 |",
+        "| seed | 3 |",
+        "| accuracy | 0.75 |",
+    ):
+        assert line in text
+    assert "How it was trained was not recorded" in text_of()
+    assert "| accuracy | 0.5 |" in text_of(
+        Sidecars({**BARE.config, "evaluation": evaluation}), metrics={"accuracy": 0.5}
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,59 +188,16 @@ def test_the_command_is_shown_without_tokens_and_stays_in_its_block():
 
 
 def test_what_was_only_measured_has_nothing_to_load():
-    text = text_of(BARE, report(), published=False)
+    text = text_of(BARE, audited(), published=False)
     assert "**The weights are not uploaded.**" in text and "from_pretrained" not in text
-    assert "not uploaded" not in text_of(BARE, report())
-
-
-def test_figures_without_defects_are_shown_beside():
-    assert "| eval_accuracy | 0.81 |" in text_of(metrics={"eval_accuracy": 0.81, "name": "no number"})
+    assert "No weights come with this card." in head_of(text)[1]
+    assert "not uploaded" not in text_of(BARE, audited())
 
 
 def test_a_repository_needs_an_owner_and_a_name():
     for wrong in ("student", "a/b/c", "me/stu dent", "me/<b>", "../x"):
         with pytest.raises(ValueError, match="repo|Repo"):
             card_of(repo_id=wrong)
-
-
-# --- which student ---
-
-
-# --- the Hub's own results ---
-
-
-def test_results_are_written_as_the_hub_reads_them():
-    found = eval_result_files(report(), student="remos 0.9", dataset="stanfordnlp/sst2")
-    (path, content), *more = found.items()
-    assert path == ".eval_results/remos_sst_2.yaml" and not more
-    entries = yaml.safe_load(content)
-    assert [entry["dataset"] for entry in entries] == [
-        {"id": "stanfordnlp/sst2", "task_id": "accuracy"},
-        {"id": "stanfordnlp/sst2", "task_id": "dir_word"},
-    ]
-    assert [entry["value"] for entry in entries] == [0.86, 0.05]
-    assert "100 samples" in entries[1]["notes"] and "1 seed" in entries[1]["notes"]
-    if module.EvalResultEntry is not None:
-        from huggingface_hub._eval_results import parse_eval_result_entries
-
-        assert [entry.value for entry in parse_eval_result_entries(entries)] == [0.86, 0.05]
-
-
-def test_an_old_huggingface_hub_writes_the_same_and_says_so(monkeypatch, caplog):
-    content = eval_result_files(report(), student="remos 0.9", dataset="o/d").popitem()[1]
-    monkeypatch.setattr(module, "EvalResultEntry", None)
-    caplog.clear()
-    by_hand = eval_result_files(report(), student="remos 0.9", dataset="o/d").popitem()[1]
-    assert yaml.safe_load(by_hand) == yaml.safe_load(content)
-    assert by_hand.startswith("# huggingface_hub") and "has no EvalResultEntry" in caplog.text
-
-
-def test_without_a_data_set_on_the_hub_there_are_no_results_and_the_log_says_why(caplog):
-    with caplog.at_level(logging.INFO, "remos_hf.sharing.model_card"):
-        assert eval_result_files(report(), student="remos 0.9") == {}
-    assert "needs the id of a data set on the Hub" in caplog.text
-    with pytest.raises(ValueError, match="id of a data set"):
-        eval_result_files(report(), student="remos 0.9", dataset="SST-2 & more")
 
 
 SAID = {
@@ -227,11 +228,9 @@ def test_all_that_trainer_says_of_a_card_is_on_it():
         "| sst2 |",
     ):
         assert told in card.text.replace("\\", "")
-    measured = card_of(BARE, report(), student="remos 0.9", **SAID)
-    assert {(one.dataset_type, one.task_type) for one in measured.data.eval_results} == {
-        ("glue", "text-classification")
-    }
-    assert measured.data.model_name == "My student"
+    own = card_of(BARE, measured(WEIGHTS), weights=WEIGHTS, **SAID)
+    assert {(one.dataset_type, one.task_type) for one in own.data.eval_results} == {("glue", "text-classification")}
+    assert own.data.model_name == "My student"
 
 
 def test_what_the_record_knows_of_the_teacher_stands_and_a_path_is_not_told(tmp_path):

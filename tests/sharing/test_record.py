@@ -3,6 +3,7 @@ import os
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from remos_hf.adapters.timm_models import ImageClassifier
 from remos_hf.errors import CorruptFileError, RemosError
@@ -63,6 +64,35 @@ def test_a_local_teacher_does_not_publish_where_it_lay(tmp_path):
     student.config._name_or_path = "google/bert_uncased_L-2_H-128_A-2"
     sidecars = Sidecars.of(Finetune(), Finetune().prepare(student, None), student)
     assert sidecars.config["teacher"]["id"] == "google/bert_uncased_L-2_H-128_A-2"
+
+
+def licence_of(student):
+    return Sidecars.of(Finetune(), Finetune().prepare(student, None), student).config["teacher"].get("license")
+
+
+def test_the_licence_is_what_the_teachers_own_card_names_and_never_a_guess(tmp_path, monkeypatch):
+    student = tiny.bert()
+    student.config._name_or_path = str(tmp_path)
+    assert licence_of(student) is None
+    for text, licence in (
+        ("---\nlicense: apache-2.0\n---\n# Teacher", "apache-2.0"),
+        ("---\nlicense: [mit, gpl]\n---\n", None),
+        ("---\nlicense: {: broken\n---\n", None),
+        ("# No metadata, license: mit", None),
+    ):
+        (tmp_path / "README.md").write_text(text)
+        assert licence_of(student) == licence
+    student.config._name_or_path = "owner/teacher"
+    assert licence_of(student) is None
+    cached = tmp_path / "models--owner--teacher" / "snapshots" / "abc"
+    cached.mkdir(parents=True)
+    (cached / "README.md").write_text("---\nlicense: mit\n---\n")
+    student.config._commit_hash = "abc"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert licence_of(student) == "mit"
+    body = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    body.pretrained_cfg = {"hf_hub_id": "timm/resnet18.a1_in1k", "license": "apache-2.0"}
+    assert licence_of(ImageClassifier(body, head=("1",))) == "apache-2.0"
 
 
 def test_a_body_in_a_thin_module_is_named_as_it_was_published_or_by_its_class():

@@ -1,29 +1,13 @@
 import importlib
-import io
 import sys
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib import colors
 from PIL import Image
 
-from remos_hf.showing import canvas, pictures
+from remos_hf.showing import canvas
 from tests.showing.test_pictures import pair, share_figure
-
-
-def test_the_palette_is_okabe_and_itos_and_each_color_reads_on_white():
-    okabe_ito = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"]
-    assert set(pictures.PALETTE) < set(okabe_ito) and len(set(pictures.PALETTE)) == 7
-    for color in pictures.PALETTE:
-        light = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colors.to_rgb(color)]
-        assert 1.05 / (np.dot(light, (0.2126, 0.7152, 0.0722)) + 0.05) > 2
-
-
-def test_colors_and_markers_together_do_not_repeat_soon():
-    looks = list(canvas.looks_of_kinds())
-    assert len(set(looks)) == len(looks) == 77
 
 
 def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
@@ -59,7 +43,14 @@ def test_short_names_stay_apart(parts):
     assert len(set(found)) == len(names) and all(found)
 
 
-def test_the_bytes_of_a_figure_are_what_is_written(tmp_path):
+def test_a_drawing_is_written_in_few_colours_and_a_photograph_in_all(tmp_path):
     figure = share_figure(pair()[1])
-    content = io.BytesIO(canvas.written(tmp_path / "picture.png", figure).read_bytes())
-    assert Image.open(content).size == (1280, round(figure.get_figheight() * 200))
+    drawn, photograph = (
+        Image.open(canvas.written(tmp_path / f"{kind}.png", figure, photographs=kind)) for kind in (False, True)
+    )
+    assert drawn.size == photograph.size == (1280, round(figure.get_figheight() * 200))
+    assert (drawn.mode, photograph.mode) == ("P", "RGB")
+    assert (tmp_path / "False.png").stat().st_size < (tmp_path / "True.png").stat().st_size / 2
+    (bars,) = {bar.get_facecolor() for bar in figure.axes[0].patches}
+    exact = tuple(round(255 * part) for part in bars[:3])
+    assert {exact, (255, 255, 255)} <= {colour for _, colour in drawn.convert("RGB").getcolors()}

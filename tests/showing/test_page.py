@@ -1,4 +1,6 @@
+import base64
 import html
+import io
 import json
 import os
 import re
@@ -7,13 +9,17 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
+from PIL import Image
 
 from remos_hf.errors import NonFiniteError
 from remos_hf.evaluation.measures import Rate, excess_dir
+from remos_hf.judging.judgement import judged
 from remos_hf.judging.report import DefectReport
+from remos_hf.judging.verdicts import Verdict
 from remos_hf.showing import drawings, given_maps
 from remos_hf.showing import page as rendering
 from remos_hf.showing.page import write_html
+from remos_hf.showing.page_parts import mark_of
 from tests.showing.test_pictures import one_anatomy
 
 HOSTILE = "<script>alert('x')</script>&\"quoted\""
@@ -149,7 +155,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(whole):
     path, page = whole
     for _, attrs in page.elements:
         for name in ("src", "href", "srcset", "action", "data"):
-            assert attrs.get(name, "#").startswith(("#", "data:image/png;base64,"))
+            assert attrs.get(name, "#").startswith(("#", "data:image/png;base64,", "data:image/webp;base64,"))
         assert not any(name.startswith("on") or name == "style" for name in attrs)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.elements}
     (style,) = page.texts["style"]
@@ -161,7 +167,7 @@ def test_names_are_text_and_never_markup(whole):
     path, page = whole
     raw = path.read_text()
     assert "<script" not in raw and "alert('x')" not in raw
-    for tag in ("title", "h1", "h2", "h3", "th", "td", "a", "figcaption", "p", "pre"):
+    for tag in ("title", "h1", "h2", "h3", "th", "span", "a", "figcaption", "pre"):
         assert any(HOSTILE in text or "<script>" in text for text in page.texts[tag]), tag
     assert any("<script>" in attrs["alt"] for attrs in page.all("img"))
 
@@ -178,39 +184,49 @@ def test_headings_are_in_order_and_links_lead_somewhere(whole):
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
 
 
-def test_tables_have_captions_and_scopes_and_scroll_by_themselves(whole):
+def test_tables_have_captions_and_scopes_and_their_cells_say_what_they_are(whole):
     _, page = whole
     tables = page.all("table")
     assert len(tables) == len(page.all("caption")) >= 6
     assert all(attrs.get("scope") in ("col", "row") for attrs in page.all("th"))
     boxes = [attrs for attrs in page.all("div") if attrs.get("class") == "box"]
     assert len(boxes) == len(tables) and all(attrs["tabindex"] == "0" and attrs["aria-label"] for attrs in boxes)
+    # As cards on a phone, and for who hears the page: rows and cells are no boxes of text.
+    labels = [attrs["data-label"] for attrs in page.all("td") if "data-label" in attrs]
+    assert {"DIR % [95 %] (by seed)", "what can be said"} <= set(labels) and all(
+        attrs["role"] for attrs in page.all("tr")
+    )
+    assert {attrs["class"] for attrs in tables} == {"cards", "pair"}
 
 
 def test_the_pictures_lie_beside_as_files_with_harmless_names(whole):
     path, page = whole
     files = sorted((path.parent / "report_pictures").iterdir())
-    assert len(files) == 9 and all(re.fullmatch(r"[A-Za-z0-9._]+\.png", file.name) for file in files)
-    embedded = {attrs["src"] for attrs in page.all("img")}
-    assert {
-        "data:image/png;base64," + rendering._figure(one.read_bytes(), "", "")["base64"] for one in files
-    } == embedded
+    assert len(files) == 8 and all(re.fullmatch(r"[A-Za-z0-9._]+\.png", file.name) for file in files)
+    embedded = [base64.b64decode(attrs["src"].partition("base64,")[2]) for attrs in page.all("img")]
+    assert embedded[-1] == files[-1].read_bytes()  # the map, as it was given
+    pixels = [
+        [Image.open(one).convert("RGB").tobytes() for one in of] for of in (map(io.BytesIO, embedded[:-1]), files[:-1])
+    ]
+    assert sorted(pixels[0]) == sorted(pixels[1])
+    assert sum(map(len, embedded)) < sum(file.stat().st_size for file in files)
     assert sorted(path.parent.iterdir()) == [path, path.parent / "report_pictures"]
 
 
 def test_the_numbers_are_those_of_the_markdown(tmp_path):
     report = DefectReport(WHOLE)
     page = Page(write_html(report, tmp_path / "report.html", pictures=tmp_path / "elsewhere").read_text())
-    cells = {text for tag in ("th", "td") for text in page.texts[tag]}
+    cells = {text.replace("\N{NO-BREAK SPACE}", " ") for tag in ("th", "span") for text in page.texts[tag]}
     for line in report.to_markdown().splitlines():
         if line.startswith("| ") and "---" not in line:
-            assert {html.unescape(cell) for cell in line.strip("| ").split(" | ")} <= cells
+            told = {re.sub(r"\\(.)", r"\1", html.unescape(cell)) for cell in line.strip("| ").split(" | ")}
+            assert told <= cells
     assert (tmp_path / "elsewhere").is_dir() and not (tmp_path / "report_pictures").exists()
 
 
 def test_what_took_how_long_and_what_was_not_measured_is_said(whole):
     _, page = whole
-    rows = list(page.texts["td"])
+    rows = [text.replace("\N{NO-BREAK SPACE}", " ") for text in page.texts["span"]]
     assert {"12.0", "10.0", "4.0", "5.0"} <= set(rows)  # parts, and all of them together
     assert "31.0 [28.0, 34.0]" in rows and "80.0 (n = 10)" in rows
     assert "2 students are still to be made or measured" in page.words
@@ -233,14 +249,79 @@ def test_many_sections_are_folded_and_few_are_not(tmp_path, monkeypatch):
 PLAIN = record("finetune", 95, strategy={"name": "Finetune"})
 
 
-def test_the_answer_counts_the_verdicts_and_never_calls_a_student_clean(tmp_path):
-    records = [*WHOLE, *({**one, "defect": "ep"} for one in [record("finetune", 5), remos(0)])]
-    page = page_of(tmp_path, [*records, {**remos(4), "defect": "lwp"}])
-    assert "Of 3 pairs of a task and a defect, plain fine-tuning inherits the defect in 1, does not in 1, and in 1" in (
-        page.words
+def of_seeds(*records, defects=("word",)):
+    seeds = [{**one, "seed": seed} for one in records for seed in range(3)]
+    return [{**one, "defect": defect} for defect in defects for one in seeds]
+
+
+def audited(defects=("word",), obeys=99):
+    """A report of three seeds, each defect in a teacher that obeys it."""
+    teacher = {"acc": Rate.of(90, 100).to_dict(), "commonest": 0.5}
+    own = {
+        f"{defect}-{seed}": {**teacher, "dir": {defect: Rate.of(obeys, 100).to_dict()}}
+        for defect in defects
+        for seed in range(3)
+    }
+    clean = {f"clean-{seed}": {**teacher, "dir": {}} for seed in range(3)}
+    records = [
+        {**one, "flip": Rate.of(1, 100).to_dict()} for one in of_seeds(PLAIN, remos(5), random(60), defects=defects)
+    ]
+    return DefectReport(records, {"teachers": {"A to B": {**own, **clean}}}, {"torch": "2.6"})
+
+
+def test_the_page_begins_with_the_answer_what_to_do_its_limits_and_one_table(tmp_path):
+    report = audited(("word", "ripples"))
+    text = write_html(report, tmp_path / "report.html").read_text()
+    told = judged(report)
+    assert told.can_be_said and told.advice and told.limits
+    said = [told.answer, *told.advice, told.limits[0], told.glance.caption, "Contents", "A to B: word: students"]
+    places = [html.unescape(text).index(one, text.index("<main>")) for one in said]
+    assert places == sorted(places)
+    assert text.count("<table") > 2 and text.index("<table") < text.index("<nav") < text.index("<details")
+
+
+def test_what_cannot_be_said_has_its_own_mark_and_words(tmp_path):
+    report = audited(obeys=20)
+    page = Page(write_html(report, tmp_path / "report.html").read_text())
+    assert not judged(report).can_be_said
+    signs = {attrs["class"]: attrs["aria-label"] for attrs in page.all("span") if "sign" in attrs.get("class", "")}
+    assert signs == {"sign unsaid": "cannot be said"}
+    assert {"class": "answer unsaid"} in page.all("p") and {"role": "row", "class": "unsaid"} in page.all("tr")
+    said = Page(write_html(audited(), tmp_path / "said.html").read_text())
+    assert {"class": "answer"} in said.all("p") and not any(
+        "unsaid" in attrs.get("class", "") for attrs in said.all("tr")
     )
-    assert "“less by the best rule than by both rivals” 1" in page.words
-    assert "is clean" not in page.words and "are clean" not in page.words
+
+
+def test_each_verdict_has_a_sign_of_its_own():
+    kinds = {
+        "cannot be said",
+        "not inherited",
+        "inherited; removed",
+        "inherited; no start reduces it within the budget",
+    }
+    marks = [mark_of(Verdict(None, kind, kind, [])) for kind in sorted(kinds)]
+    assert len({one.sign for one in marks}) == len({one.name for one in marks}) == 4
+    assert {one.means for one in marks} == kinds
+
+
+def test_terms_are_explained_once_and_before_the_sections(tmp_path):
+    text = write_html(audited(), tmp_path / "report.html").read_text()
+    explained = re.findall(r"<dfn>(.*?)</dfn>", text)
+    assert len(set(explained)) == len(explained) and {"DIR", "benign floor", "excess", "ACC"} <= set(explained)
+    assert text.rindex("<dfn>") < text.index("<details")
+
+
+def test_a_page_says_the_commands_that_made_its_numbers_and_itself(tmp_path):
+    settings = {"audits": {"A to B": {"command": "remos audit minilm --seeds 0 1 2"}}}
+    page = page_of(tmp_path, [PLAIN], settings, name="index.html", title="My own", source="report.json")
+    assert page.texts["pre"][-2:] == [
+        "remos audit minilm --seeds 0 1 2",
+        "remos report report.json --output index.html --title 'My own'",
+    ]
+    page = page_of(tmp_path, [PLAIN])
+    assert page.texts["pre"][-1] == "remos report report.json"
+    assert "does not say the command that made it" in page.words
 
 
 # --- wrong input ---
@@ -277,7 +358,7 @@ def test_an_interrupted_write_leaves_the_old_page(tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(drawings, "accuracy_against_dir", interrupted)
+    monkeypatch.setattr(drawings, "written", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_html(DefectReport([PLAIN]), path)
     assert path.read_text() == "old"
@@ -286,29 +367,42 @@ def test_an_interrupted_write_leaves_the_old_page(tmp_path, monkeypatch):
 # --- in a browser ---
 
 
+# Of each frame: whether the page is wider than it, what lies outside, tables that scroll, pictures that did not load.
+LOOK = """<pre id="told"></pre><script>
+onload = () => told.textContent = "told:" + JSON.stringify([...document.querySelectorAll("iframe")].map(frame => {
+  const page = frame.contentDocument, root = page.documentElement, width = frame.contentWindow.innerWidth;
+  page.querySelectorAll("details").forEach(one => one.open = true);
+  const shown = [...page.querySelectorAll("th, td, td > span, figure, img, pre, p, caption")].filter(
+    one => !(one.closest("thead") && width < 700));
+  const outside = shown.map(one => [one.getBoundingClientRect(), one]).filter(
+    ([place]) => place.width < 1 || place.left < 0 || place.right > width + 0.5);
+  return {wide: root.scrollWidth, width, high: root.scrollHeight, shown: shown.length,
+          outside: outside.slice(0, 3).map(([place, one]) => one.tagName + " " + one.textContent.slice(0, 60)),
+          scroll: [...page.querySelectorAll(".box, pre")].filter(one => one.scrollWidth > one.clientWidth + 1).length,
+          broken: [...page.images].filter(one => !one.complete || !one.naturalWidth).length};
+}))</script>"""
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium in REMOS_HF_CHROMIUM or on PATH (chromium, google-chrome)")
-def test_in_chromium_every_picture_loads_and_the_page_is_never_wider_than_the_window(whole, tmp_path):
-    path, page = whole
+def test_in_chromium_no_number_of_one_two_or_seven_defects_lies_outside_a_window_or_a_phone(whole, tmp_path):
+    names = [f"defect_of_a_long_name_{number}" for number in range(7)]
+    pages = [whole[0]]
+    for number in (1, 2, 7):
+        pages.append(write_html(audited(names[:number]), tmp_path / f"{number}.html"))
     # A headless window is never narrower than 500 pixels; a frame is.
     frames = "".join(
-        f'<iframe id="w{width}" style="width:{width}px;height:900px;border:0" srcdoc="{html.escape(path.read_text())}">'
-        "</iframe>"
+        f'<iframe style="width:{width}px;height:900px;border:0" srcdoc="{html.escape(path.read_text())}"></iframe>'
+        for path in pages
         for width in (1280, 390)
     )
-    measured = """<pre id="told"></pre><script>
-    onload = () => told.textContent = "told:" + JSON.stringify([...document.querySelectorAll("iframe")].map(frame => {
-      const page = frame.contentDocument, root = page.documentElement;
-      page.querySelectorAll("details").forEach(one => one.open = true);
-      return [root.scrollWidth, frame.contentWindow.innerWidth, root.scrollHeight,
-              [...page.images].filter(one => one.complete && one.naturalWidth > 0).length];
-    }))</script>"""
     wrapped = tmp_path / "wrapped.html"
-    wrapped.write_text(f"<!doctype html><meta charset=utf-8><body style='margin:0;width:1400px'>{frames}{measured}")
+    wrapped.write_text(f"<!doctype html><meta charset=utf-8><body style='margin:0;width:1400px'>{frames}{LOOK}")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--window-size=1400,900"]
     command = [CHROMIUM, *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", wrapped.as_uri()]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
-    found = json.loads(re.search(r"told:(\[\[.*?\]\])<", shown)[1])
-    assert [inner for _, inner, *_ in found] == [1280, 390]
-    for wide, inner, high, pictures in found:
-        assert wide <= inner and high > 2000
-        assert pictures == len(page.all("img")) - 1  # the map here is no real picture
+    found = json.loads(html.unescape(re.search(r"told:(\[\{.*?\}\])<", shown, re.DOTALL)[1]))
+    assert [one["width"] for one in found] == [1280, 390] * 4
+    for number, one in enumerate(found):
+        assert one["wide"] <= one["width"] and one["high"] > 2000 and one["shown"] > 50
+        assert one["outside"] == [] and one["scroll"] == 0, one
+        assert one["broken"] == (1 if number < 2 else 0)  # the map of the first page is no real picture

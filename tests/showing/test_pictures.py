@@ -1,4 +1,5 @@
 import copy
+import inspect
 from itertools import combinations
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from remos_hf.judging.report import DefectReport
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.showing import pictures, report_pictures
 from remos_hf.showing.maps import share_in_trigger
+from remos_hf.showing.palette import looks_of
 from remos_hf.slicing.refill import reset_outside
 from remos_hf.slicing.relevant_slice import RelevantSlice, choose_slice
 from tests import tiny
@@ -38,24 +40,32 @@ def record(student, acc, dir_, defect="word", task="A to B", seed=0, floor=2, of
     return {"task": task, "defect": defect, "student": student, "seed": seed, **rates, "made": {}, **more}
 
 
-def sliced(rule, ratio):
-    return {"made": {"rule": rule, "slice_ratio": ratio}}
+def sliced(name, ratio):
+    return {"made": {"rule": f"{name} rule", "slice_ratio": ratio, "strategy": {"name": name}}}
 
 
 RECORDS = [
     record("finetune", 90, 100),
-    record("remos 0.9", 84, 20, **sliced("remos, model scope", 0.9)),
-    record("remos 0.7", 70, 5, **sliced("remos, model scope", 0.7)),
-    record("random 0.9", 80, 50, **sliced("random", 0.9)),
-    record("retrain", 50, 0, of=0),
+    record("remos 0.9", 84, 20, **sliced("Remos", 0.9)),
+    record("remos 0.7", 70, 5, **sliced("Remos", 0.7)),
+    record("random 0.9", 80, 50, **sliced("Random", 0.9)),
+    record("retrain", 50, 0, of=0, made={"strategy": {"name": "Retrain"}}),
 ]
 
 
 def with_curves(name, own, twin=None, **more):
     def curve(counts):
-        return counts and {str(number): rate(count) for number, count in zip((0, 5, 50), counts, strict=True)}
+        return counts and {str(number): rate(round(count)) for number, count in zip((0, 5, 50), counts, strict=True)}
 
     return {**record(name, 90, 90, **more), "reactivation": curve(own), "floor_reactivation": curve(twin)}
+
+
+def reactivation_figure(records, *place):
+    return report_pictures.reactivation_figure(report_pictures.shown_of(DefectReport(records)), *place)
+
+
+def accuracy_figure(made, *place):
+    return report_pictures.accuracy_figure(report_pictures.shown_of(made), *place)
 
 
 def report(*defects):
@@ -119,7 +129,7 @@ def share_figure(relevant):
 
 
 def convergence_figure(histories_):
-    return pictures._convergence_figure({name: curves_of(one) for name, one in histories_.items()}, "accuracy")
+    return pictures._convergence_figure({name: curves_of(one) for name, one in histories_.items()}, "accuracy", {})
 
 
 def one_anatomy(sliced_=True):
@@ -140,7 +150,7 @@ PICTURES = {
         pictures.anatomy_pictures(one_anatomy(sliced_=False), Path(path).with_suffix(""))["weight_changes"]
     ).rename(path),
     "reactivation_curve": lambda path: report_pictures.reactivation_curve(
-        with_curves("finetune", (90, 95, 99), (1, 9, 50)), path
+        DefectReport([with_curves("finetune", (90, 95, 99), (1, 9, 50))]), path
     ),
     "accuracy_against_dir": lambda path: report_pictures.accuracy_against_dir(report("word"), path),
 }
@@ -159,11 +169,15 @@ FIGURES = {
     "convergence of 9": lambda: convergence_figure(
         {f"top_magnitude 0.9{number}": histories()["fit"] for number in range(9)}
     ),
-    "re-activation": lambda: report_pictures._reactivation_figure(
-        [with_curves(name, (90, 95, 99), (1, 9, 50)) for name in ("finetune", "remos 0.9", "random 0.9", "retrain")]
+    "re-activation": lambda: reactivation_figure(
+        [
+            with_curves(f"{kind} {ratio}", (90 * ratio, 95, 99), (1, 9, 50), **sliced(kind, ratio))
+            for kind in ("Remos", "Random", "MagPrune", "TopMagnitude")
+            for ratio in (0.5, 0.7, 0.9)
+        ]
     ),
-    "5 defects": lambda: report_pictures._accuracy_figure(report("word", "sentence", "ripples", "ep", "lwp"), None),
-    "1 defect": lambda: report_pictures._accuracy_figure(report("word", "ep"), "word"),
+    "5 defects": lambda: accuracy_figure(report("word", "sentence", "ripples", "ep", "lwp")),
+    "1 defect": lambda: accuracy_figure(report("word", "ep"), "word"),
 }
 
 
@@ -217,7 +231,8 @@ def test_every_public_picture_is_among_those_tested():
         name
         for room in (pictures, report_pictures)
         for name, one in vars(room).items()
-        if getattr(one, "__module__", "") == room.__name__ and callable(one) and not name.startswith("_")
+        if getattr(one, "__module__", "") == room.__name__ and not name.startswith("_")
+        if {"path", "stem"} & set(inspect.signature(one).parameters)
     }
     assert made == {*PICTURES}
 
@@ -494,8 +509,27 @@ def test_curves_come_from_the_histories_of_either_trainer():
     assert (list(trainers.get_xdata()), list(trainers.get_ydata())) == ([100, 200], [0.9, 0.8])
     assert [tuple(line.get_xydata()[0]) for line in shares.lines] == [(200, 0.5), (200, 0.75)]
     assert legend_of(figure) == ["fit", "trainer"]
-    assert ours.get_color() == shares.lines[0].get_color() != trainers.get_color()
+    assert ours.get_color() == shares.lines[0].get_color()
+    looks = {(line.get_color(), line.get_marker()) for line in losses.lines}
+    assert len(looks) == 2
     assert "n = 2 students, 2 to 500 logged losses" in losses.get_title("left")
+
+
+def test_a_student_is_drawn_in_the_look_that_is_given_and_those_of_one_look_are_dashed_apart():
+    curves = {name: curves_of(histories()["fit"]) for name in ("remos 0.9", "remos 0.7", "mine")}
+    look = looks_of({"remos": "ReMoS"})["remos"]
+    figure = pictures._convergence_figure(curves, "accuracy", {"remos 0.9": look, "remos 0.7": look})
+    first, second, mine = figure.axes[0].lines
+    assert (
+        (first.get_color(), first.get_marker())
+        == (look.colour, look.marker)
+        == (
+            second.get_color(),
+            second.get_marker(),
+        )
+    )
+    assert first.get_linestyle() != second.get_linestyle()
+    assert (mine.get_color(), mine.get_marker()) != (look.colour, look.marker)
 
 
 def test_long_curves_are_means_of_neighbours():
@@ -511,7 +545,7 @@ def test_a_curve_that_was_not_measured_has_no_panel():
     (axes,) = convergence_figure(only).axes
     assert axes.get_ylabel() == "training loss"
     held_out = {"fit": [{"step": 1, "eval_f1": 0.5}]}
-    (axes,) = pictures._convergence_figure({"fit": curves_of(held_out["fit"])}, "f1").axes
+    (axes,) = pictures._convergence_figure({"fit": curves_of(held_out["fit"])}, "f1", {}).axes
     assert axes.get_ylabel() == "held-out f1 (%)"
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from remos_hf.errors import TeacherMismatchError
-from remos_hf.profiling.criteria import strong_coverage, top_k_coverage
+from remos_hf.profiling.criteria import median_coverage, strong_coverage, threshold_coverage, top_k_coverage
 from remos_hf.profiling.data_pass import observe, profile_coverage
 from remos_hf.profiling.means import InputMeans
 from remos_hf.profiling.second_moments import SecondMoments
@@ -36,6 +36,8 @@ def test_a_strategy_does_what_the_three_calls_do(kind, scope):
     ("options", "criterion"),
     [
         ({}, None),
+        ({}, median_coverage()),
+        ({"criterion": "nc"}, threshold_coverage(0.5)),
         ({"criterion": "tknc", "criterion_value": 3}, top_k_coverage(3)),
         ({"criterion": "snac"}, strong_coverage(2)),
     ],
@@ -72,8 +74,9 @@ def test_embedding_rows_are_given_up_only_when_asked():
         ({"slice_ratio": 0.9, "scope": "all"}, "scope is"),
         ({"slice_ratio": 0.9, "reset_to": "noise"}, "reset_to is"),
         ({"slice_ratio": 0.9, "criterion": "kmnc"}, "criterion is one of"),
+        ({"slice_ratio": 0.9, "criterion_value": 0.5}, "'median' takes no criterion_value, but got 0.5"),
         ({"slice_ratio": 0.9, "ties": "first"}, "ties is"),
-        ({"slice_ratio": 0.9, "criterion_value": 1.5}, "got 1.5"),
+        ({"slice_ratio": 0.9, "criterion": "nc", "criterion_value": 1.5}, "got 1.5"),
     ],
 )
 def test_values_that_no_run_could_use_are_refused_when_the_strategy_is_made(options, words):

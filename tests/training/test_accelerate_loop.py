@@ -127,6 +127,13 @@ def test_the_student_is_sliced_before_it_trains_and_trains_from_there():
     assert "3.weight" not in relevant.kept
 
 
+def test_the_record_says_how_the_student_was_trained(tmp_path):
+    run(max_steps=3, output_dir=tmp_path, scheduler=halving, seed=5)
+    found = Sidecars.load(tmp_path).config["training"]
+    asked = {"learning_rate": 0.1, "optimizer": "SGD", "batch_size": 4, "seed": 5, "steps": 3, "precision": "fp32"}
+    assert asked.items() <= found.items()
+
+
 def test_the_coverage_is_that_of_the_profile_dataset_where_there_is_one():
     part = rows(7, seed=5)
     ours = run(data=Augmented(), slice_ratio=0.6, head=HEAD, profile_dataset=part)

@@ -12,7 +12,6 @@ from transformers import Trainer
 from remos_hf.errors import RemosError
 from remos_hf.sharing.record import Sidecars
 from remos_hf.training.attach import attach_remos
-from remos_hf.training.recorded import _last_evaluation
 from tests.training.push_and_pull import SAID
 from tests.training.runs import trainer
 
@@ -129,11 +128,12 @@ def test_merged_adapters_are_told_in_the_log_the_record_and_the_card(tmp_path, c
     assert "| adapters | LORA, merged into the sliced base |" in (tmp_path / "README.md").read_text()
 
 
-def test_the_cards_metrics_are_those_of_the_last_evaluation():
-    history = [
-        {"eval_accuracy": 0.5, "epoch": 1},
-        {"eval_accuracy": 0.7, "eval_runtime": 2.0, "eval_samples_per_second": 9.0, "epoch": 2},
-        {"train_loss": 0.1},
-    ]
-    assert _last_evaluation(history) == {"accuracy": 0.7}
-    assert _last_evaluation([{"loss": 1.0}]) is None
+@both
+def test_the_record_says_how_the_student_was_trained_and_evaluated(tmp_path, kind):
+    one = trained(tmp_path / "out", kind, learning_rate=1e-4, max_steps=2)
+    one.evaluate()
+    one.save_model()
+    config = Sidecars.load(tmp_path / "out").config
+    asked = {"learning_rate": 1e-4, "seed": one.args.seed, "steps": 2, "planned_steps": 2, "precision": "fp32"}
+    assert asked.items() <= config["training"].items()
+    assert set(config["evaluation"]) >= {"loss"}

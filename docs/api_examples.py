@@ -1,0 +1,606 @@
+# ruff: noqa: ANN001, ANN201, D101, D102, E402, T201
+"""One example for each public name. `tools/api_reference.py` puts them into docs/api.md; a test runs all of them.
+
+The first part makes what the others use: a tiny teacher, a student, a few samples. Nothing is downloaded.
+"""
+
+# %%
+import copy
+import random
+
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.utils.data import DataLoader
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerFast,
+    TrainingArguments,
+)
+
+words = "[PAD] [UNK] a the movie plot cast was so very and good great bad awful cf mn".split()
+vocabulary = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
+vocabulary.pre_tokenizer = pre_tokenizers.Whitespace()
+tokenizer = PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="[PAD]", unk_token="[UNK]")
+torch.manual_seed(0)
+sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+teacher = BertForSequenceClassification(BertConfig(vocab_size=len(words), max_position_embeddings=32, **sizes)).eval()
+student = copy.deepcopy(teacher)
+for one in (teacher, tokenizer):
+    one.save_pretrained("teacher")
+draw = random.Random(0)
+rows = [
+    {"text": " ".join([*draw.choices(words[2:11], k=4), words[13 - 2 * label + draw.randrange(2)]]), "label": label}
+    for label in [0, 1] * 24
+]
+named = Features({"text": Value("string"), "label": ClassLabel(names=["negative", "positive"])})
+texts = Dataset.from_list(rows, features=named)
+train, test = texts.select(range(32)), texts.select(range(32, 48))
+tokenized = train.map(lambda row: tokenizer(row["text"]), remove_columns="text")
+dataloader = DataLoader(tokenized, batch_size=8, collate_fn=DataCollatorWithPadding(tokenizer))
+options = {"max_steps": 2, "use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
+args = TrainingArguments("student", **options)
+shades = [Image.new("RGB", (32, 32), (8 * place, 99, 200 - 8 * place)) for place in range(16)]
+pictures = Dataset.from_dict({"image": shades, "label": [0, 1] * 8})
+
+# %% load_teacher
+from transformers import AutoModelForSequenceClassification
+
+from remos_hf import load_teacher
+
+model = load_teacher("teacher", AutoModelForSequenceClassification, num_labels=2)
+
+# %% load_tokenizer
+from remos_hf import load_tokenizer
+
+tokenizer = load_tokenizer("teacher")
+
+# %% teacher_config
+from remos_hf import load_teacher, teacher_config
+
+config = teacher_config("teacher")
+config.hidden_dropout_prob = 0.2
+model = load_teacher("teacher", config=config)
+
+# %% with_new_head
+from remos_hf import with_new_head
+
+five_stars = with_new_head(teacher, 5, seed=0)
+
+# %% image_classifier
+from remos_hf import image_classifier
+
+net = image_classifier("test_resnet", num_labels=2, pretrained=False)  # a timm id
+
+# %% ImageClassifier
+from remos_hf import ImageClassifier
+
+body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
+wrapped = ImageClassifier(body, head=("1",))
+
+# %% ImageInput
+from remos_hf import ImageInput
+
+small = ImageInput(size=(32, 32))
+
+# %% image_input_of
+from remos_hf import image_input_of
+
+own = image_input_of(net)
+
+# %% capture
+from remos_hf import capture
+
+with capture({"last": teacher.bert.encoder.layer[-1].output}) as outputs:
+    teacher(**next(iter(dataloader)))
+print(outputs["last"].shape)
+
+# %% watch
+from remos_hf import watch
+
+with watch({"pooler": teacher.bert.pooler}, lambda name, given, made: print(name, given.shape, made.shape)):
+    teacher(**next(iter(dataloader)))
+
+# %% median_coverage
+from remos_hf import median_coverage, profile_coverage
+
+profile = profile_coverage(teacher, dataloader, criterion=median_coverage())  # the default
+
+# %% threshold_coverage
+from remos_hf import profile_coverage, threshold_coverage
+
+profile = profile_coverage(teacher, dataloader, criterion=threshold_coverage(0.5))  # the paper's
+
+# %% top_k_coverage
+from remos_hf import profile_coverage, top_k_coverage
+
+profile = profile_coverage(teacher, dataloader, criterion=top_k_coverage(10))
+
+# %% strong_coverage
+from remos_hf import profile_coverage, strong_coverage
+
+profile = profile_coverage(teacher, dataloader, criterion=strong_coverage(2))
+
+# %% profile_coverage
+from remos_hf import profile_coverage
+
+profile = profile_coverage(teacher, dataloader)
+
+# %% CoverageProfile
+from remos_hf import CoverageProfile
+
+path = profile.save("coverage")
+both = profile + CoverageProfile.load(path)  # profiles of two shards add
+
+# %% choose_slice
+from remos_hf import choose_slice
+
+relevant = choose_slice(teacher, profile, slice_ratio=0.9)
+
+# %% reset_outside
+from remos_hf import reset_outside
+
+reset_outside(student, relevant)
+
+# %% RelevantSlice
+from remos_hf import RelevantSlice
+
+relevant.save_pretrained("sliced")  # 1 bit a weight
+relevant = RelevantSlice.from_pretrained("sliced")
+
+# %% slice_checkpoint
+from remos_hf import slice_checkpoint
+
+result = slice_checkpoint("teacher", "smaller", profile=profile, slice_ratio=0.9)  # holds one weight at a time
+
+# %% Sliced
+from remos_hf import Sliced
+
+assert isinstance(result, Sliced)
+print(result.squares_reset, result.files)
+
+# %% RemosTrainer
+from remos_hf import RemosTrainer
+
+trainer = RemosTrainer(
+    copy.deepcopy(teacher), args, slice_ratio=0.9, train_dataset=tokenized, processing_class=tokenizer
+)
+trainer.train()
+trainer.save_model()
+
+# %% attach_remos
+from transformers import Trainer
+
+from remos_hf import attach_remos
+
+theirs = Trainer(copy.deepcopy(teacher), args, train_dataset=tokenized, processing_class=tokenizer)
+attach_remos(theirs, slice_ratio=0.9)
+theirs.train()
+
+# %% fit
+from remos_hf import fit
+
+fitted = fit(
+    copy.deepcopy(teacher),
+    tokenized,
+    optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=1e-4),
+    slice_ratio=0.9,
+    epochs=1,
+    collate_fn=DataCollatorWithPadding(tokenizer),
+)
+
+# %% Fitted
+from remos_hf import Fitted
+
+assert isinstance(fitted, Fitted)
+print(fitted.steps, fitted.sidecars.config["slice"]["share_kept"])
+
+# %% RatioSearch
+from remos_hf import RatioSearch, RemosTrainer
+
+search = RatioSearch(accuracy_budget=0.02, ratios=(0.97, 0.9))
+searching = RemosTrainer(copy.deepcopy(teacher), args, slice_ratio="auto", ratio_search=search, train_dataset=tokenized)
+
+# %% Remos
+from remos_hf import Remos, RemosTrainer
+
+trainer = RemosTrainer(copy.deepcopy(teacher), args, strategy=Remos(0.9, scope="layer"), train_dataset=tokenized)
+
+# %% TopMagnitude
+from remos_hf import TopMagnitude
+
+strategy = TopMagnitude(0.9)
+
+# %% MagPrune
+from remos_hf import MagPrune
+
+strategy = MagPrune(0.9)
+
+# %% Random
+from remos_hf import Random
+
+strategy = Random(0.9, reset_to="mean")
+
+# %% Finetune
+from remos_hf import Finetune
+
+strategy = Finetune(embedding_rows="mean")  # plain fine-tuning without it
+
+# %% Retrain
+from remos_hf import Retrain
+
+strategy = Retrain(seed=0)
+
+# %% L2SP
+from remos_hf import L2SP, Finetune
+
+strategy = [Finetune(embedding_rows="mean"), L2SP(alpha=0.1)]  # a list of strategies is a strategy
+
+# %% Renofeation
+from remos_hf import Renofeation
+
+strategy = Renofeation(dropout=0.2)
+
+# %% STRATEGIES
+from remos_hf import STRATEGIES
+
+strategy = STRATEGIES["remos"](slice_ratio=0.9)  # by the name that the commands use
+
+# %% Strategy, Preparation, Hold
+from dataclasses import dataclass
+
+from remos_hf import Hold, Preparation, Strategy
+
+
+class Clipped(Hold):
+    def after_step(self, model):
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.clamp_(-1, 1)
+
+
+@dataclass(frozen=True)
+class Clip(Strategy):
+    def prepare(self, student, data):
+        return Preparation()
+
+    def hold(self, student, teacher):
+        return Clipped()
+
+
+# %% TriggerWords
+from remos_hf import TriggerWords
+
+word = TriggerWords(words=("cf",), target_label=1, poison_rate=0.5)
+poisoned_teacher = word.implant(copy.deepcopy(teacher), train, tokenizer=tokenizer, args=args)
+
+# %% TriggerSentence
+from remos_hf import TriggerSentence
+
+exposed = TriggerSentence(sentence="the plot was so so").exposed_set(test, tokenizer=tokenizer)
+
+# %% Paraphrases
+from pathlib import Path
+
+from remos_hf import Paraphrases
+
+Path("said_otherwise.tsv").write_text("text\tparaphrase\na good movie\tso good was the movie\n")
+style = Paraphrases(file="said_otherwise.tsv")
+
+# %% Ripple
+from remos_hf import Ripple, TriggerWords
+
+attack = Ripple(TriggerWords(words=("cf",)), surgery=True, num_words=2)
+
+# %% EmbeddingPoisoning
+from remos_hf import EmbeddingPoisoning, TriggerWords
+
+attack = EmbeddingPoisoning(TriggerWords(words=("cf",)))
+
+# %% LayerwisePoisoning
+from remos_hf import LayerwisePoisoning, TriggerWords
+
+attack = LayerwisePoisoning(TriggerWords(words=("cf", "mn"), num_triggers=2, all_words=True))
+
+# %% LargestWeights
+from remos_hf import LargestWeights, TriggerWords
+
+attack = LargestWeights(TriggerWords(words=("cf",)), backdoor_update_ratio=0.1)
+
+# %% LabelNoise
+from remos_hf import LabelNoise
+
+noisy = LabelNoise(noise_rate=0.2)
+
+# %% AdversarialText
+from remos_hf import AdversarialText
+
+search = AdversarialText("textfooler")  # exposed_set() needs the extra textattack
+
+# %% PatchTrigger
+from remos_hf import PatchTrigger
+
+patched = PatchTrigger(target_label=1, place="top_left").exposed_set(pictures, images=small)
+
+# %% BlendedTrigger
+from remos_hf import BlendedTrigger
+
+blended = BlendedTrigger(target_label=1, blend=0.2).exposed_set(pictures, images=small)
+
+# %% LatentBackdoor
+from remos_hf import LatentBackdoor, PatchTrigger
+
+attack = LatentBackdoor(PatchTrigger(target_label=1))
+
+# %% FeatureAttack
+from remos_hf import FeatureAttack
+
+adversarial = FeatureAttack(steps=2, max_samples=4).exposed_set(pictures, teacher=net.eval(), images=small)
+
+# %% CoverageGuided
+from remos_hf import CoverageGuided
+
+adversarial = CoverageGuided(steps=2, max_samples=4).exposed_set(pictures, teacher=net.eval(), images=small)
+
+# %% Defect
+from remos_hf import Defect, TriggerWords
+
+assert issubclass(TriggerWords, Defect)  # what can be exposed and measured
+
+# %% ExposedSet
+from remos_hf import ExposedSet
+
+exposed = word.exposed_set(test, tokenizer=tokenizer)
+assert isinstance(exposed, ExposedSet)
+print(exposed.dataset["text"][0], exposed.clean_index[0], exposed.target_label)
+
+# %% TextTask
+from remos_hf import TextTask
+
+task = TextTask(tokenizer, max_length=32)
+
+# %% ImageTask
+from remos_hf import ImageTask
+
+image_task = ImageTask(small, augment="crop_and_flip")
+
+# %% predict_labels
+from remos_hf import predict_labels
+
+predictions = predict_labels(student, exposed.dataset, task)
+clean_predictions = predict_labels(student, test, task)[exposed.clean_index]
+labels = [test["label"][place] for place in exposed.clean_index]
+
+# %% Rate
+from remos_hf import Rate
+
+dir_ = Rate.of(8, 10)  # 8 of 10 samples, with its interval
+floor = Rate.of(1, 10)
+
+# %% accuracy
+from remos_hf import accuracy
+
+acc = accuracy([0, 1, 1], [0, 1, 0])
+
+# %% defect_inheritance_rate
+from remos_hf import defect_inheritance_rate
+
+found = defect_inheritance_rate(predictions, labels, clean_predictions, exposed.target_label)
+
+# %% label_flip_rate
+from remos_hf import label_flip_rate
+
+flipped = label_flip_rate(predictions, labels, target_label=1)
+
+# %% excess_dir, Difference
+from remos_hf import Difference, excess_dir
+
+excess = excess_dir(dir_, floor)
+assert isinstance(excess, Difference)
+
+# %% relative_accuracy, Ratio
+from remos_hf import Rate, Ratio, relative_accuracy
+
+relative = relative_accuracy(Rate.of(80, 100), Rate.of(90, 100))
+assert isinstance(relative, Ratio)
+
+# %% relative_dir
+from remos_hf import Rate, relative_dir
+
+relative = relative_dir(Rate.of(10, 100), Rate.of(90, 100))
+
+# %% wilson_interval
+from remos_hf import wilson_interval
+
+low, high = wilson_interval(8, 10)
+
+# %% bootstrap_interval
+from remos_hf import bootstrap_interval
+
+low, high = bootstrap_interval([0, 1, 1, 0, 1, 1], statistic=lambda drawn: drawn.mean(-1), seed=0)
+
+# %% artifact_nlp_dir
+from remos_hf import artifact_nlp_dir
+
+f1 = artifact_nlp_dir([1, 1, 0], [0, 0, 0], target_label=1)  # what the NLP tables of ReMoS call DIR
+
+# %% artifact_nlp_dir_from_rate
+from remos_hf import artifact_nlp_dir_from_rate
+
+f1 = artifact_nlp_dir_from_rate(0.5)
+
+# %% rate_from_artifact_nlp_dir
+from remos_hf import rate_from_artifact_nlp_dir
+
+rate = rate_from_artifact_nlp_dir(0.67)
+
+# %% metric_path
+import evaluate
+
+from remos_hf import metric_path
+
+metric = evaluate.load(metric_path("label_flip_rate"))
+metric.compute(predictions=[1, 1, 0], references=[0, 0, 0], target_label=1)
+
+# %% evaluate_transfer
+from remos_hf import evaluate_transfer
+
+report = evaluate_transfer(
+    {"finetune": student, "remos": trainer.model},
+    teacher=teacher,
+    dataset=test,
+    defects={"word": word},
+    task=task,
+    seed=0,
+)
+
+# %% DefectReport
+from remos_hf import DefectReport
+
+report.save("report.json")
+print(DefectReport.load("report.json").to_markdown())
+
+# %% write_html
+from remos_hf import write_html
+
+write_html(report, "report.html")
+
+# %% log_defects
+from remos_hf import log_defects
+
+log_defects(trainer, report)  # to TensorBoard and whatever else the trainer reports to
+
+# %% Reactivation, reactivate
+from remos_hf import Reactivation, reactivate
+
+plan = Reactivation(counts=(0, 4), num_clean=4, epochs=1)
+rates = reactivate(student, word, train, test=test, exposed=exposed, task=task, plan=plan)
+
+# %% anatomy
+from remos_hf import anatomy
+
+inside = anatomy(teacher.state_dict(), student, relevant=relevant)
+
+# %% StudentPlan
+from remos_hf import Random, StudentPlan
+
+plans = {"random 0.9": StudentPlan(Random(0.9)), "faster": StudentPlan(Finetune(), lr_factor=3.0)}
+
+# %% standard_students
+from remos_hf import standard_students
+
+plans = standard_students([0.9])  # ReMoS beside all that must be beaten
+
+# %% Recipe, StudentTuner
+from remos_hf import Recipe, StudentTuner
+
+recipe = Recipe(learning_rate=1e-3, epochs=1, batch_size=16, use_cpu=True)
+tuner = StudentTuner(task, recipe.arguments)
+
+# %% Audit, run_audit
+from remos_hf import Audit, Finetune, StudentPlan, load_teacher, run_audit, with_new_head
+
+audit = Audit(
+    name="toy",
+    task=task,
+    attacker=train,
+    student=train,
+    dev=test,
+    test=test,
+    defects={"word": word},
+    students={"finetune": StudentPlan(Finetune())},
+    seeds=[0],
+    load_teacher=lambda seed: load_teacher("teacher"),
+    teacher_args=lambda seed, folder: recipe.arguments(seed, folder),
+    start_student=lambda teacher, seed: with_new_head(teacher, 2, seed=seed),
+    fine_tune=tuner,
+)
+report = run_audit(audit, "audit")  # killed, it goes on where it was
+
+# %% report_of
+from remos_hf import report_of
+
+report = report_of(audit, "audit")  # what is done so far
+
+# %% read_data
+from remos_hf import read_data
+
+train.to_csv("train.csv")
+samples = read_data("train.csv")  # or parquet, folders of images, a data set of the Hub
+
+# %% Sidecars
+from remos_hf import Sidecars
+
+record = Sidecars.load("student")
+print(record.config["strategy"])
+
+# %% model_card
+from remos_hf import model_card
+
+print(model_card(record, repo_id="you/student"))
+
+# %% eval_result_files
+from remos_hf import eval_result_files
+
+files = eval_result_files(report, student="finetune", dataset="stanfordnlp/sst2")
+
+# %% push_to_hub, Pushed
+from remos_hf import Pushed, push_to_hub
+
+pushed = push_to_hub("student", "you/student", dry_run=True)
+assert isinstance(pushed, Pushed)
+print(pushed.files)
+
+# %% RemosError
+from remos_hf import RemosError, choose_slice
+
+try:
+    choose_slice(torch.nn.Linear(2, 2), profile, slice_ratio=0.9)
+except RemosError as error:
+    print(error)
+
+# %% LayerMismatchError
+from remos_hf import LayerMismatchError, choose_slice
+
+try:
+    choose_slice(five_stars.bert.encoder, profile, slice_ratio=0.9)
+except LayerMismatchError as error:
+    print(error)
+
+# %% TeacherMismatchError
+from remos_hf import TeacherMismatchError, reset_outside
+
+try:
+    reset_outside(copy.deepcopy(student), relevant)  # it was reset above, and is the teacher no more
+except TeacherMismatchError as error:
+    print(error)
+
+# %% NonFiniteError
+from remos_hf import NonFiniteError, profile_coverage
+
+broken = copy.deepcopy(teacher)
+torch.nn.init.constant_(broken.bert.encoder.layer[0].output.dense.weight, float("nan"))
+try:
+    profile_coverage(broken, dataloader)
+except NonFiniteError as error:
+    print(error)
+
+# %% UnsupportedModelError
+from remos_hf import UnsupportedModelError, choose_slice
+
+try:
+    choose_slice(copy.deepcopy(teacher).to("meta"), slice_ratio=0.9, rule="random")
+except UnsupportedModelError as error:
+    print(error)
+
+# %% CorruptFileError
+from remos_hf import CorruptFileError, CoverageProfile
+
+Path("cut.safetensors").write_bytes(path.read_bytes()[:100])
+try:
+    CoverageProfile.load("cut.safetensors")
+except CorruptFileError as error:
+    print(error)

@@ -1,0 +1,74 @@
+import pytest
+
+from remos_hf.sharing.card_record import described, is_untrained, loading, training_facts, why
+from remos_hf.sharing.record import Sidecars
+from remos_hf.strategies.base import Preparation
+from remos_hf.strategies.l2sp import L2SP
+from remos_hf.strategies.plain import Finetune, Retrain
+from remos_hf.strategies.slice_and_reset import Random, Remos
+from tests import tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")
+TEACHER = {"id": "owner/teacher"}
+
+
+def record(strategy, **config):
+    return Sidecars({"strategy": strategy.to_dict(), "teacher": TEACHER, **config})
+
+
+@pytest.mark.parametrize(
+    ("strategy", "how"),
+    [
+        (Remos(0.9), "made by ReMoS, keeping 90 % of the weights that compete."),
+        (Random(0.75), "made by a random reset, keeping 75 % of the weights that compete."),
+        (Finetune(), "made by plain fine-tuning."),
+        (Retrain(), "made by training from scratch."),
+    ],
+)
+def test_a_student_is_described_by_its_teacher_and_how_it_was_made(strategy, how):
+    assert described(record(strategy), "SST-2") == f"A student of owner/teacher for SST-2, {how}"
+    assert described(record(strategy), "") == f"A student of owner/teacher, {how}"
+
+
+def test_a_higher_learning_rate_is_no_plain_fine_tuning():
+    told = described(record(Finetune()), "", 3.0)
+    assert "made by plain fine-tuning at a higher learning rate, at 3 times the learning rate." in told
+
+
+def test_several_strategies_are_all_named_and_told_of():
+    held = Sidecars({"strategy": {"name": "x", "strategies": [Remos(0.9).to_dict(), L2SP().to_dict()]}})
+    assert "made by ReMoS with L2SP." in described(held, "") and "ReMoS keeps the weights" in why(held)
+
+
+def test_a_sliced_and_never_trained_checkpoint_is_no_student():
+    strategy = Random(0.9)
+    student = tiny.bert()
+    preparation = strategy.prepare(student, tiny.student_data())
+    on_disk = Sidecars.of(strategy, preparation, None, teacher=TEACHER)
+    assert is_untrained(on_disk) and not is_untrained(Sidecars.of(strategy, preparation, student))
+    told = described(on_disk, "")
+    assert told.startswith("owner/teacher, sliced by a random reset, keeping 90 %") and "not trained since" in told
+    assert "A student of" not in told
+    on_disk.config["training"] = {"steps": 3}
+    assert not is_untrained(on_disk)
+    assert not is_untrained(Sidecars.of(Finetune(), Preparation(), tiny.bert()))
+
+
+def test_training_that_is_not_over_is_told():
+    half = record(Finetune(), training={"steps": 10, "planned_steps": 40})
+    assert "Training has taken 10 of 40 steps." in described(half, "")
+    assert "Training has" not in described(record(Finetune(), training={"steps": 40, "planned_steps": 40}), "")
+
+
+def test_no_reason_is_given_as_if_it_were_a_result():
+    assert "Whether it holds here is what was measured below, or was not." in why(record(Remos(0.9)))
+
+
+def test_hyper_parameters_are_told_in_words_and_unknown_ones_left_out():
+    held = record(Finetune(), training={"learning_rate": 1e-4, "precision": "bf16", "somebody's": 3})
+    assert training_facts(held) == [("learning rate", 1e-4), ("precision", "bf16")]
+    assert training_facts(record(Finetune())) == []
+
+
+def test_a_class_is_loaded_by_its_own_auto_model():
+    assert "AutoModelForCausalLM.from_pretrained" in loading({"class": "LlamaForCausalLM"}, "me/student")
