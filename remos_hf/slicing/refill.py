@@ -57,6 +57,7 @@ def reset_outside(
 
     Raises:
         ValueError: `to` is none of the four, or its statistics are missing.
+        TypeError: `relevant` is no slice.
         LayerMismatchError: The slice names weights that the model does not have, or statistics are of another shape.
         TeacherMismatchError: The model's weights are not those of the slice's teacher.
         NonFiniteError: The statistics hold NaN or infinity.
@@ -68,6 +69,8 @@ def reset_outside(
     """
     if to not in REFILLS:
         raise ValueError(f"to is one of {', '.join(map(repr, REFILLS))}, but got {to!r}.")
+    if not isinstance(relevant, RelevantSlice):
+        raise TypeError(f"relevant is what choose_slice gives, but got {type(relevant).__name__}.")
     adapter = adapter_for(model, ())
     layers = relevant.check_matches(adapter.layers(embeddings=True), verify_teacher=False)
     if len(rankable_layers(layers)) != len(layers):

@@ -420,8 +420,14 @@ def check_choice(slice_ratio: float, rule: str | Rule, scope: str, ties: str, pr
 
     Raises:
         ValueError: One is out of range, or does not go with another.
+        TypeError: The profile is none.
     """
     check_slice_ratio(slice_ratio)
+    if profile is not None and not isinstance(profile, CoverageProfile):
+        raise TypeError(
+            f"profile is what profile_coverage(teacher, dataloader) gives, but got {type(profile).__name__}: profile "
+            "the student's data first."
+        )
     if not callable(rule) and rule not in RULES:
         raise ValueError(f"rule is one of {', '.join(RULES)}, or a function, but got {rule!r}.")
     if scope not in ("model", "layer"):

@@ -439,3 +439,10 @@ def test_every_kind_of_layer_is_sliced_as_by_brute_force(make, seed):
         reference.ordinal_scores(list(layers.values()), profile), round(0.6 * relevant.num_weights)
     )
     assert flat(relevant) in expected
+
+
+def test_samples_in_place_of_a_profile_are_told_what_to_do_first():
+    with pytest.raises(TypeError, match="profile_coverage.* gives, but got list: profile the student's data first"):
+        choose_slice(tiny.bert(), [{"text": "a good film"}], slice_ratio=0.9)
+    with pytest.raises(TypeError, match="relevant is what choose_slice gives, but got list"):
+        reset_outside(tiny.bert(), [{"text": "a good film"}])
