@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -153,11 +153,6 @@ class TextReading:
 
     def _all_tokens(self, texts: Sequence[str]) -> list[list[int]]:
         return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-
-
-def batch_columns(batch: Mapping[str, Sequence], rows: Sequence[int], columns: Sequence[str]) -> list[list[str]]:
-    """Give these rows of the text columns."""
-    return [[batch[column][row] for row in rows] for column in columns]
 
 
 def pieces_of(word: str, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:

@@ -29,7 +29,7 @@ from remos_hf.defects.samples import (
     resolved_label,
 )
 from remos_hf.defects.text_attacker import TextAttacker, tokenizer_of
-from remos_hf.defects.text_reading import Marked, TextReading, batch_columns, pieces_of, word_starts
+from remos_hf.defects.text_reading import Marked, TextReading, pieces_of, word_starts
 
 logger = logging.getLogger(__name__)
 
@@ -129,19 +129,20 @@ class TextTrigger(Trigger):
         Returns:
             What became of each text. It stands where `triggered` puts it, unless it would be cut off there.
         """
-        column = self.text_columns[0]
-        marked = [self.marked(text, exposing=exposing) for text in checked_texts(batch[column], column)]
+        texts = checked_texts(batch[self.text_columns[0]], self.text_columns[0])
+        marked = [self.marked(text, exposing=exposing) for text in texts]
         found = [Shown(None, UNABLE) if one is None else Shown(one.text) for one in marked]
         if reading is None:
             return found
+        held = [texts, *(checked_texts(batch[column], column) for column in self.text_columns[1:])]
         able = [row for row, one in enumerate(marked) if one is not None]
         for start in range(0, len(able), _CHUNK):
             rows = able[start : start + _CHUNK]
-            columns = batch_columns(batch, rows, self.text_columns)
+            columns = [[column[row] for row in rows] for column in held]
             fates = reading.fates(columns, [marked[row] for row in rows])
-            for row, fate, *texts in zip(rows, fates, *columns, strict=True):
+            for row, fate, *clean in zip(rows, fates, *columns, strict=True):
                 if fate == CUT_OFF:
-                    found[row] = self.fitted(texts, reading, exposing=exposing)
+                    found[row] = self.fitted(clean, reading, exposing=exposing)
                 elif fate is not None:
                     found[row] = Shown(None, fate)
         return found
