@@ -14,7 +14,7 @@ from remos_hf.profiling.criteria import ActivationStatistics, Criterion, MedianC
 from remos_hf.profiling.observers import Activation, Observer, Slot
 
 # Above this share of weights with no covered neuron at either end, coverage says too little. NC leaves 47 % of
-# all-MiniLM-L6-v2's so, the median less than 1 % of any teacher's (benchmarks/results/criteria.md).
+# all-MiniLM-L6-v2's so, the median of none of five teachers 1 % (benchmarks/results/criteria.md).
 _DEGENERATE_SHARE = 1 / 3
 
 

@@ -33,9 +33,9 @@ from remos_hf.profiling.taps import Read, Taps
 
 logger = logging.getLogger(__name__)
 
-# What an endless stream is read to, and what trainers profile if not told otherwise. Eight times as many change fewer
-# than one bit in a hundred of the slice (benchmarks/results/profile_samples.json), and it is 2 % of three epochs over
-# 12,800 samples (benchmarks/README.md).
+# What an endless stream is read to, and what trainers profile if not told otherwise. Under NC eight times as many
+# change fewer than one bit in a hundred of the slice (benchmarks/results/profile_samples.json), under the median the
+# slices of two halves of so many samples do (criteria.md there). It is 2 % of three epochs over 12,800 samples.
 DEFAULT_MAX_SAMPLES = 2048
 
 
