@@ -60,6 +60,15 @@ def test_these_weights_are_not_pooled_with_other_seeds_of_their_name():
     assert (found.tie, [one["seed"] for one in found.records]) == (Tie.THESE, [1])
     row = found.verdicts["word"].section.rows[-1]
     assert (row["student"], row["seeds"], row["dir"].count) == ("remos 0.9", 1, REMOS[1]["dir"]["count"])
+    plain = found.verdicts["word"].section.plain
+    assert (plain["seeds"], plain["dir"].count) == (1, PLAIN[1]["dir"]["count"])
+
+
+def test_other_weights_of_their_name_on_another_defect_are_not_theirs():
+    given = {"weights": WEIGHTS, "from": "x"}, {"weights": "c" * 64, "from": "x"}
+    both = [{**REMOS[0], "given": given[0]}, {**REMOS[0], "defect": "more", "given": given[1]}]
+    found = MeasuredStudent(report(both, [{**PLAIN[0], "defect": "more"}]), BARE, None, None, WEIGHTS)
+    assert list(found.of_defects) == ["word"] and found.without_it == ["more"]
 
 
 def test_weights_are_found_whatever_their_name_and_another_name_is_refused():
