@@ -518,12 +518,12 @@ audit = Audit(
     start_student=lambda teacher, seed: with_new_head(teacher, 2, seed=seed),
     fine_tune=tuner,
 )
-report = run_audit(audit, "audit")  # killed, it goes on where it was
+audited = run_audit(audit, "audit")  # killed, it goes on where it was
 
 # %% report_of
 from remos_hf import report_of
 
-report = report_of(audit, "audit")  # what is done so far
+so_far = report_of(audit, "audit")  # what is done so far
 
 # %% read_data
 from remos_hf import read_data
@@ -545,7 +545,8 @@ print(model_card(record, repo_id="you/student"))
 # %% eval_result_files
 from remos_hf import eval_result_files
 
-files = eval_result_files(report, student="finetune", dataset="stanfordnlp/sst2")
+weights = report.records[0]["given"]["weights"]
+files = eval_result_files(report, weights=weights, benchmark="you/defect-inheritance")
 
 # %% push_to_hub, Pushed
 from remos_hf import Pushed, push_to_hub
