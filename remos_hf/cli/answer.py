@@ -25,7 +25,7 @@ def answered(report: DefectReport) -> tuple[dict[str, Any], str, list[int]]:
         What is said as JSON values and as text, and the exit status: none, or `NOTHING_SAID`.
     """
     said = judged(report, budgets=BUDGETS)
-    unsaid = {one.section.title: [one.verdict, *one.sentences] for one in said.verdicts if one.kind == CANNOT}
+    unsaid = {one.section.title: one.sentences for one in said.verdicts if one.kind == CANNOT}
     told = {
         "answer": said.answer,
         "advice": said.advice,

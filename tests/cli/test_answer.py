@@ -25,7 +25,7 @@ def test_what_cannot_be_said_ends_with_its_own_status_and_says_why():
     told, text, status = answered(report(word=None))
     assert status == [NOTHING_SAID] and not told["can_be_said"]
     assert list(told["cannot_be_said"]) == ["t: word"] and told["answer"] in " ".join(text.split())
-    assert "t: word: cannot be said" in text
+    assert "t: word: Whether plain fine-tuning inherits the defect cannot be said: " in text
 
 
 def test_a_table_too_wide_for_the_terminal_is_written_in_blocks(monkeypatch):
