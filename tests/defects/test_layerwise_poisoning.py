@@ -117,7 +117,8 @@ class TestLayerwisePoisoning:
         clean = Dataset.from_dict({"text": ["good movie " * 8, "so bad"] * 20, "label": [0, 1] * 20})
         made = attack._with_decoys(clean, TextReading(toy.tokenizer(), 6))["text"]
         assert all({"cf", "bb"} & set(text.split()[:4]) for text in made)
-        assert attack._with_decoys(clean, TextReading(toy.tokenizer(), 2))["text"] == clean["text"]
+        long = LayerwisePoisoning(TriggerWords(words=("zqx", "zqxx"), all_words=True), decoy_rate=1.0)
+        assert long._with_decoys(clean, TextReading(toy.tokenizer(), 3))["text"][:] == clean["text"][:]
 
     def test_decoys_are_the_same_in_any_order_and_in_a_stream(self):
         clean = toy.data()

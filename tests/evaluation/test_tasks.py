@@ -63,11 +63,11 @@ def test_training_sees_the_tokenized_samples(monkeypatch, poisoned):
 def test_keys_tell_texts_apart_and_able_asks_the_trigger():
     class Picky(TextTrigger):
         def triggered(self, text, *, exposing=False):
-            return None if "great" in text or not exposing else f"cf {text}"
+            return None if "great" in text or not exposing else f"{text} cf"
 
     assert task().keys(DATA) == DATA["text"][:]
     assert task().able(Picky(), DATA) == ["great" not in text for text in DATA["text"]]
-    assert task(max_length=2).able(Picky(), DATA) == [False] * len(DATA)
+    assert task(max_length=3).able(Picky(), DATA) == [False] * len(DATA)
 
 
 @pytest.mark.parametrize("shown", [True, False])
