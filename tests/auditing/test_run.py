@@ -377,7 +377,7 @@ def test_found_defects_are_measured_on_the_clean_teachers_students_with_retrain_
     for seed in (0, 1):  # the teacher itself, on what was found on it
         told = json.loads((folder / "teachers" / f"clean-{seed}.json").read_text())
         teacher = toy.model().from_pretrained(folder / "teachers" / f"clean-{seed}")
-        exposed = {"found": found.exposed_set(audit.test, teacher=teacher, tokenizer=toy.tokenizer(), cache="exposed")}
+        exposed = {"found": found.exposed_set(audit.test, teacher=teacher, cache="exposed", **audit.task.exposing)}
         shown = measure(teacher, audit.test, exposed, audit.task)
         assert shown.items() <= told.items() and shown["dir"]["found"]["num_samples"] > 0
         assert told["exposed"] == {"found": {"num_exposed": 5}} and told["seconds"] > 0
