@@ -50,6 +50,7 @@ def standard_students(
     curves_for: Sequence[str] | None = None,
     rows: bool = False,
     reactivate: bool = False,
+    rules: Sequence[str] = tuple(_RULES),
 ) -> dict[str, StudentPlan]:
     """Give the students of an honest table: ReMoS beside all that must be beaten.
 
@@ -62,17 +63,22 @@ def standard_students(
         curves_for: Defects that get the other slice ratios too; None for all.
         rows: Also fine-tuning with the embedding rows of unseen tokens reset (texts).
         reactivate: Measure re-activation on the students of the first slice ratio.
+        rules: Ways to choose what is reset, by name, all of them by default; the other students are always made.
 
     Returns:
         Plans by the student's name. Plain fine-tuning is "finetune".
 
     Raises:
-        ValueError: The rival's learning rate is below three times the others', or there is no slice ratio.
+        ValueError: The rival's learning rate is below three times the others', or there is no slice ratio or no such
+            rule.
     """
     if high_lr_factor < 3:
         raise ValueError(
             f"high_lr_factor is that of the honest rival's learning rate, at least 3, but got {high_lr_factor}."
         )
+    unknown = [name for name in rules if name not in _RULES]
+    if unknown:
+        raise ValueError(f"The rules are {', '.join(_RULES)}, but got {unknown[0]!r}.")
     if not slice_ratios:
         raise ValueError("slice_ratios names the shares of weights to keep, at least one.")
     students = {
@@ -85,7 +91,8 @@ def standard_students(
         only = None if first or curves_for is None else tuple(curves_for)
         if only == ():
             continue
-        for name, (rule, scope) in _RULES.items():
+        for name in rules:
+            rule, scope = _RULES[name]
             strategy = rule(slice_ratio=ratio, scope=scope)
             students[f"{name} {ratio:g}"] = StudentPlan(strategy, defects=only, reactivate=first and reactivate)
     if rows:

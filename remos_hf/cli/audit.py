@@ -22,7 +22,7 @@ from remos_hf.auditing.data_files import drawn, read_data
 from remos_hf.auditing.labels import by_name, classes_of, count_labels, label_names
 from remos_hf.auditing.recipes import Recipe, StudentTuner
 from remos_hf.auditing.run import run_audit
-from remos_hf.auditing.students import StudentPlan, standard_students
+from remos_hf.auditing.students import standard_students
 from remos_hf.cli.answer import answered
 from remos_hf.cli.audit_student import measure_student
 from remos_hf.cli.command_line import command_line, shown_name
@@ -47,7 +47,6 @@ from remos_hf.evaluation.tasks import TextTask, without_map_bars
 from remos_hf.strategies.plain import Finetune
 
 _DEFAULT_DEFECTS = (("word", "sentence"), ("patch", "blended"))
-_QUICK_STUDENTS = ("finetune", "finetune lr x3", "retrain", "random", "remos")
 _MAX_LENGTH = 64
 _SAMPLES = 4000  # of each source
 _QUICK_SAMPLES = 1500
@@ -190,7 +189,11 @@ def _audit(asked: AuditOptions) -> tuple[Audit, dict[str, Any], Recipe, Recipe]:
         task=task,
         **parts,
         defects=chosen,
-        students=_students(asked.slice_ratios, asked.quick, reactivate=bool(counts)),
+        students=standard_students(
+            asked.slice_ratios[:1] if asked.quick else asked.slice_ratios,
+            reactivate=bool(counts) and not asked.quick,
+            rules=asked.rules,
+        ),
         seeds=asked.seeds[:1] if asked.quick else asked.seeds,
         load_teacher=lambda seed: named.load(num_labels["attacker"], seed, names["attacker"]),
         teacher_args=teachers.arguments,
@@ -305,14 +308,6 @@ def _counts(defects: Mapping[str, Defect], task: TextTask | ImageTask, samples: 
     if counts != _COUNTS:
         warnings.warn(f"{_FEW} (remos_hf)", stacklevel=2)
     return counts
-
-
-def _students(slice_ratios: Sequence[float], quick: bool, *, reactivate: bool) -> dict[str, StudentPlan]:
-    if not quick:
-        return standard_students(slice_ratios, reactivate=reactivate)
-    students = standard_students(slice_ratios[:1])
-    wanted = [f"{name} {slice_ratios[0]:g}" for name in _QUICK_STUDENTS]
-    return {name: plan for name, plan in students.items() if name in (*_QUICK_STUDENTS, *wanted)}
 
 
 def _planned(audit: Audit, split: Mapping[str, Any], folder: Path, students: Recipe, teachers: Recipe) -> Plan:

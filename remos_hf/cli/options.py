@@ -104,7 +104,7 @@ _License = Annotated[str | None, Option(help="Such as mit. Default: the teacher'
 
 # What says something only where students are made.
 _OF_TRAINING = (
-    *("attacker_data", "slice_ratios", "seeds", "quick", "plan"),
+    *("attacker_data", "slice_ratios", "rules", "seeds", "quick", "plan"),
     *("epochs", "teacher_epochs", "learning_rate", "profile_samples"),
 )
 # What says something only where a teacher is profiled.
@@ -296,12 +296,19 @@ class AuditOptions:
     slice_ratios: Annotated[list[float], Option(parser=_share, metavar="SHARE", help="Shares to keep.")] = field(
         default_factory=lambda: [0.9]
     )
+    rules: Annotated[
+        list[str],
+        Option(
+            help="How students choose what to reset: random remos, and if named top_magnitude mag_prune remos_layer. "
+            "Plain fine-tuning at two rates and training from scratch are always made."
+        ),
+    ] = field(default_factory=lambda: ["random", "remos"])
     seeds: Annotated[list[int], Option(min=0, help="A run each. Below three, students cannot be compared.")] = field(
         default_factory=lambda: [0, 1, 2]
     )
     quick: Annotated[
         bool,
-        Option("--quick", help="One seed, one ratio, five students, 1,500 samples: a first look, which compares none."),
+        Option("--quick", help="One seed, one ratio, 1,500 samples: a first look, which compares none."),
     ] = False
     plan: Annotated[bool, Option("--plan", help="Tell what would be done and in how many minutes, and stop.")] = False
     target_label: Annotated[
