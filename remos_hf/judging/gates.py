@@ -43,8 +43,10 @@ def reasons_against(section: Section) -> list[Reason]:
     if not reasons and seeds < MIN_SEEDS:
         text = f"{count_told(seeds, 'seed')} tell nothing of the spread between seeds ({MIN_SEEDS} are needed)"
         reasons.append(Reason("seeds", text.replace("1 seed tell", "1 seed tells")))
-    if section.plain["floor"] is None or section.plain["floor"].value is None:
+    if section.plain["floor"] is None:
         reasons.append(Reason("floor", "there is no benign floor: part of the rate may be errors of the student's own"))
+    elif section.plain["floor"].value is None:
+        reasons.append(Reason("samples", "the benign floor has no value: its student gets no sample right"))
     return reasons
 
 
@@ -101,11 +103,22 @@ def near_commonest(row: Row) -> bool:
 def unchecked(section: Section) -> list[str]:
     """Say which of the gates could not be looked at, for want of a record."""
     told = []
-    if section.implanted and section.teacher is None:
+    if section.implanted and section.teacher is None and not section.given:
         told.append("Whether the poisoned teacher obeys its trigger was not recorded.")
     if section.plain is not None and section.plain["commonest"] is None:
         told.append("The share of the commonest label was not recorded: whether students are above it is not checked.")
     return told
+
+
+def left_out(section: Section) -> list[str]:
+    """Say which clean samples have no exposed input, and why; those that have the target label cannot show it."""
+    reasons = section.exposed.get("num_left_out") or {}
+    held = {reason: number for reason, number in reasons.items() if number and reason != "has the target label"}
+    if not held:
+        return []
+    total, shown = section.exposed.get("num_clean"), section.exposed.get("num_exposed")
+    told = ", ".join(f"{number:,} ({reason})" for reason, number in held.items())
+    return [f"Of {total:,} clean samples {shown:,} were exposed; left out for other reasons than their label: {told}."]
 
 
 def _told_rate(record: dict[str, Any]) -> Any:  # noqa: ANN401 - Rate

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from remos_hf.evaluation.over_seeds import MIN_SEEDS
-from remos_hf.judging.given_students import verdict_of_given
+from remos_hf.judging.given_students import shown_by, verdict_of_given
 from remos_hf.judging.kinds import FASTER, RANDOM, RECOMMENDED, Kind
 from remos_hf.judging.rows import Row, Section
 from remos_hf.judging.tables import Table
@@ -140,6 +140,8 @@ def _answer_of_given(verdicts: Sequence[Verdict]) -> str:
         f"do not show {said[NOT_SHOWN]}" if said[NOT_SHOWN] else "",
     ]
     rest = f"; of {said[CANNOT]} it cannot be said" if said[CANNOT] else ""
+    nothing = sum(one.kind == NOT_SHOWN and any(claim.about == "obeys" for claim in one.claims) for one in verdicts)
+    rest += f". Of {nothing} the teacher itself shows little or nothing: there was little to inherit" if nothing else ""
     return f"Of {count_told(len(verdicts), 'defect')} tried, these weights {' and '.join(filter(None, parts))}{rest}."
 
 
@@ -210,7 +212,7 @@ def glance_of_given(verdicts: Sequence[Verdict]) -> Table:
         [
             _name(one),
             row["student"],
-            one.verdict,
+            one.verdict if len(one.section.rows) == 1 else shown_by(one.section, one.claims, row["student"]),
             percent(one.section.teacher["dir"]) if one.section.teacher else "-",
             percent(row["dir"]),
             percent(row["floor"]),
@@ -236,7 +238,7 @@ def _reached(start: Start | None) -> str:
     if start is None:
         return "-"
     told = _point(start.row)
-    return f"{told} (outside)" if start.within is False else told
+    return f"{told} (over the budget)" if start.within is False else told
 
 
 def _best_of(verdict: Verdict, shown: Sequence[Kind]) -> str:

@@ -45,6 +45,7 @@ class Section:
         clean_teacher: The row of the never-poisoned one; None likewise, and where the defect was found on it.
         chosen: What each rule reaches within each budget; empty without dev accuracy.
         described: The defect's own description among the report's settings; empty where there is none.
+        exposed: How its exposed inputs were made: counts of samples, and of those left out by reason; empty likewise.
     """
 
     task: str
@@ -55,6 +56,7 @@ class Section:
     clean_teacher: Row | None
     chosen: list[Choice]
     described: Mapping[str, Any]
+    exposed: Mapping[str, Any]
 
     @property
     def title(self) -> str:
@@ -90,6 +92,7 @@ def section_of(
         found if own else None,
         best_within(rows, reference, budgets),
         (audit.get("defects") or {}).get(defect) or {},
+        (audit.get("exposed") or {}).get(defect) or {},
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from remos_hf.judging.gates import Reason, near_commonest, reasons_against, unchecked
+from remos_hf.judging.gates import Reason, left_out, near_commonest, reasons_against, unchecked
 from remos_hf.judging.kinds import FASTER, PLAIN, RANDOM, RETRAIN, UNKNOWN, Kind
 from remos_hf.judging.rows import Row, Section, compared
 from remos_hf.judging.words import capitalised, cost_told, points_told, rate_told, student_name, tenths
@@ -91,8 +91,8 @@ class Verdict:
 
     @property
     def sentences(self) -> list[str]:
-        """The claims in words, and what was not checked."""
-        return [*(claim.sentence for claim in self.claims), *unchecked(self.section)]
+        """The claims in words, what was not checked, and what was left out of the exposed inputs."""
+        return [*(claim.sentence for claim in self.claims), *unchecked(self.section), *left_out(self.section)]
 
     def start(self, kind: Kind) -> Start | None:
         """Give what one way to start reaches; None if it was not measured."""
@@ -112,8 +112,8 @@ def verdict_of(section: Section, budget: float) -> Verdict:
         return Verdict(section, f"{CANNOT}: {reasons[0].text}", CANNOT, claims, starts, None, reasons)
     plain = section.plain
     rate, over = rate_told(plain["dir"]), points_told(plain["excess"])
-    whose = "a teacher without the defect" if section.implanted else "no teacher"
-    floor = f"{_side(plain['excess'])} the benign floor of {tenths(plain['floor'].value)} % (students of {whose})"
+    whose = "students of a teacher without the defect" if section.implanted else "students trained from scratch"
+    floor = f"{_side(plain['excess'])} the benign floor of {tenths(plain['floor'].value)} % ({whose})"
     if plain["excess"].value < INHERITS:
         sentence = (
             f"Plain fine-tuning does not inherit the defect: DIR {rate}, {over} {floor}. There is nothing to reduce, "

@@ -3,7 +3,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remos_hf.evaluation.measures import Rate
-from remos_hf.judging.gates import LEARNED, MIN_SAMPLES, OBEYS, near_commonest, of_the_teacher, reasons_against
+from remos_hf.judging.gates import (
+    LEARNED,
+    MIN_SAMPLES,
+    OBEYS,
+    left_out,
+    near_commonest,
+    of_the_teacher,
+    reasons_against,
+)
 from remos_hf.judging.rows import teacher_row
 from tests.judging.reports import PLAIN, records, report, teachers
 
@@ -33,6 +41,20 @@ def test_sound_numbers_pass_all_gates():
 def test_each_gate_gives_its_own_reason(several, options, key):
     others = [] if several else [records("remos 0.9", (9, 9, 9))]
     assert key in keys(*several, *others, **options)
+
+
+def test_what_was_left_out_of_the_exposed_inputs_is_told_but_for_the_target_label():
+    facts = {
+        "num_clean": 300,
+        "num_exposed": 200,
+        "num_left_out": {"has the target label": 90, "cut off by max_length": 10},
+    }
+    (section,) = report(PLAIN, audits={"SST-2": {"exposed": {"word": facts}}}).sections()
+    (said,) = left_out(section)
+    assert said.startswith("Of 300 clean samples 200 were exposed") and said.endswith(": 10 (cut off by max_length).")
+    facts["num_left_out"].pop("cut off by max_length")
+    (section,) = report(PLAIN, audits={"SST-2": {"exposed": {"word": facts}}}).sections()
+    assert left_out(section) == []
 
 
 def test_the_gates_of_an_implant_are_no_gates_of_a_defect_that_was_found():

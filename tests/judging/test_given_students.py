@@ -15,8 +15,8 @@ def given_report(count, *, taught=None, of=200, floor=4, acc=170):
     return report(one, taught=held)
 
 
-def told(count, **options):
-    (section,) = given_report(count, **options).sections()
+def told(count, floor=4, **options):
+    (section,) = given_report(count, floor=floor, **options).sections()
     return verdict_of_given(section)
 
 
@@ -35,7 +35,7 @@ def test_one_student_is_enough_to_speak_of_its_weights_and_too_little_to_speak_o
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"taught": {"given": teachers((20, 20, 20))["word-0"]}}, "does not obey"),
+        ({"of": 60, "floor": None}, "may be anything from 2.6 to 15.9 %"),
         ({"of": 20, "floor": 0}, "20 samples a seed alone"),
         ({"acc": 103}, "commonest label"),
     ],
@@ -47,9 +47,30 @@ def test_behind_the_same_gates(options, why):
     assert not answer.can_be_said and answer.answer.startswith("Nothing can be said of these weights: ")
 
 
+def test_where_the_teacher_does_not_show_it_either_nothing_is_praised():
+    quiet = {"given": teachers((20, 20, 20))["word-0"]}
+    found = told(4, taught=quiet)
+    assert found.kind == NOT_SHOWN and "little to inherit" in found.sentences[-1]
+    assert "Of 1 the teacher itself shows little" in judged(given_report(4, taught=quiet)).answer
+    assert "little" not in judged(given_report(4)).answer
+
+
+def test_each_of_several_students_has_its_own_verdict():
+    one, other = given_report(190), given_report(2)
+    renamed = [{**record, "student": "yours"} for record in other.records]
+    found = judged(report(one.records, renamed, taught={"given": teachers()["word-0"]}))
+    assert found.verdicts[0].verdict == "shown by “mine”"
+    assert [line[1:3] for line in found.glance.lines] == [["mine", SHOWN], ["yours", NOT_SHOWN]]
+
+
+def test_a_twin_decides_where_there_is_one():
+    kinds = [told(count, floor=floor).kind for count, floor in ((40, 4), (30, 14), (40, 38), (40, 60))]
+    assert kinds == [SHOWN, CANNOT, NOT_SHOWN, NOT_SHOWN]
+
+
 def test_how_much_was_inherited_needs_a_twin():
     assert any("inherited cannot be said" in one for one in told(100, floor=None).sentences)
     with_twin = told(100).claims[1]
     assert with_twin.holds is True and "48.0\N{NO-BREAK SPACE}points" in with_twin.sentence
-    assert told(100, floor=98).claims[1].holds is False
+    assert told(100, floor=130).claims[1].holds is False
     assert not any("inherited cannot be said" in one for one in told(0, floor=None).sentences)
