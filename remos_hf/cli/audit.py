@@ -48,13 +48,13 @@ from remos_hf.strategies.plain import Finetune
 
 _DEFAULT_DEFECTS = (("word", "sentence"), ("patch", "blended"))
 _MAX_LENGTH = 64
-_SAMPLES = 4000  # of each source
-_QUICK_SAMPLES = 1500
+_SAMPLES = 2000  # of each source: with two rules and three seeds about half an hour on two cores
+_QUICK_SAMPLES = 1000
 # The most that are used of what is there, and the shares of samples that all parts come from.
 _MOST = {"test": 1000, "dev": 500}
 _SHARES = {"test": 0.2, "dev": 0.1}
 _SPLITS = ("train", "training", "data")
-_COUNTS = (0, 5, 20, 50)  # poisoned samples, for re-activation
+_COUNTS = (0, 20)  # poisoned samples, for re-activation
 _FEW = (
     "The students' data has too few samples for all of re-activation: it is measured with fewer poisoned ones, or not."
 )

@@ -70,7 +70,7 @@ _AuditSamples = Annotated[
         "--max-samples",
         parser=_number_or_all,
         metavar="N|all",
-        help="Use so many samples of each source, drawn by a seed, or all. Default: 4,000.",
+        help="Use so many samples of each source, drawn by a seed, or all. Default: 2,000 where students are made.",
     ),
 ]
 _SAMPLES = "Samples to profile, drawn by the seed, or all. Default: 2,048."
@@ -308,7 +308,7 @@ class AuditOptions:
     )
     quick: Annotated[
         bool,
-        Option("--quick", help="One seed, one ratio, 1,500 samples: a first look, which compares none."),
+        Option("--quick", help="One seed, one ratio, 1,000 samples: a first look, which compares none."),
     ] = False
     plan: Annotated[bool, Option("--plan", help="Tell what would be done and in how many minutes, and stop.")] = False
     target_label: Annotated[

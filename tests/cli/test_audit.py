@@ -62,7 +62,7 @@ def test_a_teacher_and_one_file_give_a_report(done, rendered):
     assert (said["can_be_said"], told.exit_code) in ((True, 0), (False, NOTHING_SAID)) and said["answer"]
     asked = report.settings["audits"]["toy"]
     assert asked["command"].startswith("remos audit teacher --data toy.jsonl --output a --defects word --quick")
-    assert asked["max_samples"] == 1500 and asked["samples"]["test"] == {"from": "toy.jsonl", "samples": 24, "of": 120}
+    assert asked["max_samples"] == 1000 and asked["samples"]["test"] == {"from": "toy.jsonl", "samples": 24, "of": 120}
     assert asked["exposed"]["word"]["num_exposed"] > 0 and "command" not in (folder / "settings.json").read_text()
     assert "To make: 2 teachers and 9 students" in told.stderr and "first 6 steps" in told.stderr
 
@@ -125,7 +125,7 @@ def test_what_cannot_be_audited_is_told_in_one_line(remos, teacher, data, tmp_pa
 
 @pytest.mark.parametrize(
     ("given", "used"),
-    [([], 4000), (["--max-samples", 300], 300), (["--max-samples", "all"], None), (["--quick"], 1500)],
+    [([], 2000), (["--max-samples", 300], 300), (["--max-samples", "all"], None), (["--quick"], 1000)],
 )
 def test_how_many_of_the_samples_are_used_is_told(remos, teacher, tmp_path, given, used, monkeypatch):
     monkeypatch.setattr(audit, "_seconds_of_a_step", lambda *args: 1.0)
