@@ -157,7 +157,8 @@ def load_teacher(
     Raises:
         FileNotFoundError: There is no such teacher, or it has no weights.
         UnsupportedModelError: Its weights are pickled or quantised, a weight of the body is missing or misshapen, an
-            adapter lies beside them, or a config asks for a program. The text names the file, the parameter, the key.
+            adapter lies beside them, a config asks for a program, or `num_labels` is given for a class without a head.
+            The text names the file, the parameter, the key.
         CorruptFileError: A file is broken, or leads out of the folder.
         NonFiniteError: A weight is NaN or infinite.
     """
@@ -173,6 +174,11 @@ def load_teacher(
     if any_head:
         config.num_labels = num_labels
     blank = _blank(folder, config, kind, any_head)
+    if any_head and kind is None and blank.base_model is blank:
+        raise UnsupportedModelError(
+            f"{name} was saved as a {type(blank).__name__}, which has no head for {num_labels} labels. Name the class, "
+            "such as kind=AutoModelForSequenceClassification."
+        )
     with seeded(seed, devices=()):
         try:
             model, info = type(blank).from_pretrained(

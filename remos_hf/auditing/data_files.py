@@ -152,7 +152,7 @@ def _samples(
     if not len(held):
         raise ValueError(f"{source} holds no sample.")
     shows = isinstance(held.features.get(image_column), Image)
-    columns = (image_column,) if shows else _text_columns(source, held, text_columns, label_column)
+    columns = (image_column,) if shows else text_columns_of(source, held, text_columns, label_column)
     absent = [name for name in (*columns, *([label_column] if label_column else [])) if name not in held.features]
     if absent:
         option = "label_column (--label-column)" if absent[0] == label_column else "text_columns (--text-column)"
@@ -181,7 +181,20 @@ def _labels(source: object, held: Dataset, column: str) -> tuple[list[int], Clas
     return numbers, ClassLabel(names=names)
 
 
-def _text_columns(source: object, held: Dataset, asked: Sequence[str], label_column: str | None) -> tuple[str, ...]:
+def text_columns_of(
+    source: object, held: Dataset, asked: Sequence[str] = (), label_column: str | None = LABEL_COLUMN
+) -> tuple[str, ...]:
+    """Find the column of the texts, or both of a pair.
+
+    Args:
+        source: For messages.
+        held: The samples, under their own columns.
+        asked: Columns that were named; they are taken as they are.
+        label_column: The labels, which are no texts.
+
+    Raises:
+        ValueError: More than two were named, or none was and which ones are meant is not clear.
+    """
     if asked:
         if len(asked) > len(TEXT_COLUMNS):
             raise ValueError(f"A sample is one text, or a pair of them, but got the columns {list(asked)}.")

@@ -27,7 +27,7 @@ from remos_hf.adapters.teacher_configs import CONFIG
 from remos_hf.adapters.teacher_files import check_links, read_json
 from remos_hf.adapters.timm_loading import image_classifier
 from remos_hf.adapters.timm_models import ImageClassifier, labels_of, timm_place
-from remos_hf.auditing.data_files import TEXT_COLUMNS
+from remos_hf.auditing.data_files import TEXT_COLUMNS, text_columns_of
 from remos_hf.auditing.labels import LABEL_COLUMN
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.evaluation.image_task import ImageTask
@@ -77,14 +77,15 @@ class LoadedStudent:
         """Give how samples are read.
 
         Args:
-            samples: Say whether texts come in pairs; columns as `read_data` names them.
+            samples: Say whether texts come in pairs; columns as `read_data` names them, or by their usual names.
             batch_size: Samples of a forward pass.
             max_length: Tokens kept of a text.
             bf16: Run in bfloat16 autocast.
         """
         if isinstance(self.reader, ImageInput):
             return ImageTask(self.reader, batch_size=batch_size, bf16=bf16)
-        columns = tuple(name for name in TEXT_COLUMNS if name in samples.column_names)
+        ours = tuple(name for name in TEXT_COLUMNS if name in samples.column_names)
+        columns = ours or text_columns_of("The data set", samples)
         return TextTask(self.reader, columns, LABEL_COLUMN, max_length, batch_size, bf16)
 
 

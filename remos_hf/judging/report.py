@@ -102,8 +102,10 @@ class DefectReport:
                 _anatomy_place(one)
                 check_anatomy(one["anatomy"])
             return cls(records, settings, dict(content["versions"]), anatomies)
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptFileError(f"{path} is no defect report ({error!r}).") from error
+        except KeyError as error:
+            raise CorruptFileError(f"{path} is no defect report: it lacks {error}.") from error
+        except (ValueError, TypeError) as error:
+            raise CorruptFileError(f"{path} is no defect report: {error}") from error
 
     def __add__(self, other: "DefectReport") -> "DefectReport":
         """Put two reports together; what their settings say by task stays apart.

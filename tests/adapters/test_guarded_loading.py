@@ -120,6 +120,14 @@ def test_a_new_head_comes_from_the_seed_as_transformers_draws_it(folder):
     assert same(found, AutoModelForSequenceClassification.from_pretrained(folder, num_labels=5))
 
 
+def test_labels_for_a_class_without_a_head_are_refused(tmp_path):
+    tiny.bert().bert.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="BertModel, which has no head for 2 labels.*kind="):
+        load_teacher(str(tmp_path), num_labels=2)
+    assert load_teacher(str(tmp_path), AutoModelForSequenceClassification, num_labels=2).num_labels == 2
+    assert type(load_teacher(str(tmp_path))).__name__ == "BertModel"
+
+
 def test_a_head_for_other_labels_is_replaced_only_when_asked_for(tmp_path):
     tiny.bert().save_pretrained(tmp_path)
     config = teacher_config(str(tmp_path))

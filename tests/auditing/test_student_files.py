@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoModelForImageClassification
 
 from remos_hf import ImageClassifier, fit, image_classifier
@@ -37,6 +38,15 @@ def test_a_classifier_of_texts_comes_with_its_tokenizer_and_the_names_of_its_cla
     assert same(found.model, student) and not found.model.training and not found.reads_images
     assert found.class_names == ("bad", "good") and found.record is None
     assert found.reader("good film")["input_ids"][0] == found.reader.cls_token_id
+
+
+@pytest.mark.parametrize(
+    ("columns", "read"),
+    [(("text",), ("text",)), (("sentence",), ("sentence",)), (("premise", "hypothesis"), ("premise", "hypothesis"))],
+)
+def test_samples_are_read_by_the_usual_names_of_their_columns(saved, columns, read):
+    samples = Dataset.from_dict({**{name: ["good film"] for name in columns}, "label": [1]})
+    assert load_student(saved[0]).task(samples).text_columns == read
 
 
 def test_labels_that_transformers_numbered_are_no_names(saved):
