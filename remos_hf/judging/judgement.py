@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from remos_hf.evaluation.measures import Difference
 from remos_hf.evaluation.over_seeds import MIN_SEEDS
 from remos_hf.judging.given_students import shown_by, verdict_of_given
 from remos_hf.judging.kinds import FASTER, RANDOM, RECOMMENDED, Kind
@@ -15,12 +16,12 @@ from remos_hf.judging.verdicts import CANNOT, NOT_SHOWN, NOTHING, SHOWN, Start, 
 from remos_hf.judging.words import (
     HOW_INTERVALS_ARE_MADE,
     capitalised,
+    cost_told,
     count_told,
     defect_name,
     listed,
     percent,
     student_name,
-    tenths,
 )
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _removed(kept: Sequence[Verdict], kind: Kind) -> str:
     removed, reduced = sum(bool(one.removes) for one in starts), sum(bool(one.reduces) for one in starts)
     lost = [one.row["against_plain"]["acc"].value for one in starts]
     costs = [one for one in lost if one is not None]
-    cost = f" at {tenths(abs(fmean(costs)))} points {'less' if fmean(costs) < 0 else 'more'} accuracy" if costs else ""
+    cost = f" at {cost_told(Difference(fmean(costs), None, None))}" if costs else ""
     did = f"removes {removed or 'none'} of them"
     did += f" and reduces {count_told(reduced - removed, 'other')}" if reduced > removed else ""
     outside = sum(one.within is False for one in starts)

@@ -19,7 +19,7 @@ class Kind:
 
 
 PLAIN = Kind("plain", "plain fine-tuning")
-FASTER = Kind("faster", "plain fine-tuning at a higher learning rate")
+FASTER = Kind("faster", "a higher learning rate")
 RETRAIN = Kind("retrain", "training from scratch")
 RANDOM = Kind("random", "a random reset")
 REMOS = Kind("remos", "ReMoS")

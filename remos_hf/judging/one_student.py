@@ -8,7 +8,7 @@ from remos_hf.evaluation.over_seeds import MIN_SEEDS, difference_on_samples
 from remos_hf.judging.gates import Reason, of_a_student
 from remos_hf.judging.given_students import verdict_of_given
 from remos_hf.judging.judgement import judged
-from remos_hf.judging.kinds import FASTER, RANDOM
+from remos_hf.judging.kinds import FASTER, PLAIN, RANDOM
 from remos_hf.judging.report import DefectReport
 from remos_hf.judging.rows import GIVEN, Row, Section, named_row
 from remos_hf.judging.verdicts import CANNOT, INHERITS, NOT_SHOWN, NOTHING, SHOWN, Verdict, against_rival
@@ -163,7 +163,7 @@ def _of_recipe(verdict: Verdict, row: Row, name: str) -> OfStudent:
         told = f"Whether that is less than plain fine-tuning's {rate_told(plain['dir'])} cannot be said: {reason.text}."
         return OfStudent(name, CANNOT, [*measured, told], reason)
     lost = row["against_plain"]["acc"]
-    cost = f", at {cost_told(lost)} than plain fine-tuning" if lost.value is not None else ""
+    cost = f", at {cost_told(lost, PLAIN.name)}" if lost.value is not None else ""
     if by.high < 0:
         told = f"It inherits {points_told(by)} less than plain fine-tuning{cost}.{_left(row)}"
         return OfStudent(name, LESS, [*measured, told, *_beside_rivals(section, row)])

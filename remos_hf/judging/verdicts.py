@@ -168,11 +168,9 @@ def _told(start: Start, section: Section, budget: float) -> Iterator[Claim]:
         yield Claim("reduces", None, why, row["student"], plain, reason=Reason("commonest", why))
         return
     lost = row["against_plain"]["acc"]
-    cost = f" at {cost_told(lost)}" if lost.value is not None else ""
+    cost = f" at {cost_told(lost, PLAIN.name)}" if lost.value is not None else ""
     where = {True: "", False: f", outside of {100 * budget:g} points of dev accuracy", None: ""}[start.within]
-    reached = f"{capitalised(name)} reaches DIR {rate_told(row['dir'])}{cost} than plain fine-tuning{where}"
-    if not cost:
-        reached = f"{capitalised(name)} reaches DIR {rate_told(row['dir'])}{where}"
+    reached = f"{capitalised(name)} reaches DIR {rate_told(row['dir'])}{cost}{where}"
     if start.reduces is None:
         sentence = f"{reached}: whether that is less cannot be said."
     elif not start.reduces:

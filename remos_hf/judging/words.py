@@ -95,10 +95,13 @@ def points_told(difference: Any) -> str:  # noqa: ANN401 - a difference
     return told.replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def cost_told(difference: Any) -> str:  # noqa: ANN401 - of accuracies
-    """Write what a student's accuracy is below or above plain fine-tuning's."""
+def cost_told(difference: Any, reference: str = "") -> str:  # noqa: ANN401 - of accuracies
+    """Write what a student's accuracy is below or above that of a reference, which is named if it is given."""
+    points = tenths(abs(difference.value))
+    if points == "0.0":
+        return f"the same accuracy{' as ' if reference else ''}{reference}"
     side = "less" if difference.value < 0 else "more"
-    return f"{tenths(abs(difference.value))}\N{NO-BREAK SPACE}points of accuracy {side}"
+    return f"{points}\N{NO-BREAK SPACE}points {side} accuracy{' than ' if reference else ''}{reference}"
 
 
 def defect_name(defect: str, described: Mapping[str, Any]) -> str:

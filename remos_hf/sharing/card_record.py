@@ -70,7 +70,7 @@ def described(record: Sidecars, task: str, learning_rate_factor: float = 1.0) ->
     ratio, factor = strategy.get("slice_ratio"), learning_rate_factor
     how = "a strategy that the record does not name"
     if strategy.get("name"):
-        how = as_text(kind_of({"strategy": strategy, "lr_factor": factor}).name)
+        how = as_text(kind_of({"strategy": strategy}).name)
     how += f", keeping {100 * ratio:g} % of the weights that compete" if _is_number(ratio) else ""
     how += f", at {factor:g} times the learning rate" if factor != 1 else ""
     if is_untrained(record):

@@ -62,7 +62,7 @@ def test_what_costs_more_than_the_budget_is_not_the_best_and_is_told_with_its_ac
     found = told(PLAIN, records("remos 0.9", (10, 12, 8), acc=(150, 150, 150)))
     assert found.kind == verdicts.KEPT and found.best is None
     sentence = claim(found, "removes").sentence.replace("\N{NO-BREAK SPACE}", " ")
-    assert "10.0 points of accuracy less" in sentence and "outside of 2 points" in sentence
+    assert "10.0 points less accuracy than plain fine-tuning" in sentence and "outside of 2 points" in sentence
     assert told(PLAIN, records("remos 0.9", (10, 12, 8), acc=(150, 150, 150)), budget=0.2).kind == verdicts.REMOVED
 
 

@@ -30,9 +30,9 @@ def test_a_student_is_described_by_its_teacher_and_how_it_was_made(strategy, how
     assert described(record(strategy), "") == f"A student of owner/teacher, {how}"
 
 
-def test_a_higher_learning_rate_is_no_plain_fine_tuning():
+def test_a_higher_learning_rate_is_told():
     told = described(record(Finetune()), "", 3.0)
-    assert "made by plain fine-tuning at a higher learning rate, at 3 times the learning rate." in told
+    assert "made by plain fine-tuning, at 3 times the learning rate." in told
 
 
 def test_several_strategies_are_all_named_and_told_of():
