@@ -42,7 +42,7 @@ _MADE_FILE = "made.json"
 _WEIGHTS_FILE = "model.safetensors"
 _ROOMS = ("cells", "teachers", "students", "locks")
 _TRAINER_FOLDER = "trainer"
-_BY_DEFECT = ("dir", "flip", "dir_fooled", "outcomes", "exposed")
+_SHOWN = ("dir", "flip", "flip_clean", "dir_fooled", "outcomes")  # what is measured of each defect
 _WAIT = 2.0  # seconds until a process looks again for work that another one holds
 
 
@@ -201,7 +201,7 @@ class _Run:
                 return
             new = measure(teacher, self.audit.test, {name: exposed}, self.audit.task, progress=False)
             new["exposed"] = _about({name: exposed})
-            _write(path, {**new, **found, **{key: {**found.get(key, {}), **new[key]} for key in _BY_DEFECT}})
+            _write(path, {**new, **found, **{key: {**found.get(key, {}), **new[key]} for key in (*_SHOWN, "exposed")}})
 
     def _measured(self, cell: Cell, before: Mapping[str, Any] | None) -> dict[str, Any]:
         """Measure a student on what it was not measured on before."""
@@ -220,7 +220,7 @@ class _Run:
             # Made again, it came out as another one: its numbers are not put beside those of the first.
             before, held, again = None, {}, {}
             found = measure(student, audit.test, shown, task, progress=False)
-        for key in ("dir", "flip", "dir_fooled"):
+        for key in _SHOWN:
             found[key] = {**held.get(key, {}), **found[key]}
         on_dev = predict_labels(student, audit.dev, task, progress=False)
         found["dev_acc"] = accuracy(on_dev, list(audit.dev[task.label_column])).to_dict()

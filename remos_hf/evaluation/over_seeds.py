@@ -123,7 +123,7 @@ def difference_over_seeds(
     values = tuple(pairs[place][0].value - pairs[place][1].value for place in held)
     known = [outcomes[place] for place in held if place < len(outcomes)]
     correlations = [_correlation(*pair, part) for pair in known if all(pair)]
-    paired = bool(held) and len(correlations) == len(held)
+    paired = bool(held) and len(correlations) == len(held) and None not in correlations
     if not held:
         return SeedDifference(None, None, None, (), False)
     mean = fmean(values)
@@ -150,7 +150,7 @@ def difference_on_samples(one: Rate, other: Rate, outcomes: tuple[Any, Any] = (N
     """
     if one.value is None or other.value is None:
         return Difference(None, None, None)
-    alike = _correlation(*outcomes, "dir") if all(outcomes) else 0.0
+    alike = (_correlation(*outcomes, "dir") if all(outcomes) else None) or 0.0
     reaches = [_reach_of_samples(rate.value, rate.num_samples) for rate in (one, other)]
     below, above = _reach_of_both(reaches, alike)
     value = one.value - other.value
@@ -178,16 +178,23 @@ def _samples(rates: Sequence[Rate]) -> int:
     return min(rate.num_samples for rate in rates)
 
 
-def _correlation(one: Mapping[str, Any], other: Mapping[str, Any], part: str) -> float:
-    """Give how alike two students are, sample by sample; 0 where one of them does the same on all."""
+def _correlation(one: Mapping[str, Any], other: Mapping[str, Any], part: str) -> float | None:
+    """Give how alike two rates are that are counted sample by sample.
+
+    Returns:
+        0 where one of the students does the same on all samples; None where the samples are not the same.
+    """
     own, its = Outcomes.from_dict(one), Outcomes.from_dict(other)
     if len(own.right) != len(its.right):
-        return 0.0
+        return None
+    shared = 1.0
     if part == "acc":
         both = (own.right, its.right)
     else:
         able = own.right & its.right
         both = (own.fails[able], its.fails[able])
+        # Of two means, only what is counted in both moves together.
+        shared = able.sum() / max(1.0, sqrt(own.right.sum() * its.right.sum()))
     if len(both[0]) < 2 or any(one.all() or not one.any() for one in both):
         return 0.0
-    return float(np.corrcoef(*both)[0, 1])
+    return float(shared * np.corrcoef(*both)[0, 1])

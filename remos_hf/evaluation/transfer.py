@@ -29,9 +29,10 @@ def measure(
     Returns:
         JSON values: "acc"; "commonest", the share of the samples with the commonest label, which a model that always
         answers it gets right; under "dir" and "flip" a rate for each defect (flip: of all exposed samples, whether
-        right when clean or not), under "outcomes" what each exposed sample did (`Outcomes`). Where an exposed set says
-        which of its inputs `fooled` the teacher, "dir" is over all of them, as the artifact's vision scripts count, and
-        "dir_fooled" over those alone, as the paper defines it.
+        right when clean or not; "flip_clean": the same of the clean samples that they were made from); under "outcomes"
+        what each exposed sample did (`Outcomes`). Where an exposed set says which of its inputs `fooled` the teacher,
+        "dir" is over all of them, as the artifact's vision scripts count, and "dir_fooled" over those alone, as the
+        paper defines it.
 
     Source:
         ReMoS: "generated misclassified samples" (paper); all of them: artifact, CV_adv/eval_robustness.py:56-66.
@@ -39,7 +40,7 @@ def measure(
     references = np.array(dataset[task.label_column])
     clean = predict_labels(model, dataset, task, progress=progress)
     found: dict[str, Any] = {"acc": accuracy(clean, references).to_dict(), "commonest": commonest_share(references)}
-    found |= {"dir": {}, "flip": {}, "dir_fooled": {}, "outcomes": {}}
+    found |= {"dir": {}, "flip": {}, "flip_clean": {}, "dir_fooled": {}, "outcomes": {}}
     for name, one in exposed.items():
         if not len(one):  # a search that found nothing
             found["dir"][name] = Rate.of(0, 0).to_dict()
@@ -54,7 +55,8 @@ def measure(
             some = (predicted[held], references[index[held]], clean[index[held]])
             found["dir_fooled"][name] = (defect_inheritance_rate(*some) if held.any() else Rate.of(0, 0)).to_dict()
         if one.target_label is not None:
-            found["flip"][name] = label_flip_rate(predicted, references[index], one.target_label).to_dict()
+            for key, given in (("flip", predicted), ("flip_clean", clean[index])):
+                found[key][name] = label_flip_rate(given, references[index], one.target_label).to_dict()
     return found
 
 

@@ -1,6 +1,6 @@
 """What kind of student a row is: as it was recorded, never guessed from its name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ MAG_PRUNE = Kind("mag_prune", "resetting the smallest weights")
 ROWS = Kind("rows", "resetting the embedding rows of unseen tokens")
 TEACHER = Kind("teacher", "the teacher")
 UNKNOWN = Kind("unknown", "a student whose making is not recorded")
+MIXED = Kind("mixed", "students made in several ways under one name")
 
 # What `slice_ratio=` and the commands do unless told otherwise: its row and its accuracy are always shown.
 RECOMMENDED = REMOS
@@ -56,6 +57,17 @@ def kind_of(made: Mapping[str, Any], *, reference: bool = False) -> Kind:
     if kinds[0] is PLAIN and made.get("lr_factor", 1) > 1:
         return FASTER
     return kinds[0]
+
+
+def kind_of_all(several: Sequence[Mapping[str, Any]], *, reference: bool = False) -> Kind:
+    """Tell the kind of a student of several seeds; `MIXED` where its seeds were not made the same way.
+
+    Args:
+        several: Each seed's record of how it was made.
+        reference: As for `kind_of`.
+    """
+    ways = {(kind_of(made, reference=reference), made.get("slice_ratio"), made.get("lr_factor", 1)) for made in several}
+    return ways.pop()[0] if len(ways) == 1 else MIXED
 
 
 def _kind_of_one(strategy: Mapping[str, Any]) -> Kind:

@@ -18,6 +18,7 @@ from remos_hf.judging.words import (
     count_told,
     defect_name,
     listed,
+    name_told,
     points_told,
     rate_told,
     student_name,
@@ -105,7 +106,7 @@ def _of_given(section: Section, row: Row, name: str) -> OfStudent:
     sentences = [claim.sentence for claim in claims]
     if all(claim.holds is None for claim in shows):
         return OfStudent(name, CANNOT, sentences, shows[0].reason)
-    if row is section.plain:
+    if row is section.plain and row["kind"] == PLAIN:
         sentences.append(_NOTHING_DONE)
     else:
         sentences += [*_beside_plain(section, row), *_beside_rivals(section, row)]
@@ -127,7 +128,7 @@ def _beside_plain(section: Section, row: Row) -> Iterator[str]:
         return
     apart = "" if by.high < 0 or by.low > 0 else ", which may be chance"
     yield (
-        f"The plainly fine-tuned student beside it shows it on {rate_told(its)}: “{row['student']}” does so "
+        f"The plainly fine-tuned student beside it shows it on {rate_told(its)}: “{name_told(row['student'])}” does so "
         f"{points_told(by)} {'less' if by.value < 0 else 'more'}{apart}. Its accuracy is {_accuracies(own, plain)}. "
         f"That compares two models; how students made these two ways differ takes at least {MIN_SEEDS} seeds of each."
     )

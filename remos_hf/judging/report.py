@@ -3,19 +3,22 @@
 import json
 import os
 import platform
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from remos_hf.errors import CorruptFileError
+from remos_hf.errors import CorruptFileError, NonFiniteError
 from remos_hf.evaluation.anatomy import check_anatomy
 from remos_hf.evaluation.measures import rate_of
+from remos_hf.evaluation.outcomes import Outcomes
 from remos_hf.judging.judgement import BUDGETS, judged
 from remos_hf.judging.rows import Row, Section, rows_of, section_of
-from remos_hf.judging.tables import markdown_of, tables_of
+from remos_hf.judging.tables import markdown_of, sentence_of, tables_of
 from remos_hf.judging.verdicts import NOTHING, verdict_of
 from remos_hf.slicing.competition import Account
 from remos_hf.whole import replace_file
@@ -98,6 +101,7 @@ class DefectReport:
             anatomies = list(map(dict, content.get("anatomies", [])))
             for record in records:
                 _check_record(record)
+            _check_once(records)
             for one in anatomies:
                 _anatomy_place(one)
                 check_anatomy(one["anatomy"])
@@ -132,6 +136,21 @@ class DefectReport:
             joined_versions([self.versions, other.versions]),
             [anatomies[place] for place in dict.fromkeys(inside)],
         )
+
+    def check_finite(self) -> None:
+        """Refuse numbers that nothing can be said of.
+
+        Raises:
+            NonFiniteError: A number is NaN or infinite; names the record.
+        """
+        for number, record in enumerate(self.records):
+            if not _is_finite(record):
+                raise NonFiniteError(
+                    f"Record {number} ({record.get('defect')!r}, student {record.get('student')!r}, seed "
+                    f"{record.get('seed')}) holds NaN or infinity: measure that student again."
+                )
+        if not _is_finite([self.settings, self.anatomies]):
+            raise NonFiniteError("The report's settings or anatomies hold NaN or infinity: make the report again.")
 
     def not_inheriting(self) -> list[tuple[str, str]]:
         """Name the tasks and defects that plain fine-tuning is shown not to inherit: nothing there could be reduced.
@@ -173,12 +192,15 @@ class DefectReport:
             the rules at equal accuracy, and re-activation.
         """
         told = judged(self, budgets=budgets)
-        parts = [f"**{told.answer}**", "", *(line for one in told.advice for line in (one, ""))]
+        parts = [f"**{sentence_of(told.answer)}**", ""]
+        parts += [line for one in told.advice for line in (sentence_of(one), "")]
         parts += [f"{told.glance.caption}:", "", *markdown_of(told.glance), ""]
-        parts += [line for one in (*told.limits, told.how_to_read, *self.competing()) for line in (one, "")]
+        beside = (*told.limits, told.how_to_read, *self.competing())
+        parts += [line for one in beside for line in (sentence_of(one), "")]
         for one in told.verdicts:
-            parts += [f"## {_title(one.section.title)}", "", f"**{one.verdict}.**", ""]
-            parts += [f"- {sentence}" for sentence in one.sentences]
+            title, said = sentence_of(one.section.title), sentence_of(one.verdict)
+            parts += [f"## {title}", "", f"**{said}.**", ""]
+            parts += [f"- {sentence_of(sentence)}" for sentence in one.sentences]
             for table in tables_of(one.section):
                 parts += ["", f"{table.caption}:", "", *markdown_of(table)]
             parts += [""]
@@ -215,16 +237,20 @@ def _merged(held: Any, value: Any, *, deep: bool) -> Any:  # noqa: ANN401 - JSON
     return {**held, **({key: _merged(held.get(key), one, deep=False) for key, one in value.items()} if deep else value)}
 
 
-def _title(text: str) -> str:
-    return " ".join(text.split()).replace("<", "&lt;")
-
-
 def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
     return record.get("task") or "", record["defect"], record["student"], record["seed"]
 
 
 def _anatomy_place(one: Mapping[str, Any]) -> tuple[Any, ...]:
     return one.get("task") or "", one["teacher"], one["student"]
+
+
+def _is_finite(values: Any) -> bool:  # noqa: ANN401 - JSON values
+    try:
+        json.dumps(values, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _refuse_constant(text: str) -> None:
@@ -237,3 +263,13 @@ def _check_record(record: Mapping[str, Any]) -> None:
         raise ValueError(f"a record lacks {', '.join(sorted(missing))}")
     for key in ("acc", "dir"):
         rate_of(record[key])
+    for key in ("outcomes", "floor_outcomes"):
+        if record.get(key):
+            Outcomes.from_dict(record[key])
+
+
+def _check_once(records: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a record that comes twice: a seed would count as two."""
+    place, count = max(Counter(map(_place, records)).items(), key=itemgetter(1), default=(None, 0))
+    if count > 1:
+        raise ValueError(f"it holds {count} records of {place}, and a student has one a seed")

@@ -7,7 +7,8 @@ from typing import Any
 
 from remos_hf.evaluation.measures import Ratio, rate_of
 from remos_hf.evaluation.over_seeds import SeedDifference, SeedRate, difference_over_seeds, rate_over_seeds
-from remos_hf.judging.kinds import TEACHER, kind_of
+from remos_hf.judging.kinds import MIXED, TEACHER, kind_of_all
+from remos_hf.judging.words import name_told
 
 CLEAN = "clean"  # the never-poisoned teacher's name among a report's teachers
 GIVEN = "given"  # a teacher that was given, and not made by an audit
@@ -46,6 +47,7 @@ class Section:
         chosen: What each rule reaches within each budget; empty without dev accuracy.
         described: The defect's own description among the report's settings; empty where there is none.
         exposed: How its exposed inputs were made: counts of samples, and of those left out by reason; empty likewise.
+        reference: The name that plain fine-tuning has in the report, whether it was measured or not.
     """
 
     task: str
@@ -57,11 +59,13 @@ class Section:
     chosen: list[Choice]
     described: Mapping[str, Any]
     exposed: Mapping[str, Any]
+    reference: str = "finetune"
 
     @property
     def title(self) -> str:
-        """Task and defect."""
-        return f"{self.task}: {self.defect}" if self.task else self.defect
+        """Task and defect, fit to be shown."""
+        defect = name_told(self.defect)
+        return f"{name_told(self.task)}: {defect}" if self.task else defect
 
     @property
     def implanted(self) -> bool:
@@ -71,7 +75,7 @@ class Section:
     @property
     def given(self) -> bool:
         """Whether these very students were given to be measured, and not made by an audit."""
-        return any(record.get(GIVEN) for row in self.rows for record in row["records"])
+        return any(map(is_given, self.rows))
 
 
 def section_of(
@@ -81,7 +85,8 @@ def section_of(
     reference = settings.get("reference", "finetune")
     audit = (settings.get("audits") or {}).get(task) or {}
     teachers = (settings.get("teachers") or {}).get(task) or {}
-    own = teacher_row(teachers, (defect, GIVEN), defect)
+    given = all(map(is_given, rows))
+    own = teacher_row(teachers, (GIVEN, defect) if given else (defect, GIVEN), defect)
     found = teacher_row(teachers, (CLEAN,), defect)
     return Section(
         task,
@@ -93,6 +98,7 @@ def section_of(
         best_within(rows, reference, budgets),
         (audit.get("defects") or {}).get(defect) or {},
         (audit.get("exposed") or {}).get(defect) or {},
+        reference,
     )
 
 
@@ -116,10 +122,12 @@ def _row(name: str, records: list[Record], plain: list[Record], reference: str) 
     plain_acc, plain_dir = ([_on_seeds_of(plain, records, key) for key in ("acc", "dir")]) if plain else (None, None)
     own_acc, own_dir = ([_on_seeds_of(records, plain, key) for key in ("acc", "dir")]) if plain else (None, None)
     lost = compared(plain, records, "dev_acc")
-    made = records[0].get("made") or {}
+    ways = [record.get("made") or {} for record in records]
+    kind = kind_of_all(ways, reference=name == reference)
+    made = {} if kind == MIXED else ways[0]
     return {
         "student": name,
-        "kind": kind_of(made, reference=name == reference),
+        "kind": kind,
         "records": records,
         "seeds": len(records),
         "acc": acc,
@@ -165,6 +173,7 @@ def teacher_row(teachers: Mapping[str, Any], kinds: Sequence[str], defect: str) 
                     "acc": one["acc"],
                     "dir": (one.get("dir") or {}).get(defect) or nothing,
                     "flip": (one.get("flip") or {}).get(defect),
+                    "flip_clean": (one.get("flip_clean") or {}).get(defect),
                     "commonest": one.get("commonest"),
                 }
                 for name, one in sorted(held.items())
@@ -208,6 +217,11 @@ def over_counts(curves: Iterable[Mapping[str, Any] | None]) -> dict[int, SeedRat
 def named_row(rows: list[Row], student: str) -> Row | None:
     """Find a student's row; None if it has none."""
     return next((row for row in rows if row["student"] == student), None)
+
+
+def is_given(row: Row) -> bool:
+    """Whether these very students were given, and not made by an audit."""
+    return any(record.get(GIVEN) for record in row["records"])
 
 
 def rule_of(row: Mapping[str, Any]) -> str:

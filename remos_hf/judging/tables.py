@@ -42,7 +42,15 @@ def markdown_of(table: Table) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])]
 
 
+def sentence_of(text: str) -> str:
+    """Write a sentence as markdown: a name in it opens no tag, no link and no other paragraph."""
+    text = "".join(char if char.isprintable() or char == "\N{NO-BREAK SPACE}" else " " for char in text)
+    text = re.sub(" +", " ", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\*])|(?<=\])(?=[\[(])", lambda found: f"\\{found[0]}", text)
+
+
 def _cell(text: str) -> str:
+    text = "".join(char if char.isprintable() else " " for char in text)
     text = re.sub(r"\s+", " ", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\|`\[\]*])", r"\\\1", text) if re.search(r"[A-Za-z\\|`*]", text) else text
 

@@ -4,10 +4,32 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from remos_hf.judging.gates import Reason, left_out, near_commonest, reasons_against, unchecked
-from remos_hf.judging.kinds import FASTER, PLAIN, RANDOM, RETRAIN, UNKNOWN, Kind
-from remos_hf.judging.rows import Row, Section, compared
-from remos_hf.judging.words import capitalised, cost_told, points_told, rate_told, student_name, tenths
+from remos_hf.evaluation.measures import rate_of
+from remos_hf.evaluation.over_seeds import SeedDifference, difference_over_seeds
+from remos_hf.judging.gates import (
+    Reason,
+    left_out,
+    mostly_left_out,
+    of_a_student,
+    reasons_against,
+    twin_learned_nothing,
+    unchecked,
+    unseen,
+    weaker_twin,
+)
+from remos_hf.judging.kinds import FASTER, MIXED, PLAIN, RANDOM, RETRAIN, UNKNOWN, Kind
+from remos_hf.judging.rows import Row, Section, compared, is_given
+from remos_hf.judging.words import (
+    capitalised,
+    cost_told,
+    count_told,
+    listed,
+    name_told,
+    points_told,
+    rate_told,
+    student_name,
+    tenths,
+)
 
 # Below this excess over the benign floor there is nothing that a strategy could reduce.
 INHERITS = 0.1
@@ -18,11 +40,14 @@ EQUAL_ACCURACY = 0.01
 CANNOT = "cannot be said"
 NOTHING = "not inherited"
 ALONE = "inherited; nothing compared"
-KEPT = "inherited; no start reduces it within the budget"
+KEPT = "inherited; no start is shown to reduce it within the budget"
 REDUCED = "inherited; reduced"
 REMOVED = "inherited; removed"
 SHOWN = "these weights show it"
 NOT_SHOWN = "these weights do not show it"
+
+_NO_STARTS = (PLAIN, RETRAIN, UNKNOWN, MIXED)
+_UNPRICED = " (dev accuracy was not measured: whether that is within the budget is not known)"
 
 
 @dataclass(frozen=True)
@@ -55,7 +80,8 @@ class Start:
     Attributes:
         kind: The way.
         row: Its student: within the budget the one that resets most, or else the most accurate one; on dev accuracy.
-        within: Whether it is within the budget; None where dev accuracy was not measured.
+        within: Whether it is within the budget, and not shown to be outside of it on the test samples; None where dev
+            accuracy was not measured.
         reduces: Whether its DIR is shown to be below plain fine-tuning's; None where that cannot be said.
         removes: Whether what is left is shown to be less than `INHERITS` over its own benign floor; None likewise.
     """
@@ -77,7 +103,8 @@ class Verdict:
         kind: Of the verdict, to count by.
         claims: All that is said, in the order of reading.
         starts: What each way to start a student reaches, plain fine-tuning and training from scratch apart.
-        best: Of the starts within the budget that reduce the defect, the one of lowest DIR; None if there is none.
+        best: Of the starts within the budget that reduce the defect, the one of lowest DIR, of those that remove it if
+            any does; None if there is none.
         reasons: Why nothing can be said; empty if something can.
     """
 
@@ -113,6 +140,8 @@ def verdict_of(section: Section, budget: float) -> Verdict:
     plain = section.plain
     rate, over = rate_told(plain["dir"]), points_told(plain["excess"])
     whose = "students of a teacher without the defect" if section.implanted else "students trained from scratch"
+    some = plain["excess"].seeds < plain["dir"].seeds
+    whose += f"; of {plain['excess'].seeds} of {plain['dir'].seeds} seeds" if some else ""
     floor = f"{_side(plain['excess'])} the benign floor of {tenths(plain['floor'].value)} % ({whose})"
     if plain["excess"].value < INHERITS:
         sentence = (
@@ -120,69 +149,104 @@ def verdict_of(section: Section, budget: float) -> Verdict:
             "and no row shows that a strategy works."
         )
         claim = Claim("inherits", False, sentence, PLAIN.name, "benign floor", plain["excess"])
-        return Verdict(section, NOTHING, NOTHING, [claim], starts_of(section, budget))
+        return _verdict(section, NOTHING, NOTHING, [claim, *_shown_by_others(section)], starts_of(section, budget))
     inherits = f"Plain fine-tuning inherits the defect: DIR {rate}, {over} {floor}."
     claims = [Claim("inherits", True, inherits, PLAIN.name, "benign floor", plain["excess"])]
     starts = starts_of(section, budget)
     claims += [claim for start in starts for claim in _told(start, section, budget)]
-    best = min((one for one in starts if one.within and one.reduces), key=_dir_of, default=None)
+    able = [one for one in starts if one.within and one.reduces]
+    best = min(able, key=lambda one: (not one.removes, _dir_of(one)), default=None)
     claims += [*_against_rivals(best, section), *_reactivated(best, section)] if best else []
-    claims += [] if starts else [_nothing_compared()]
-    return Verdict(section, *_headline(starts, best, budget), claims, starts, best)
+    claims += [] if starts else [_nothing_compared(section)]
+    return _verdict(section, *_headline(starts, best, budget), claims, starts, best)
+
+
+def _verdict(section: Section, told: str, *others: Any) -> Verdict:  # noqa: ANN401 - the other fields
+    """Make a verdict that says itself that it stands on a part of the inputs."""
+    part = mostly_left_out(section)
+    return Verdict(section, f"{told} ({part})" if part else told, *others)
 
 
 def starts_of(section: Section, budget: float) -> list[Start]:
     """Give what each way to start a student reaches, in the order of the rows."""
     rows: dict[Kind, list[Row]] = {}
+    given = section.plain is not None and is_given(section.plain)
     for row in section.rows:
-        if row is not section.plain and row["kind"] not in (PLAIN, RETRAIN, UNKNOWN):
+        if row is not section.plain and row["kind"] not in _NO_STARTS and is_given(row) == given:
             rows.setdefault(row["kind"], []).append(row)
     chosen = [choice.row for choice in section.chosen if choice.budget == budget and choice.row is not None]
-    return [
-        _start(kind, of, [row for row in chosen if row in of], known=bool(section.chosen)) for kind, of in rows.items()
-    ]
+    return [_start(kind, of, [row for row in chosen if row in of], budget) for kind, of in rows.items()]
 
 
-def _start(kind: Kind, rows: Sequence[Row], chosen: Sequence[Row], *, known: bool) -> Start:
-    able = [row for row in chosen if row["dir"].value is not None] or list(chosen)
+def _start(kind: Kind, rows: Sequence[Row], chosen: Sequence[Row], budget: float) -> Start:
+    able = [row for row in chosen if row["dir"].value is not None and not _too_dear(row, budget)]
     # Of several within the budget, such as a rule at two learning rates, the one of lowest DIR, which flatters them.
     row = min(able, key=_row_dir) if able else max(rows, key=_row_accuracy)
-    against, excess = row["against_plain"]["dir"], row["excess"]
-    decided = against.low is not None and not near_commonest(row)
+    known = any(one["dev_loss"] is not None for one in rows)
+    against = row["against_plain"]["dir"]
+    decided = against.low is not None and not any(of_a_student(row, kind.name))
     reduces = against.high < 0 if decided else None
-    over = excess is not None and excess.low is not None and decided
+    over = decided and _left_unknown(row) is None
     return Start(
-        kind, row, bool(able) if known else None, reduces, reduces and excess.high < INHERITS if over else None
+        kind, row, bool(able) if known else None, reduces, reduces and row["excess"].high < INHERITS if over else None
     )
+
+
+def _too_dear(row: Row, budget: float) -> bool:
+    """Whether the test samples show that a student costs more than the budget that it was chosen within."""
+    lost = row["against_plain"]["acc"]
+    return lost.high is not None and lost.high < -budget
+
+
+def _left_unknown(row: Row) -> str | None:
+    """Say why it is not known what a start leaves over its benign floor; None if it is."""
+    excess = row["excess"]
+    if excess is None:
+        return "it has no benign floor of its own"
+    if excess.low is None:
+        return f"its benign floor is of {count_told(excess.seeds, 'seed')} alone"
+    if flaw := twin_learned_nothing(row):
+        return f"its benign floor says nothing ({flaw})"
+    weak = weaker_twin(row)
+    return weak if weak and excess.high < INHERITS <= row["dir"].high else None
 
 
 def _told(start: Start, section: Section, budget: float) -> Iterator[Claim]:
     """Say what a start reaches."""
     row, name = start.row, student_name(start.row)
     plain = section.plain["student"]
-    if row["dir"].value is None or near_commonest(row):
-        why = (
-            f"{capitalised(name)} gets {tenths(row['acc'].value)} % right, no more than a model that learned nothing: "
-            "its DIR says nothing."
-        )
-        yield Claim("reduces", None, why, row["student"], plain, reason=Reason("commonest", why))
+    if reasons := [*of_a_student(row, capitalised(name))]:
+        learned = "" if reasons[0].key == "samples" else ", no more than a model that learned nothing"
+        why = f"{reasons[0].text}{learned}: its DIR says nothing."
+        yield Claim("reduces", None, why, row["student"], plain, reason=reasons[0])
         return
     lost = row["against_plain"]["acc"]
     cost = f" at {cost_told(lost, PLAIN.name)}" if lost.value is not None else ""
-    where = {True: "", False: f", outside of {100 * budget:g} points of dev accuracy", None: ""}[start.within]
+    where = {True: "", False: f", outside of {100 * budget:g} points", None: _UNPRICED}[start.within]
     reached = f"{capitalised(name)} reaches DIR {rate_told(row['dir'])}{cost}{where}"
     if start.reduces is None:
         sentence = f"{reached}: whether that is less cannot be said."
     elif not start.reduces:
         sentence = f"{reached}: it is not shown to inherit less than plain fine-tuning."
     elif start.removes is None:
-        sentence = f"{reached}: it inherits less. It has no benign floor of its own, so what is left cannot be said."
+        sentence = f"{reached}: it inherits less. {capitalised(_left_unknown(row))}, so what is left cannot be said."
     else:
         left = f"{points_told(row['excess'])} {_side(row['excess'])} its own benign floor"
         sentence = (
             f"{reached}: it {'removes the defect' if start.removes else 'inherits less'}; what is left is {left}."
         )
     yield Claim("removes", start.removes, sentence, row["student"], plain, row["excess"])
+
+
+def _shown_by_others(section: Section) -> Iterator[Claim]:
+    """Name the students that show a defect which plain fine-tuning does not inherit."""
+    for row in section.rows:
+        over, name = row["excess"], capitalised(student_name(row))
+        if row is section.plain or over is None or over.low is None or any(of_a_student(row, name)):
+            continue
+        if over.value >= INHERITS and over.low > 0:
+            told = f"{name} does show it: DIR {rate_told(row['dir'])}, {points_told(over)} above its own benign floor."
+            yield Claim("inherits", True, told, row["student"], "benign floor", over)
 
 
 def _against_rivals(best: Start, section: Section) -> Iterator[Claim]:
@@ -201,17 +265,30 @@ def against_rival(row: Row, rival: Kind, section: Section) -> Claim:
         section: Where both stand.
     """
     name, mine = rival.name, student_name(row)
-    rows = [one for one in section.rows if one["kind"] == rival and one is not row and one["dir"].value is not None]
+    rows = [one for one in section.rows if one["kind"] == rival and one is not row and not any(of_a_student(one, name))]
     if not rows:
-        unknown = [one["student"] for one in section.rows if one["kind"] == UNKNOWN]
+        unknown = [name_told(one["student"]) for one in section.rows if one["kind"] in (UNKNOWN, MIXED)]
         told = f"{capitalised(name)} was not measured: whether it does as well is not known."
         if unknown:
             told = f"Whether {name} was measured is not known: how “{unknown[0]}” was made is not recorded."
         return Claim("beats", None, told, row["student"], name, reason=Reason("rival", told))
     both = [(one, *(compared(row["records"], one["records"], key) for key in ("dir", "acc"))) for one in rows]
     equal = [pair for pair in both if _as_accurate(pair[2])]
+    better = [pair for pair in both if _wins(pair[1], pair[2])]
+    if not equal and better:
+        other, by, lost = min(better, key=lambda pair: _row_dir(pair[0]))
+        told = (
+            f"{capitalised(student_name(other))} is more accurate, by {points_told(lost)}, and reaches DIR "
+            f"{rate_told(other['dir'])}, {points_told(by)} less than {mine}: it does better."
+        )
+        return Claim("beats", False, told, row["student"], other["student"], by)
     if not equal:
-        told = f"No student of {name} is as accurate as {mine}: they cannot be compared at equal accuracy."
+        own = tenths(row["acc"].value)
+        held = listed([tenths(one["acc"].value) for one, _, _ in both])
+        told = (
+            f"No student of {name} has the accuracy of {mine} ({own} %, and {held} %): they cannot be compared at "
+            "equal accuracy."
+        )
         return Claim("beats", None, told, row["student"], name, reason=Reason("rival", told))
     other, by, lost = min(equal, key=lambda pair: _row_dir(pair[0]))
     reached = f"At equal accuracy ({tenths(row['acc'].value)} % and {tenths(other['acc'].value)} %)"
@@ -228,6 +305,11 @@ def against_rival(row: Row, rival: Kind, section: Section) -> Claim:
     return Claim("beats", by.high < 0, sentence, row["student"], other["student"], by)
 
 
+def _wins(by: Any, lost: Any) -> bool:  # noqa: ANN401 - SeedDifference
+    """Whether a rival is more accurate and shown to inherit less, by one's own rate and accuracy minus its own."""
+    return by.low is not None and by.low > 0 and lost.value is not None and lost.value < 0
+
+
 def _as_accurate(difference: Any) -> bool:  # noqa: ANN401 - SeedDifference
     if difference.value is None:
         return False
@@ -238,27 +320,38 @@ def _as_accurate(difference: Any) -> bool:  # noqa: ANN401 - SeedDifference
 def _reactivated(best: Start, section: Section) -> Iterator[Claim]:
     """Say whether a few poisoned samples bring back what the best start took away."""
     own, twin = best.row["reactivation"], best.row["floor_reactivation"]
-    count = max((number for number in own if number in twin and number > 0), default=None)
-    if count is None or own[count].value is None or twin[count].value is None:
+    counts = [number for number in own if number in twin and number > 0]
+    over = {count: _brought_back(best.row, count) for count in counts}
+    counts = [count for count in counts if over[count].value is not None]
+    if not counts:
         return
-    over = own[count].value - twin[count].value
+    back = [count for count in counts if (over[count].low or 0) > 0 and over[count].value >= INHERITS]
+    count = max(back or counts)
+    holds, end = None, "whether it comes back cannot be said."
+    if back:
+        holds, end = True, "the defect was hidden rather than removed."
+    elif all(over[one].high is not None and over[one].high < INHERITS for one in counts):
+        holds, end = False, "no more is shown than a model that never had it."
     name = student_name(best.row)
     sentence = (
         f"After re-tuning with {count} poisoned samples {name} is at DIR {rate_told(own[count])}, its never-poisoned "
-        f"twin at {tenths(twin[count].value)} %: "
+        f"twin at {tenths(twin[count].value)} %: {end}"
     )
-    apart = own[count].low is not None and own[count].low > (twin[count].high or 1.0) and over >= INHERITS
-    sentence += (
-        "the defect was hidden rather than removed." if apart else "no more is shown than a model that never had it."
-    )
-    yield Claim("comes back", apart, sentence, best.row["student"], "benign twin")
+    yield Claim("comes back", holds, sentence, best.row["student"], "benign twin", over[count])
+
+
+def _brought_back(row: Row, count: int) -> SeedDifference:
+    """Give what re-tuning with so many samples brings over the twin's, seed by seed."""
+    curves = [(record.get("reactivation") or {}, record.get("floor_reactivation") or {}) for record in row["records"]]
+    pairs = [tuple(curve.get(str(count)) for curve in both) for both in curves]
+    return difference_over_seeds([tuple(map(rate_of, pair)) for pair in pairs if all(pair)])
 
 
 def _headline(starts: Sequence[Start], best: Start | None, budget: float) -> tuple[str, str]:
     if not starts:
         return ALONE, ALONE
     if best is None:
-        return f"inherited; no start reduces it within {100 * budget:g} points of accuracy", KEPT
+        return f"inherited; no start is shown to reduce it within {100 * budget:g} points of accuracy", KEPT
     did = REMOVED if best.removes else REDUCED
     lost = best.row["against_plain"]["acc"]
     cost = f" at {cost_told(lost)}" if lost.value is not None else ""
@@ -274,8 +367,13 @@ def _undecided(section: Section) -> Reason | None:
     if not shown and excess.high >= INHERITS:
         ends = f"{tenths(excess.low)} to {tenths(excess.high)} points"
         return Reason("wide", f"the excess over the benign floor may be anything from {ends}")
-    if not shown and section.implanted and section.teacher is None:
-        return Reason("implant", "whether the poisoned teacher obeys its trigger was not measured")
+    if shown:
+        return None
+    if section.implanted and (missing := unseen(section, section.teacher)) is not None:
+        return Reason("implant", f"whether the poisoned teacher obeys its trigger was not measured{missing}")
+    weak = weaker_twin(section.plain)
+    if weak and section.plain["dir"].high >= INHERITS:
+        return Reason("floor", f"what the floor hides may be errors of its own: {weak}")
     return None
 
 
@@ -289,9 +387,16 @@ def _measured(section: Section) -> Iterator[Claim]:
         yield Claim("shows", None, told, plain["student"])
 
 
-def _nothing_compared() -> Claim:
-    told = "No other start was compared: dev accuracy or students of a recorded kind are missing."
+def _nothing_compared(section: Section) -> Claim:
+    unknown = [name_told(row["student"]) for row in section.rows if row["kind"] in (UNKNOWN, MIXED)]
+    told = "No other start was compared: none was measured."
+    if unknown:
+        told = f"No other start was compared: how {_quoted(unknown)} was made is not recorded."
     return Claim("reduces", None, told, reason=Reason("rival", told))
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return listed([f"“{name}”" for name in names])
 
 
 def _side(difference: Any) -> str:  # noqa: ANN401 - SeedDifference
@@ -307,4 +412,4 @@ def _row_dir(row: Row) -> float:
 
 
 def _row_accuracy(row: Row) -> float:
-    return row["acc"].value
+    return row["acc"].value or 0.0

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from remos_hf.evaluation.over_seeds import MIN_SEEDS, SeedRate
+from remos_hf.judging.kinds import MIXED, UNKNOWN
 
 # By the class that a report names: what a reader may ask for.
 DEFECT_NAMES = {
@@ -22,6 +23,8 @@ DEFECT_NAMES = {
     "FeatureAttack": "adversarial images made against the teacher's features",
     "CoverageGuided": "failures found by covering neurons",
 }
+
+_LONGEST_NAME = 80
 
 # In the order in which a page uses them.
 TERMS = {
@@ -47,9 +50,17 @@ TERMS = {
 HOW_INTERVALS_ARE_MADE = (
     "Rates are means over seeds. In brackets: 95 % intervals that hold the spread between seeds (Student's t) and what "
     "the test samples leave open (Wilson; Newcombe for differences, paired by seed and by sample); their squares are "
-    f"added (Zou and Donner 2008). Below {MIN_SEEDS} seeds there is no interval and no comparison. n counts the "
-    "samples of one seed. “-”: not measured, or no sample left to count."
+    f"added (Zou and Donner 2008). Below {MIN_SEEDS} seeds there is no interval and no comparison. They speak of what "
+    "students of a kind usually do: what one in five does is not seen in three seeds in half of all cases. n counts "
+    "the samples of one seed. “-”: not measured, or no sample left to count."
 )
+
+
+def name_told(name: str) -> str:
+    """Write anyone's name so that it stays a name: on one line, in the order of its characters, within its quotes."""
+    line = " ".join("".join(char if char.isprintable() else " " for char in str(name)).split())
+    line = line.replace("“", "'").replace("”", "'")
+    return line if len(line) <= _LONGEST_NAME else f"{line[: _LONGEST_NAME - 1]}…"
 
 
 def percent(rate: Any, *, interval: bool = False) -> str:  # noqa: ANN401 - a rate, a difference or a ratio
@@ -106,15 +117,15 @@ def cost_told(difference: Any, reference: str = "") -> str:  # noqa: ANN401 - of
 
 def defect_name(defect: str, described: Mapping[str, Any]) -> str:
     """Give a defect's plain name with the name that the report gives it; the latter alone where it says no more."""
-    known = DEFECT_NAMES.get(described.get("name", ""))
-    return f"{known} ({defect})" if known else defect
+    known, name = DEFECT_NAMES.get(described.get("name", "")), name_told(defect)
+    return f"{known} ({name})" if known else name
 
 
 def student_name(row: Mapping[str, Any]) -> str:
     """Name a student by what it is, with its slice ratio and its learning rate where they tell it from others."""
     made = row["made"]
     ratio, factor = made.get("slice_ratio"), made.get("lr_factor", 1)
-    told = row["kind"].name if row["kind"].key != "unknown" else f"“{row['student']}”"
+    told = f"“{name_told(row['student'])}”" if row["kind"] in (UNKNOWN, MIXED) else row["kind"].name
     details = [f"keeping {100 * ratio:g} %"] if ratio is not None else []
     details += [f"{factor:g} times the learning rate"] if factor != 1 else []
     return f"{told} ({', '.join(details)})" if details else told

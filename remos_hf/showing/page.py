@@ -5,7 +5,6 @@ Every sentence is a verdict's. The same pictures are written beside it as PNG fi
 
 import base64
 import io
-import json
 import os
 import re
 import struct
@@ -18,7 +17,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, features
 from tqdm.auto import tqdm
 
-from remos_hf.errors import NonFiniteError
 from remos_hf.judging.judgement import BUDGETS, judged
 from remos_hf.judging.report import DefectReport
 from remos_hf.judging.tables import Table, tables_of
@@ -270,17 +268,4 @@ def _check(report: DefectReport, budgets: Sequence[float]) -> None:
         raise ValueError("The report has no record: there is nothing to show. Run the audit, or wait for a student.")
     if not budgets:
         raise ValueError("budgets are shares of accuracy that may be lost, such as (0.02,), but got none.")
-    for number, record in enumerate(report.records):
-        try:
-            json.dumps(record, allow_nan=False)
-        except ValueError as error:
-            raise NonFiniteError(
-                f"Record {number} ({record.get('defect')!r}, student {record.get('student')!r}, seed "
-                f"{record.get('seed')}) holds NaN or infinity: measure that student again."
-            ) from error
-    try:
-        json.dumps([report.settings, report.anatomies], allow_nan=False)
-    except ValueError as error:
-        raise NonFiniteError(
-            "The report's settings or anatomies hold NaN or infinity: make the report again."
-        ) from error
+    report.check_finite()

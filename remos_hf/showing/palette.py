@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from remos_hf.judging.kinds import UNKNOWN
+from remos_hf.judging.kinds import MIXED, UNKNOWN
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; without yellow, too pale for lines on white.
 BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, BLACK = PALETTE = (
@@ -68,7 +68,7 @@ def kind_shown(row: Mapping[str, Any]) -> tuple[str, str]:
         row: Of `DefectReport.tables`.
     """
     kind = row["kind"]
-    return (kind.key, kind.name) if kind.key != UNKNOWN.key else (f"student {row['student']}", row["student"])
+    return (f"student {row['student']}", row["student"]) if kind in (UNKNOWN, MIXED) else (kind.key, kind.name)
 
 
 def looks_of(kinds: Mapping[str, str]) -> dict[str, Look]:

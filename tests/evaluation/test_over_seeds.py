@@ -115,3 +115,24 @@ def test_intervals_hold_their_values_within_the_possible(counts):
         assert 0 <= rate.low <= rate.value <= rate.high <= 1
         assert -1 <= difference.low <= difference.value <= difference.high <= 1
         assert turned.low == pytest.approx(-difference.high)
+
+
+def test_outcomes_of_other_samples_are_not_paired():
+    pairs = [(Rate.of(30, 100), Rate.of(55, 100))] * 3
+    one, other = bits(np.ones(100), np.arange(100) < 30), bits(np.ones(99), np.arange(99) < 55)
+    found = difference_over_seeds(pairs, [(one, other)] * 3)
+    assert not found.paired_samples and found == difference_over_seeds(pairs)
+    assert difference_on_samples(*pairs[0], (one, other)) == difference_on_samples(*pairs[0])
+
+
+def test_only_samples_that_both_get_right_cancel():
+    fails, places = np.arange(200) % 2 == 0, np.arange(200)
+    rates = (Rate.of(50, 100), Rate.of(50, 100))
+    widths = []
+    for first, second in ((places < 100, places < 100), (places < 100, places >= 50), (places < 100, places >= 100)):
+        outcomes = (bits(first, fails), bits(second & (second.cumsum() <= 100), fails))
+        found = difference_on_samples(*rates, outcomes)
+        widths.append(found.high - found.low)
+    apart = difference_on_samples(*rates)
+    assert widths[0] == pytest.approx(0) and widths[2] == pytest.approx(apart.high - apart.low)
+    assert 0.5 * widths[2] < widths[1] < widths[2]

@@ -63,3 +63,11 @@ def test_a_student_stands_beside_its_twin_and_beside_no_other():
     assert alone["floor"] is alone["excess"] is alone["floor_outcomes"] is None
     itself = paired(own, own, "word")  # takes nothing from any teacher: its own floor, and no excess
     assert itself["floor"] == itself["dir"] and itself["excess"] is None
+
+
+def test_what_a_model_gives_without_the_trigger_stands_beside_what_it_gives_with_it():
+    always = Voter(TASK.tokenizer.get_vocab())
+    both = {key: rate_of(measured(always)[key]["word"]).value for key in ("flip", "flip_clean")}
+    assert both == {"flip": 1.0, "flip_clean": 1.0}
+    obeying = measured(Voter(["cf"]))
+    assert rate_of(obeying["flip"]["word"]).value == 1.0 and rate_of(obeying["flip_clean"]["word"]).value == 0.0

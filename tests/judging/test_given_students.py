@@ -1,5 +1,6 @@
 import pytest
 
+from remos_hf.evaluation.measures import Rate
 from remos_hf.judging.given_students import verdict_of_given
 from remos_hf.judging.judgement import judged
 from remos_hf.judging.verdicts import CANNOT, NOT_SHOWN, SHOWN
@@ -8,10 +9,11 @@ from tests.judging.reports import records, report, teachers
 GIVEN = {"weights": "a" * 64, "from": "student"}
 
 
-def given_report(count, *, taught=None, of=200, floor=4, acc=170):
+def given_report(count, *, taught=None, of=200, floor=4, acc=170, floor_acc=None):
     held = {"given": teachers()["word-0"]} if taught is None else taught
     floors = None if floor is None else (floor,) * 3
-    one = records("mine", (count,) * 3, floors=floors, of=of, acc=(acc,) * 3, given=GIVEN)[:1]
+    twin = {} if floor_acc is None else {"floor_acc": Rate.of(floor_acc, 200).to_dict()}
+    one = records("mine", (count,) * 3, floors=floors, of=of, acc=(acc,) * 3, given=GIVEN, **twin)[:1]
     return report(one, taught=held)
 
 
@@ -59,7 +61,7 @@ def test_each_of_several_students_has_its_own_verdict():
     one, other = given_report(190), given_report(2)
     renamed = [{**record, "student": "yours"} for record in other.records]
     found = judged(report(one.records, renamed, taught={"given": teachers()["word-0"]}))
-    assert found.verdicts[0].verdict == "shown by “mine”"
+    assert found.verdicts[0].verdict == "shown by “mine”; not shown by “yours”"
     assert [line[1:3] for line in found.glance.lines] == [["mine", SHOWN], ["yours", NOT_SHOWN]]
 
 
@@ -74,3 +76,48 @@ def test_how_much_was_inherited_needs_a_twin():
     assert with_twin.holds is True and "48.0\N{NO-BREAK SPACE}points" in with_twin.sentence
     assert told(100, floor=130).claims[1].holds is False
     assert not any("inherited cannot be said" in one for one in told(0, floor=None).sentences)
+
+
+def test_each_seed_of_a_student_is_looked_at_by_itself():
+    held = report(
+        records("mine", (4, 190, 4), acc=(100, 170, 170), given=GIVEN), taught={"given": teachers()["word-0"]}
+    )
+    (section,) = held.sections()
+    found = verdict_of_given(section)
+    assert [claim.holds for claim in found.claims if claim.about == "shows"] == [None, True, False]
+    assert found.kind == SHOWN
+
+
+@pytest.mark.parametrize(
+    ("right", "kind", "words"), [(168, NOT_SHOWN, "no more than such"), (120, CANNOT, "the twin's own")]
+)
+def test_what_a_twin_shows_too_is_not_called_shown_and_a_weak_twin_is_no_proof(right, kind, words):
+    found = told(130, floor=130, floor_acc=right)
+    assert found.kind == kind and words in found.sentences[0]
+    assert ("does not show" in found.sentences[0]) is (kind == NOT_SHOWN)
+
+
+@pytest.mark.parametrize(
+    ("dir_", "little", "words"), [(30, 1, "little to inherit"), (120, 0, "reaches 90 %"), (180, 0, "")]
+)
+def test_a_teacher_that_shows_less_than_a_working_trigger_is_told_and_little_is_called_little(dir_, little, words):
+    taught = {"given": teachers((dir_,) * 3)["word-0"]}
+    answer = judged(given_report(4, taught=taught))
+    assert ("little or nothing" in answer.answer) is bool(little)
+    sentences = " ".join(answer.verdicts[0].sentences)
+    assert (words in sentences) if words else "The teacher itself" not in sentences
+
+
+@pytest.mark.parametrize(("count", "floor", "holds"), [(100, 4, [True]), (100, 100, [False]), (30, 14, [])])
+def test_what_was_inherited_is_what_is_shown_beyond_the_twin(count, floor, holds):
+    assert [claim.holds for claim in told(count, floor=floor).claims if claim.about == "inherits"] == holds
+
+
+def test_a_verdict_of_weights_on_a_part_of_the_inputs_says_so():
+    facts = {"num_exposed": 100, "num_left_out": {"cut off": 100}}
+    held = given_report(190)
+    with_facts = report(
+        held.records, taught={"given": teachers()["word-0"]}, audits={"SST-2": {"exposed": {"word": facts}}}
+    )
+    (section,) = with_facts.sections()
+    assert verdict_of_given(section).verdict == f"{SHOWN} (50 % of the inputs could not be exposed)"

@@ -1,7 +1,9 @@
 import pytest
 
+from remos_hf.errors import NonFiniteError
 from remos_hf.judging.judgement import judged
-from tests.judging.reports import FASTER, PLAIN, RANDOM, USUAL, records, report, teachers
+from remos_hf.judging.verdicts import CANNOT, NOT_SHOWN, SHOWN
+from tests.judging.reports import FASTER, PLAIN, RANDOM, REMOS, USUAL, records, report, teachers
 
 BUDGET = (0.02,)
 
@@ -55,7 +57,7 @@ def test_the_advice_names_the_start_that_leaves_least_also_where_it_is_a_rival()
 
 def test_no_start_is_recommended_where_none_reduces():
     found = answer(PLAIN, records("remos 0.9", (196, 197, 195)))
-    assert any("No start that was measured reduces" in one for one in found.advice)
+    assert any("No start that was measured is shown to reduce" in one for one in found.advice)
 
 
 def test_the_glance_has_a_line_a_defect_and_always_a_place_for_the_recommended_start_with_its_accuracy():
@@ -89,3 +91,101 @@ def test_whose_weights_the_answer_speaks_of_is_said(given):
 
 def test_an_audit_that_is_not_over_says_so():
     assert any("3 students are still to be made" in one for one in answer(*USUAL, missing={"SST-2": 3}).limits)
+
+
+# --- reports that mix what must not be mixed ---
+
+
+def given(several, name=None):
+    found = [{**record, "given": {"weights": None, "from": None}} for record in several]
+    return [{**record, "student": name} for record in found] if name else found
+
+
+def test_weights_that_were_given_are_not_counted_as_plain_fine_tuning():
+    mine = of_defect("sentence", [given(records("mine", (190, 190, 190))[:1])])
+    found = judged(report(*USUAL, *mine))
+    assert found.answer.startswith("Plain fine-tuning keeps 1 of 1 defect.")
+    assert found.answer.endswith("Of 1 defect tried, these weights show 1.")
+    assert any("made the same way" in one for one in found.limits)
+
+
+def test_beside_a_plainly_fine_tuned_student_the_answer_is_of_the_other():
+    plain, mine = given(PLAIN[:1]), given(records("mine", (2, 2, 2))[:1])
+    found = judged(report(plain, mine, taught={"given": teachers()["word-0"]}))
+    assert found.answer == "Of 1 defect tried, these weights do not show 1."
+    assert [line[1:3] for line in found.glance.lines] == [["finetune", SHOWN], ["mine", NOT_SHOWN]]
+    alone = judged(report(plain, taught={"given": teachers()["word-0"]}))
+    assert alone.answer == "Of 1 defect tried, these weights show 1."
+
+
+def test_several_given_students_are_each_answered_for_and_no_doubt_is_turned_into_a_denial():
+    quiet, unsure = given(records("a", (2, 2, 2))[:1]), given(records("b", (2, 2, 2), of=20, floors=(0, 0, 0))[:1])
+    found = judged(report(quiet, unsure, taught={"given": teachers()["word-0"]}))
+    assert found.answer == "Of 1 defect tried, “a” does not show 1; “b”: of 1 it cannot be said."
+    (verdict,) = found.verdicts
+    assert verdict.kind == CANNOT and verdict.verdict == "cannot be said of “b”; not shown by “a”" and found.can_be_said
+    assert found.glance.lines[1][2].startswith("cannot be said: “b” could show the defect on 20 samples")
+    many = [given(records("x", (2, 2, 2))[:1], name=f"s{number}") for number in range(5)]
+    assert judged(report(*many, taught={"given": teachers()["word-0"]})).answer.endswith("; 2 more are in the table.")
+
+
+def test_several_tasks_count_pairs_and_name_them():
+    other = [[{**record, "task": "IMDB"} for record in of] for of in USUAL]
+    found = judged(report(*USUAL, *other, teachers={task: teachers() for task in ("SST-2", "IMDB")}), budgets=BUDGET)
+    assert found.answer.startswith("Plain fine-tuning keeps 2 of 2 pairs of task and defect.")
+    assert [line[0] for line in found.glance.lines] == ["SST-2: word", "IMDB: word"]
+    assert any("SST-2: word and IMDB: word" in one for one in found.advice)
+
+
+def test_what_lies_outside_of_the_budget_for_some_defects_is_told():
+    dear = of_defect("sentence", [PLAIN, records("remos 0.9", (10, 14, 8), acc=(150, 150, 150))])
+    found = answer(*USUAL, *dear)
+    assert "(of 1 of 2 more than the budget)" in found.answer
+    assert any("is shown to reduce what is kept of sentence" in one for one in found.advice)
+
+
+def test_what_cannot_be_said_of_the_recommended_start_is_told():
+    found = answer(PLAIN, RANDOM, records("remos 0.9", (10, 14, 8))[:2])
+    assert found.answer.endswith("removes none of them at the same accuracy; of 1 of them it cannot be said.")
+    somebody = answer(PLAIN, records("somebody's", (10, 14, 8)))
+    assert "Whether ReMoS was measured is not known" in somebody.answer
+
+
+@pytest.mark.parametrize(
+    ("several", "words"),
+    [
+        ([records("remos 0.9", (196, 197, 195))], "Take another teacher"),
+        ([records("remos 0.9", (96, 97, 95))[:2]], "Of some it cannot be said"),
+        ([], "Measure other starts"),
+    ],
+)
+def test_what_to_do_where_no_start_is_shown_to_help(several, words):
+    assert words in answer(PLAIN, *several).advice[0]
+
+
+def test_cells_say_themselves_what_the_budget_is_to_them():
+    dear = answer(PLAIN, records("remos 0.9", (10, 14, 8), acc=(150, 150, 150))).glance
+    assert dear.lines[0][-1].endswith("(over the budget)")
+    without = [[{**record, "dev_acc": None} for record in of] for of in (PLAIN, REMOS)]
+    assert answer(*without).glance.lines[0][-1].endswith("(budget not checked)")
+    assert "budget" not in answer(PLAIN, REMOS).glance.lines[0][-1]
+
+
+def test_a_reason_that_is_not_everyones_is_told_as_that():
+    mute = of_defect("sentence", [records("finetune", (0, 0, 0), acc=(100, 100, 100))])
+    few = [of[:2] for of in USUAL]
+    assert "(1 of 2; the others for other reasons)" in answer(*few, *mute).answer
+
+
+def test_whose_students_were_is_told_by_the_defect():
+    found = records("finetune", (90, 90, 90), flip=False)
+    assert any("the teacher as it is" in one and "poisoned" not in one for one in answer(found).limits)
+    assert any("that we poisoned" in one for one in answer(*USUAL).limits)
+
+
+def test_nothing_is_said_of_what_is_no_number():
+    broken = [{**record, "commonest": float("nan")} for record in PLAIN]
+    with pytest.raises(NonFiniteError, match="Record 0"):
+        answer(broken)
+    with pytest.raises(ValueError, match="but got none"):
+        judged(report(*USUAL), budgets=())

@@ -1,6 +1,6 @@
 import pytest
 
-from remos_hf.judging.kinds import FASTER, PLAIN, RANDOM, REMOS, REMOS_LAYER, ROWS, UNKNOWN, kind_of
+from remos_hf.judging.kinds import FASTER, MIXED, PLAIN, RANDOM, REMOS, REMOS_LAYER, ROWS, UNKNOWN, kind_of, kind_of_all
 from remos_hf.strategies import L2SP, STRATEGIES, Finetune, Random, Remos
 from remos_hf.strategies.composed import as_strategy
 
@@ -41,3 +41,12 @@ def test_every_strategy_of_the_package_has_a_kind_of_its_own():
     recipes = [cls(**({"slice_ratio": 0.9} if name in needs_ratio else {})) for name, cls in STRATEGIES.items()]
     kinds = [kind_of(made(one)) for one in recipes]
     assert len({one.key for one in kinds}) == len(kinds)
+
+
+def test_seeds_that_were_made_in_several_ways_are_of_no_kind():
+    one, other = {**made(Remos(0.9)), "slice_ratio": 0.9}, {**made(Remos(0.7)), "slice_ratio": 0.7}
+    assert kind_of_all([one, {**one, "seed": 3, "seconds": {"train": 2}}]) == REMOS
+    assert kind_of_all([one, other]) == MIXED
+    assert kind_of_all([made(Finetune()), made(Finetune(), 3.0)]) == MIXED
+    assert kind_of_all([{}, {}], reference=True) == PLAIN and kind_of_all([{}, {}]) == UNKNOWN
+    assert kind_of_all([{}, made(Remos(0.9))], reference=True) == MIXED

@@ -94,7 +94,7 @@ def test_a_rival_is_compared_at_equal_accuracy_alone():
     assert "56.3 points [39.4, 72.8] more than ReMoS" in text_of(said())
     assert "it is not told apart from ReMoS" in text_of(said(PLAIN, REMOS, records("random 0.9", (9, 14, 9))))
     far = text_of(said(PLAIN, REMOS, records("random 0.9", (9, 14, 9), acc=(150, 151, 150))))
-    assert "No student of a random reset is as accurate" in far
+    assert "No student of a random reset has the accuracy of ReMoS" in far
 
 
 # --- weights that were given ---

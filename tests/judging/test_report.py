@@ -253,3 +253,37 @@ def test_what_competed_is_told_once_for_all_students_that_share_it():
     report = DefectReport([record("remos", **made), record("remos", 1, **made), record("random", **made), record()])
     assert report.competing() == [f"{told} (remos, random)."]
     assert f"\n{told} (remos, random).\n" in report.to_markdown()
+
+
+def test_a_file_in_which_a_student_counts_twice_is_refused(tmp_path):
+    path = judging.report(*judging.USUAL).save(tmp_path / "report.json")
+    content = json.loads(path.read_text())
+    content["records"].append(content["records"][0])
+    path.write_text(json.dumps(content))
+    with pytest.raises(CorruptFileError, match="2 records of .*'word', 'finetune', 0.*one a seed"):
+        DefectReport.load(path)
+
+
+def test_a_file_whose_samples_are_cut_is_refused_when_it_is_read(tmp_path):
+    path = judging.report(*judging.USUAL).save(tmp_path / "report.json")
+    content = json.loads(path.read_text())
+    content["records"][0]["outcomes"]["right"] = "AAAA"
+    path.write_text(json.dumps(content))
+    with pytest.raises(CorruptFileError, match="Outcomes of 200 samples"):
+        DefectReport.load(path)
+
+
+HOSTILE = "a|b`<script>alert(1)</script>\n# big [l](http://e) \u202e\x1b[31m**”z “"
+
+
+@pytest.mark.parametrize("key", ["task", "defect", "student"])
+def test_no_name_becomes_markup_or_another_line_of_the_markdown(key):
+    several = [
+        [{**record, key: HOSTILE, "made": {} if key == "student" else record["made"]} for record in of]
+        if key != "student" or of is judging.REMOS
+        else of
+        for of in judging.USUAL
+    ]
+    text = judging.report(*several, missing={HOSTILE if key == "task" else "SST-2": 2}).to_markdown()
+    assert not any(bad in text.replace("\\](", "") for bad in ("<script", "\u202e", "\x1b", "]("))
+    assert not any(line.startswith("# ") for line in text.splitlines())

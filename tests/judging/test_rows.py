@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from remos_hf.evaluation.measures import Rate
 from remos_hf.evaluation.over_seeds import rate_over_seeds
-from remos_hf.judging.kinds import RANDOM, REMOS, TEACHER
+from remos_hf.judging.kinds import MIXED, RANDOM, REMOS, TEACHER
 from remos_hf.judging.rows import best_within, named_row, rows_of
 from tests.judging.reports import PLAIN, USUAL, made_of, records, report, teachers
 from tests.judging.reports import REMOS as SLICED
@@ -98,3 +98,17 @@ def test_reactivation_is_put_together_by_number_of_samples():
     (row,) = rows(records("finetune", (9, 9, 9), reactivation=curve))
     assert row["reactivation"][20].value == 0.5 and list(row["reactivation"]) == [0, 20]
     assert row["floor_reactivation"] == {} and named_row([row], "none") is None and made_of("x") == {}
+
+
+def test_the_teacher_of_given_students_is_the_one_that_was_given():
+    given = [{**record, "given": {"weights": None, "from": None}} for record in PLAIN]
+    both = {**teachers(), "given": teachers((20,), acc=(172,), clean=(172,))["word-0"]}
+    for several, value in ((given, 0.1), (PLAIN, 0.99)):
+        (section,) = report(several, taught=both).sections()
+        assert section.teacher["dir"].value == pytest.approx(value) and section.given == (several is given)
+
+
+def test_seeds_made_in_several_ways_have_no_way_of_making():
+    one, *others = SLICED
+    row = rows(PLAIN, [one, *({**record, "made": made_of("remos 0.7")} for record in others)])[1]
+    assert row["kind"] == MIXED and row["made"] == {} and rows(PLAIN, SLICED)[1]["made"] == made_of("remos 0.9")

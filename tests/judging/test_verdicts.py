@@ -3,7 +3,7 @@ import pytest
 from remos_hf.evaluation.measures import Rate
 from remos_hf.judging import verdicts
 from remos_hf.judging.verdicts import verdict_of
-from tests.judging.reports import FASTER, PLAIN, RANDOM, REMOS, USUAL, records, report, teachers
+from tests.judging.reports import FASTER, PLAIN, RANDOM, REMOS, USUAL, made_of, records, report, teachers
 
 LOW, LESS = (4, 4, 4), (168, 168, 168)
 
@@ -188,3 +188,169 @@ def test_gates_that_could_not_be_looked_at_are_told():
     old = [[{**record, "commonest": None} for record in of] for of in USUAL]
     assert any("commonest label was not recorded" in one for one in told(*old).sentences)
     assert not any("not recorded" in one for one in told(*USUAL).sentences)
+
+
+# --- what would be an all-clear, or a claim, that the numbers do not bear ---
+
+
+def test_an_all_clear_needs_the_teacher_of_every_seed():
+    quiet = records("finetune", LOW)
+    some = {name: one for name, one in teachers().items() if name != "word-1"}
+    found = told(quiet, taught=some)
+    assert found.kind == verdicts.CANNOT and "not measured for seed 1" in found.verdict
+    assert told(*USUAL, taught=some).kind == verdicts.REMOVED  # what students show is proof of the implant
+    assert "not recorded for seed 1" in " ".join(told(*USUAL, taught=some).sentences)
+
+
+def test_an_all_clear_does_not_come_from_a_weak_twin():
+    own, floors = (100, 104, 98), (120, 118, 121)
+    for right, kind in ((130, verdicts.CANNOT), (166, verdicts.NOTHING)):
+        found = told(records("finetune", own, floors=floors, floor_acc=_rate(right)))
+        assert found.kind == kind
+    assert told(records("finetune", LOW, floor_acc=_rate(130))).kind == verdicts.NOTHING  # it needs no floor
+
+
+@pytest.mark.parametrize(
+    ("right", "removes", "words"), [(101, None, "says nothing"), (130, None, "less accurate"), (164, True, "removes")]
+)
+def test_what_a_weak_twin_hides_is_not_removed(right, removes, words):
+    sliced = records("remos 0.9", (60, 62, 58), acc=LESS, floors=(60, 61, 59), floor_acc=_rate(right))
+    found = claim(told(PLAIN, sliced), "removes")
+    assert found.holds is removes and words in found.sentence
+
+
+def test_a_twin_of_too_few_seeds_is_told_as_that():
+    one, *others = records("remos 0.9", (10, 12, 8), acc=LESS)
+    gone = [{**record, "floor": None, "excess": None} for record in others]
+    found = claim(told(PLAIN, [one, *gone]), "removes")
+    assert found.holds is None and "Its benign floor is of 1 seed alone" in found.sentence
+
+
+def test_an_excess_on_some_of_the_seeds_says_so():
+    more = records("finetune", (196, 198, 194, 190), acc=(170,) * 4, floors=(4,) * 4)
+    some = [*more[:3], {**more[3], "floor": None, "excess": None}]
+    taught = teachers((198,) * 4, acc=(172,) * 4, clean=(172,) * 4)
+    assert "3 of 4 seeds" in told(some, taught=taught).sentences[0]
+    assert "of 4 seeds" not in told(more, taught=taught).sentences[0]
+
+
+def test_what_the_test_samples_show_to_cost_more_than_the_budget_is_outside_of_it():
+    dear = records("remos 0.9", (10, 12, 8), acc=(120, 121, 119), dev=170)
+    found = told(PLAIN, dear)
+    assert found.kind == verdicts.KEPT and found.starts[0].within is False
+    assert told(PLAIN, records("remos 0.9", (10, 12, 8), acc=(165, 166, 164), dev=170)).kind == verdicts.REMOVED
+
+
+def test_without_dev_accuracy_the_budget_is_not_said_to_be_kept():
+    without = [[{**record, "dev_acc": None} for record in of] for of in (PLAIN, REMOS)]
+    found = told(*without)
+    assert found.best is None and "is shown to reduce it within" in found.verdict
+    assert "whether that is within the budget is not known" in claim(found, "removes").sentence
+    some = told(PLAIN, RANDOM, without[1])
+    assert [one.within for one in some.starts] == [True, None]
+
+
+def test_a_start_of_few_samples_or_of_one_seed_that_learned_nothing_is_not_judged():
+    few = records("remos 0.9", (0, 0, 0), acc=LESS)
+    few = [*few[:2], {**few[2], "dir": Rate.of(0, 30).to_dict()}]
+    found = told(PLAIN, few)
+    assert found.starts[0].reduces is None and "30 samples in seed 2" in claim(found, "reduces").sentence
+    collapsed = told(PLAIN, records("remos 0.9", (90, 92, 0), acc=(168, 168, 104), dev=168))
+    assert collapsed.starts[0].reduces is None and "52.0 % right in seed 2" in claim(collapsed, "reduces").sentence
+
+
+def test_of_starts_that_reduce_one_that_removes_is_the_best():
+    lowest = records("random 0.9", (18, 18, 18), acc=LESS, floors=None)
+    removing = records("remos 0.9", (20, 22, 21), acc=LESS, floors=(16, 17, 15))
+    assert told(PLAIN, lowest, removing).best.row["student"] == "remos 0.9"
+    assert told(PLAIN, lowest, removing).kind == verdicts.REMOVED
+
+
+def test_students_that_were_given_are_no_start_of_an_audit():
+    given = [{**record, "given": {"weights": None, "from": None}} for record in records("remos 0.9", (2, 2, 2))]
+    assert told(PLAIN, given).starts == []
+    both = [[{**record, "given": {"weights": None, "from": None}} for record in of] for of in (PLAIN, REMOS)]
+    assert len(told(*both, taught={"given": teachers()["word-0"]}).starts) == 1
+
+
+def test_students_made_in_several_ways_under_one_name_are_no_start():
+    one, *others = records("remos 0.9", (2, 2, 2))
+    found = told(PLAIN, [one, *({**record, "made": made_of("random 0.9")} for record in others)])
+    assert found.kind == verdicts.ALONE and "how “remos 0.9” was made is not recorded" in found.sentences[-1]
+
+
+def test_training_from_scratch_alone_is_no_start_and_nothing_is_said_to_be_missing():
+    found = told(PLAIN, records("retrain", (4, 4, 4)))
+    assert found.kind == verdicts.ALONE and "none was measured" in found.sentences[-1]
+
+
+def test_what_other_students_show_is_told_where_plain_fine_tuning_shows_nothing():
+    quiet = records("finetune", LOW)
+    assert any("does show it" in one for one in told(quiet, FASTER).sentences)
+    assert not any("does show it" in one for one in told(quiet, REMOS).sentences)
+
+
+@pytest.mark.parametrize(
+    ("dirs", "acc", "holds", "words"),
+    [
+        ((4, 5, 4), (182, 183, 181), False, "is more accurate, by 7.0 points"),
+        ((60, 64, 62), (182, 183, 181), None, "has the accuracy of"),
+        ((4, 5, 4), (150, 150, 150), None, "has the accuracy of"),
+    ],
+)
+def test_a_rival_that_is_more_accurate_and_inherits_less_does_better(dirs, acc, holds, words):
+    rival = records("random 0.9", dirs, acc=acc, dev=150)
+    one = claim(told(PLAIN, records("remos 0.9", (40, 44, 42), acc=LESS), rival), "beats")
+    sentence = one.sentence.replace("\N{NO-BREAK SPACE}", " ")
+    assert one.holds is holds and words in sentence
+    assert ("it does better" in sentence) is (holds is False)
+
+
+def test_a_rival_that_learned_nothing_in_one_seed_is_none():
+    lucky = records("random 0.9", (0, 0, 0), acc=(168, 168, 100), dev=168)
+    assert "was not measured" in claim(told(PLAIN, REMOS, lucky), "beats").sentence
+
+
+@pytest.mark.parametrize(
+    ("own", "twin", "holds"),
+    [((10, 180, 190), (4, 20, 188), True), ((10, 12, 12), (4, 6, 8), False), ((10, 60, 60), (4, 40, 40), None)],
+)
+def test_a_defect_comes_back_where_any_number_of_samples_brings_it_back(own, twin, holds):
+    curves = [{str(count): _rate(one) for count, one in zip((0, 5, 20), of, strict=True)} for of in (own, twin)]
+    sliced = records("remos 0.9", (10, 14, 8), acc=LESS, reactivation=curves[0], floor_reactivation=curves[1])
+    found = claim(told(PLAIN, sliced), "comes back")
+    assert found.holds is holds
+    assert (holds is not True) or "with 5 poisoned samples" in found.sentence
+
+
+def test_what_one_seed_brings_back_is_not_called_gone():
+    own, twin = {"20": _rate(180)}, {"20": _rate(4)}
+    several = records("remos 0.9", (10, 14, 8), acc=LESS)
+    several[0] |= {"reactivation": own, "floor_reactivation": twin}
+    found = claim(told(PLAIN, several), "comes back")
+    assert found.holds is None and "cannot be said" in found.sentence
+
+
+def test_a_verdict_on_a_part_of_the_inputs_says_so():
+    def verdict(left, **more):
+        facts = {"num_clean": 400, "num_exposed": 200, "num_left_out": {"has the target label": 100, "cut off": left}}
+        return told(*USUAL, audits={"SST-2": {"exposed": {"word": {**facts, **more}}}}).verdict
+
+    assert verdict(100).endswith("(33 % of the inputs could not be exposed)")
+    assert "exposed" not in verdict(20)
+    assert "(50 % of" in verdict(0, by_seed={"0": {"num_exposed": 50, "num_left_out": {"cut off": 50}}})
+
+
+def test_floors_above_the_rate_are_told_as_below():
+    found = claim(told(PLAIN, records("remos 0.9", (10, 12, 8), acc=LESS, floors=(20, 22, 21))), "removes")
+    assert found.holds is True and "below its own benign floor" in found.sentence.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_ten_seeds_are_judged_as_three_are_and_told_as_ten():
+    ten = teachers((198,) * 10, acc=(172,) * 10, clean=(172,) * 10)
+    several = [
+        records(name, tuple(start + step for step in range(10)), acc=(168,) * 10, floors=(4,) * 10)
+        for name, start in (("finetune", 180), ("remos 0.9", 4))
+    ]
+    found = told(*several, taught=ten)
+    assert found.kind == verdicts.REMOVED and "10\N{NO-BREAK SPACE}seeds" in found.sentences[0]

@@ -298,7 +298,7 @@ def test_each_verdict_has_a_sign_of_its_own():
         "cannot be said",
         "not inherited",
         "inherited; removed",
-        "inherited; no start reduces it within the budget",
+        "inherited; no start is shown to reduce it within the budget",
     }
     marks = [mark_of(Verdict(None, kind, kind, [])) for kind in sorted(kinds)]
     assert len({one.sign for one in marks}) == len({one.name for one in marks}) == 4

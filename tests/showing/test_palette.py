@@ -7,7 +7,7 @@ from remos_hf.judging import kinds
 from remos_hf.showing import palette
 from remos_hf.showing.palette import kind_shown, looks_of
 
-KNOWN = [*{one for one in vars(kinds).values() if isinstance(one, kinds.Kind)} - {kinds.UNKNOWN}]
+KNOWN = [*{one for one in vars(kinds).values() if isinstance(one, kinds.Kind)} - {kinds.UNKNOWN, kinds.MIXED}]
 
 
 def test_the_palette_is_okabe_and_itos_and_each_color_reads_on_white():
@@ -42,6 +42,6 @@ def test_a_strategy_of_somebody_else_keeps_its_look_and_two_in_one_report_never_
 
 
 def test_students_whose_making_is_not_recorded_are_told_apart_by_their_names():
-    rows = [{"student": name, "kind": kinds.UNKNOWN} for name in ("theirs", "ours")]
+    rows = [{"student": "theirs", "kind": kinds.UNKNOWN}, {"student": "ours", "kind": kinds.MIXED}]
     assert [kind_shown(row) for row in rows] == [("student theirs", "theirs"), ("student ours", "ours")]
     assert kind_shown({"student": "whatever", "kind": kinds.REMOS}) == ("remos", "ReMoS")
