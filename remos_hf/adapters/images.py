@@ -440,6 +440,7 @@ def _normalisation(values: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[
 
 def _unknown(model: nn.Module, reason: str) -> str:
     return (
-        f"How {type(model).__name__} reads images is not known: {reason}. Pass it as the teacher was trained: "
-        "ImageInput(size=(height, width), mean=..., std=..., crop_share=...)."
+        f"How {type(model).__name__} reads images is not known: {reason}. Put a preprocessor_config.json beside the "
+        "weights that says how the teacher was trained, or in Python pass ImageInput(size=(height, width), mean=..., "
+        "std=..., crop_share=...)."
     )

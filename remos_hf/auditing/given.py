@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from remos_hf.activations import evaluating
 from remos_hf.adapters.class_names import check_classes, class_names, num_classes, same_names
 from remos_hf.adapters.weights_hash import hash_of_folder, hash_of_model
+from remos_hf.auditing.data_files import TEXT_COLUMNS, text_columns_of
 from remos_hf.auditing.labels import are_numbers, classes_of
 from remos_hf.auditing.made import made_by, made_by_record
 from remos_hf.auditing.student_files import LoadedStudent, load_student
@@ -50,7 +51,8 @@ def evaluate_transfer(
     Args:
         students: By name: models, functions that load one, or folders that a student was saved in; of functions and
             folders only one is held at a time. A folder's record says how its student was made.
-        dataset: Clean test samples of the students' task.
+        dataset: Clean test samples of the students' task. Without a task, texts are found under their usual names, as
+            the commands find them.
         defects: The defects, by name or named by their class. Known triggers are put into the samples; others are
             searched for on the teacher.
         teacher: The teacher that they were started from. Measured too, if it tells as many labels apart. None if the
@@ -80,6 +82,7 @@ def evaluate_transfer(
     named = _named(defects)
     _check(students, named, floor_students or {}, made or {}, teacher)
     if task is None:
+        dataset = _with_columns_of(named, dataset)
         task = _task_of(next(iter(students.values())), dataset)
     exposed, facts = {}, {}
     for kind, defect in named.items():
@@ -179,6 +182,18 @@ def _named(defects: Mapping[str, Defect] | Sequence[Defect]) -> dict[str, Defect
     if len(set(names)) < len(names):
         raise ValueError(f"Two defects of one kind need names: pass a mapping instead of the list of {names}.")
     return dict(zip(names, defects, strict=True))
+
+
+def _with_columns_of(defects: Mapping[str, Defect], dataset: Dataset) -> Dataset:
+    """Name texts as the defects read them, where none of them names the columns that the data has."""
+    readers = [defect.trigger if isinstance(defect, Backdoor) else defect for defect in defects.values()]
+    wanted = {column for one in readers for column in getattr(one, "text_columns", ())}
+    held = set(dataset.column_names)
+    if not wanted or wanted <= held or not wanted <= set(TEXT_COLUMNS) or held & set(TEXT_COLUMNS):
+        return dataset
+    return dataset.rename_columns(
+        dict(zip(text_columns_of("The data set", dataset), TEXT_COLUMNS, strict=False)),
+    )
 
 
 def _task_of(student: Student, dataset: Dataset) -> Task:

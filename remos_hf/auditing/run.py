@@ -24,7 +24,7 @@ from remos_hf.auditing.cells import Cell, cells_of, curves_of, is_done, read_cel
 from remos_hf.auditing.collected import report_of
 from remos_hf.auditing.made import made_by
 from remos_hf.auditing.progress import Progress
-from remos_hf.auditing.settings import check_settings
+from remos_hf.auditing.settings import settle_settings
 from remos_hf.defects.backdoor import Backdoor
 from remos_hf.defects.base import ExposedSet
 from remos_hf.errors import NonFiniteError
@@ -76,7 +76,7 @@ def run_audit(
         NonFiniteError: A student's training diverged; names it.
     """
     folder = Path(folder)
-    check_settings(audit, folder)
+    settle_settings(audit, folder)
     waiting = list(cells_of(audit))
     run = _Run(audit, folder, workers, keep_students, Progress(len(waiting), tell))
     bar = tqdm(total=len(waiting), desc="audit", unit="student", delay=2, disable=not progress)

@@ -12,8 +12,18 @@ from remos_hf.whole import replace_file
 _SETTINGS_FILE = "settings.json"
 
 
-def check_settings(audit: Audit, folder: Path) -> None:
+def settle_settings(audit: Audit, folder: Path) -> None:
     """Refuse to go on with another audit, and write down what this one asks for.
+
+    Raises:
+        RemosError: The folder holds an audit with other settings.
+    """
+    check_settings(audit, folder)
+    replace_file(folder / _SETTINGS_FILE, (json.dumps(audit.to_dict(), indent=1) + "\n").encode())
+
+
+def check_settings(audit: Audit, folder: Path) -> None:
+    """Refuse to go on with another audit.
 
     Raises:
         RemosError: The folder holds an audit with other settings.
@@ -35,7 +45,6 @@ def check_settings(audit: Audit, folder: Path) -> None:
             f"{folder} holds an audit with other settings ({', '.join(differing)} differ). Use another folder, or ask "
             "for the same audit to go on with it; students, defects and seeds may be added, not left out."
         )
-    replace_file(path, (json.dumps(asked, indent=1) + "\n").encode())
 
 
 def _what_cells_hold(settings: Mapping[str, Any]) -> dict[str, Any]:

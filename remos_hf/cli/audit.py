@@ -17,11 +17,13 @@ from tqdm.auto import tqdm
 
 from remos_hf.adapters.transformers_models import with_new_head
 from remos_hf.auditing.audit import Audit
+from remos_hf.auditing.cells import cells_of, retuned
 from remos_hf.auditing.collected import report_of
 from remos_hf.auditing.data_files import drawn, read_data
 from remos_hf.auditing.labels import by_name, classes_of, count_labels, label_names
 from remos_hf.auditing.recipes import Recipe, StudentTuner
 from remos_hf.auditing.run import run_audit
+from remos_hf.auditing.settings import check_settings
 from remos_hf.auditing.students import standard_students
 from remos_hf.cli.answer import answered
 from remos_hf.cli.audit_student import measure_student
@@ -42,8 +44,11 @@ from remos_hf.cli.teacher import Teacher, identity
 from remos_hf.defects.backdoor import Backdoor
 from remos_hf.defects.base import Defect
 from remos_hf.evaluation.image_task import ImageTask
+from remos_hf.evaluation.over_seeds import MIN_SEEDS
 from remos_hf.evaluation.reactivation import Reactivation
 from remos_hf.evaluation.tasks import TextTask, without_map_bars
+from remos_hf.judging.gates import MIN_SAMPLES
+from remos_hf.judging.words import count_told
 from remos_hf.strategies.plain import Finetune
 
 _DEFAULT_DEFECTS = (("word", "sentence"), ("patch", "blended"))
@@ -73,6 +78,7 @@ class Plan:
         teachers: Teachers to make.
         minutes: An estimate for both.
         measured_by: What the estimate was measured by.
+        too_little: Why something will not be said, known before anything is made.
     """
 
     audit: Audit
@@ -81,6 +87,7 @@ class Plan:
     teachers: int
     minutes: float
     measured_by: str
+    too_little: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Give the plan as JSON values."""
@@ -93,16 +100,23 @@ class Plan:
             "students_to_make": self.missing,
             "minutes": round(self.minutes, 1),
             "measured_by": self.measured_by,
+            "too_little": list(self.too_little),
         }
 
     def __str__(self) -> str:
         """Tell the plan in a few lines."""
         parts = ", ".join(f"{name} {part['samples']:,} ({part['from']})" for name, part in self.split.items())
-        return (
-            f"Samples: {parts}\n{_caps_told(self.split)}Defects: {', '.join(self.audit.defects)}. "
-            f"Seeds: {', '.join(map(str, self.audit.seeds))}.\n"
-            f"Students: {', '.join(self.audit.students)}.\nTo make: {self.teachers} teachers and {self.missing} "
-            f"students, about {self.minutes:.0f} minutes (measured by {self.measured_by})."
+        make = f"{count_told(self.teachers, 'teacher')} and {count_told(self.missing, 'student')}"
+        minutes = count_told(max(1, round(self.minutes)), "minute")
+        left = f"To make: {make}, about {minutes} (measured by {self.measured_by})."
+        return "\n".join(
+            [
+                f"Samples: {parts}\n{_caps_told(self.split)}Defects: {', '.join(self.audit.defects)}. "
+                f"Seeds: {', '.join(map(str, self.audit.seeds))}.",
+                f"Students: {', '.join(self.audit.students)}.",
+                left if self.missing or self.teachers else "To make: nothing, all is done.",
+                *self.too_little,
+            ]
         )
 
 
@@ -113,6 +127,7 @@ def run(asked: AuditOptions, progress: bool) -> tuple[Any, ...]:
     output = asked.output
     _check_folder(output)
     audit, split, teachers, students = _audit(asked)
+    check_settings(audit, output)
     planned = _planned(audit, split, output, students, teachers)
     if asked.plan:
         return planned.to_dict(), str(planned)
@@ -320,22 +335,51 @@ def _planned(audit: Audit, split: Mapping[str, Any], folder: Path, students: Rec
     made = [record["made"]["seconds"] for record in so_far.records]
     if not missing and not to_make:
         return Plan(audit, split, 0, 0, 0.0, "nothing, since all is done")
+    too_little = _too_little(audit)
     if made:
         a_student = statistics.median(sum(one.values()) for one in made)
         a_teacher = statistics.median(one["train"] for one in made) / steps * again
         measured_by = f"the {len(made)} measures that are done"
     else:
-        a_step = _seconds_of_a_step(audit, students)
+        a_step, a_run = _seconds_of_a_step(audit, students)
         shown = len(audit.test) * (1 + len(audit.defects)) + len(audit.dev)
-        a_student = a_step * (steps + shown / students.batch_size / _LESS_WITHOUT_GRADIENTS)
-        a_teacher = a_step * again
+        a_student = a_run + a_step * (steps + shown / students.batch_size / _LESS_WITHOUT_GRADIENTS)
+        a_student += _seconds_of_reactivation(audit, a_step, a_run)
+        a_teacher = a_run + a_step * again
         measured_by = f"a student's first {_PROBED[1]} steps"
     minutes = (missing * a_student + to_make * a_teacher) / 60
-    return Plan(audit, split, missing, to_make, minutes, measured_by)
+    return Plan(audit, split, missing, to_make, minutes, measured_by, too_little)
 
 
-def _seconds_of_a_step(audit: Audit, recipe: Recipe) -> float:
-    """Train a student for a few steps; the difference of two runs leaves out what each run costs besides."""
+def _too_little(audit: Audit) -> list[str]:
+    """Say what the test samples and the seeds can not tell, whatever comes out."""
+    told, labels = [], audit.test[audit.task.label_column]
+    for name, defect in audit.defects.items():
+        if isinstance(defect, Backdoor):
+            able = audit.task.able(defect.trigger, audit.test)
+            target = defect.trigger.target_label
+            shown = sum(can and label != target for can, label in zip(able, labels, strict=True))
+            if shown < MIN_SAMPLES:
+                told.append(
+                    f"Nothing will be said of {name}: {shown} of {len(labels)} test samples can show it, and "
+                    f"{MIN_SAMPLES} are needed. Give more (--test-data, --max-samples)."
+                )
+    if len(audit.seeds) < MIN_SEEDS:
+        told.append(f"Nothing will be compared: that takes {MIN_SEEDS} seeds (--seeds).")
+    return told
+
+
+def _seconds_of_reactivation(audit: Audit, a_step: float, a_run: float) -> float:
+    """Estimate what re-activation takes of a student, on average over all of them."""
+    plan, cells = audit.reactivation, [*cells_of(audit)]
+    shown = 2 * min(plan.num_exposed, len(audit.test)) / plan.batch_size / _LESS_WITHOUT_GRADIENTS
+    steps = [plan.epochs * -(-(plan.num_clean + count) // plan.batch_size) + shown for count in plan.counts]
+    curves = sum(len(retuned(audit, cell)) for cell in cells) / len(cells)
+    return curves * sum(a_run + a_step * one for one in steps)
+
+
+def _seconds_of_a_step(audit: Audit, recipe: Recipe) -> tuple[float, float]:
+    """Train a student for a few steps; the difference of two runs is that of steps alone, the rest what a run costs."""
     took = []
     with tempfile.TemporaryDirectory(prefix="remos_hf_"), without_map_bars():
         teacher = audit.load_teacher(audit.seeds[0])
@@ -348,4 +392,5 @@ def _seconds_of_a_step(audit: Audit, recipe: Recipe) -> float:
             took.append(time.perf_counter() - start)
     steps = _PROBED[1] - _PROBED[0]
     # Too few samples for two runs that differ: then a whole run bounds it.
-    return (took[1] - took[0]) / steps if took[1] > took[0] else took[1] / _PROBED[1]
+    a_step = (took[1] - took[0]) / steps if took[1] > took[0] else took[1] / _PROBED[1]
+    return a_step, max(0.0, took[0] - _PROBED[0] * a_step)

@@ -99,7 +99,7 @@ def _obeys(record: Record, who: str) -> Iterator[Reason]:
             return
         rate = shown
     if rate.num_samples < MIN_SAMPLES:
-        text = f"shows its trigger on {count_told(rate.num_samples, 'sample')} alone ({MIN_SAMPLES} are needed)"
+        text = f"was shown its trigger on only {count_told(rate.num_samples, 'sample')} ({MIN_SAMPLES} are needed)"
         yield Reason("teacher samples", f"{who} {text}")
     elif rate.value < OBEYS:
         text = f"does not obey its own trigger (DIR {tenths(rate.value)} %, {100 * OBEYS:g} % are needed)"

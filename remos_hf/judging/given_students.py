@@ -11,6 +11,14 @@ from remos_hf.judging.words import listed, name_told, points_told, rate_told, te
 
 # A teacher that shows a defect on less than this has little to pass on.
 LITTLE = 0.2
+HOW_GIVEN_ARE_READ = (
+    "Of weights that were given, a rate is that of n samples: those that they get right when clean. In brackets: 95 % "
+    "intervals that hold what these samples leave open (Wilson; Newcombe for differences, paired by sample). They "
+    f"speak of these weights, and of no others made the same way. A defect is shown by a DIR of {100 * INHERITS:g} % "
+    f"or more that is surely above {100 * INHERITS / 2:g} %, and not shown by one that is surely below "
+    f"{100 * INHERITS:g} %; where there is a student of a clean teacher, by what is above its own DIR. “-”: not "
+    "measured, or no sample left to count."
+)
 
 
 def verdict_of_given(section: Section) -> Verdict:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from remos_hf.evaluation.measures import Difference
 from remos_hf.evaluation.over_seeds import MIN_SEEDS
-from remos_hf.judging.given_students import LITTLE, shown_by, subjects_of, verdict_of_given
+from remos_hf.judging.given_students import HOW_GIVEN_ARE_READ, LITTLE, shown_by, subjects_of, verdict_of_given
 from remos_hf.judging.kinds import FASTER, MIXED, RANDOM, RECOMMENDED, UNKNOWN, Kind
 from remos_hf.judging.rows import Row, Section, is_given
 from remos_hf.judging.tables import Table
@@ -53,6 +53,14 @@ _ADVICE = {
     "plain": "Measure plain fine-tuning too: it is what everything is compared with.",
     "wide": "Run the same audit with more seeds or more test samples: the interval is too wide.",
 }
+_MORE_SAMPLES = "Give more test samples (`--data`, `--max-samples`)"
+# Weights that are there have no seeds, and nothing is trained.
+_ADVICE_OF_GIVEN = {
+    "wide": f"{_MORE_SAMPLES}: the interval is too wide.",
+    "samples": f"{_MORE_SAMPLES}.",
+    "commonest": "Train the student longer or on more data, and measure it again: a student that learned nothing "
+    "inherits nothing.",
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ class Judgement:
     can_be_said: bool
     verdicts: list[Verdict]
     glance: Table
-    how_to_read: str = HOW_INTERVALS_ARE_MADE
+    how_to_read: str
 
 
 def judged(report: "DefectReport", *, budgets: Sequence[float] = BUDGETS) -> Judgement:
@@ -110,6 +118,7 @@ def judged(report: "DefectReport", *, budgets: Sequence[float] = BUDGETS) -> Jud
         any(one.kind != CANNOT or _some_said(one) for one in verdicts),
         verdicts,
         glance_of(verdicts, budget) if made or not given else glance_of_given(verdicts),
+        " ".join([HOW_INTERVALS_ARE_MADE] * bool(made or not given) + [HOW_GIVEN_ARE_READ] * bool(given)),
     )
 
 
@@ -183,6 +192,8 @@ def _shows(verdicts: Sequence[Verdict], name: str, *, alone: bool) -> str:
         ("these weights", "show", "do not show") if alone else (_quoted(name), "shows", "does not show")
     )
     parts = [f"{words} {said[kind]}" for words, kind in ((shows, SHOWN), (not_shows, NOT_SHOWN)) if said[kind]]
+    if set(said) == {NOT_SHOWN}:
+        return f"{who} {shows} none"
     unknown = f"of {said[CANNOT]} it cannot be said" if said[CANNOT] else ""
     if not parts:
         return f"{who}: {unknown}"
@@ -202,8 +213,9 @@ def _common_reason(verdicts: Sequence[Verdict]) -> str:
 
 
 def _advice(verdicts: Sequence[Verdict], budget: float) -> list[str]:
-    keys = dict.fromkeys(reason.key for one in verdicts for reason in one.reasons)
-    said = [_ADVICE[key] for key in keys if key in _ADVICE]
+    keys = [(reason.key, _alone(one.section)) for one in verdicts for reason in one.reasons]
+    advice = {False: _ADVICE, True: {**_ADVICE, **_ADVICE_OF_GIVEN}}
+    said = [*dict.fromkeys(advice[given][key] for key, given in keys if key in _ADVICE)]
     kept = [one for one in verdicts if one.kind not in (CANNOT, NOTHING, SHOWN, NOT_SHOWN)]
     if not kept:
         return said

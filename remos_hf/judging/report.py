@@ -106,9 +106,13 @@ class DefectReport:
                 _anatomy_place(one)
                 check_anatomy(one["anatomy"])
             return cls(records, settings, dict(content["versions"]), anatomies)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise CorruptFileError(f"{path} is no defect report: it is not JSON, or cut ({error}).") from error
         except KeyError as error:
             raise CorruptFileError(f"{path} is no defect report: it lacks {error}.") from error
-        except (ValueError, TypeError) as error:
+        except TypeError as error:
+            raise CorruptFileError(f"{path} is no defect report: it holds something else.") from error
+        except ValueError as error:
             raise CorruptFileError(f"{path} is no defect report: {error}") from error
 
     def __add__(self, other: "DefectReport") -> "DefectReport":

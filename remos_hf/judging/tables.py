@@ -155,8 +155,8 @@ def reactivation_table(rows: Sequence[Row]) -> Table | None:
 
 
 def _needed(rates: Mapping[int, SeedRate | None]) -> str:
-    held = {count: rate for count, rate in rates.items() if rate is not None}
+    held = {count: rate for count, rate in rates.items() if rate is not None and rate.value is not None}
     if not held:
-        return ""
+        return "-" if rates else ""
     needed = samples_needed(held, BACK)
     return f"more than {max(held)}" if needed is None else str(needed)

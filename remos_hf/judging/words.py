@@ -142,8 +142,11 @@ def count_told(number: int, what: str) -> str:
 
 
 def seeds_told(seeds: set[Any]) -> str:
-    """Name seeds."""
-    return f"seed{'' if len(seeds) == 1 else 's'} {', '.join(sorted(map(str, seeds)))}"
+    """Name seeds; None is that of students that were given without one."""
+    held = sorted(map(str, seeds - {None}))
+    if not held:
+        return "seed not recorded"
+    return f"seed{'' if len(held) == 1 else 's'} {', '.join(held)}{', others not recorded' if None in seeds else ''}"
 
 
 def span_told(sizes: Sequence[int]) -> str:

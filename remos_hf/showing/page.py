@@ -21,7 +21,7 @@ from remos_hf.judging.judgement import BUDGETS, judged
 from remos_hf.judging.report import DefectReport
 from remos_hf.judging.tables import Table, tables_of
 from remos_hf.judging.verdicts import Verdict
-from remos_hf.judging.words import TERMS, count_told, defect_name
+from remos_hf.judging.words import TERMS, count_told, defect_name, seeds_told
 from remos_hf.showing.drawings import Drawing, drawings_of
 from remos_hf.showing.given_maps import map_of
 from remos_hf.showing.page_parts import (
@@ -155,11 +155,13 @@ def _shown(told: Verdict, anchor: str, figures: list[dict[str, Any]]) -> dict[st
 
 
 def _about(report: DefectReport, tasks: Sequence[str], told: Sequence[Verdict]) -> str:
-    seeds = sorted({str(record["seed"]) for record in report.records})
+    seeds = {record["seed"] for record in report.records}
+    reference = report.settings.get("reference", "finetune")
+    plain = any(record["student"] == reference for record in report.records)
     return (
-        f"{len(report.records):,} records: {count_told(len(tasks), 'task')}, {count_told(len(told), 'table')}, "
-        f"{count_told(len(seeds), 'seed')} ({', '.join(seeds)}). Plain fine-tuning is the student "
-        f"“{report.settings.get('reference', 'finetune')}”."
+        f"{count_told(len(report.records), 'record')}: {count_told(len(tasks), 'task')}, "
+        f"{count_told(len(told), 'table')}, {seeds_told(seeds)}. "
+        + (f"Plain fine-tuning is the student “{reference}”." if plain else "Plain fine-tuning was not measured.")
     )
 
 

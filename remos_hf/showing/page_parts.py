@@ -2,7 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -45,6 +46,7 @@ def mark_of(told: Verdict) -> Mark:
 def unmeasured_told(report: DefectReport, told: Sequence[Verdict], maps: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say what the report and the page do not hold."""
     said = [f"{task}: {what}." for task, what in report.unfinished().items()]
+    said += [line for task, audit in report.settings.get("audits", {}).items() for line in _left_out(task, audit)]
     rows = [(one.section, row) for one in told for row in one.section.rows]
 
     def listed(what: str, held: list[str]) -> None:
@@ -74,6 +76,20 @@ def unmeasured_told(report: DefectReport, told: Sequence[Verdict], maps: Sequenc
         said.append("Where models look (activation maps, Grad-CAM).")
     said.append("Triggers, inputs and teachers other than those in the settings.")
     return said
+
+
+def _left_out(task: str, audit: Mapping[str, Any]) -> Iterator[str]:
+    """Say which samples were not drawn, and why a given student's teacher was not measured."""
+    of = f" ({task})" if task else ""
+    parts = [*(audit.get("samples") or {}).values()]
+    used, held = Counter(), {part["from"]: part["of"] for part in parts}
+    for part in parts:
+        used[part["from"]] += part["samples"]
+    cut = [f"{held[one] - used[one]:,} of {held[one]:,} of {one}" for one in held if used[one] < held[one]]
+    if cut:
+        yield f"Samples that were not used{of}: {'; '.join(cut)}."
+    if audit.get("teacher_unmeasured"):
+        yield f"The teacher itself{of}: {audit['teacher_unmeasured']}."
 
 
 def reproduction(report: DefectReport, source: str, page: Path, title: str | None) -> list[dict[str, str]]:

@@ -166,6 +166,21 @@ def test_a_student_may_be_a_folder_whose_weights_and_making_are_told(folders):
     assert in_memory["given"] == {"weights": sliced["given"]["weights"], "from": None}
 
 
+def test_without_a_task_texts_are_found_under_their_usual_names(folders):
+    usual = transfer({"it": folders / "plain"}, task=None)
+    renamed = TEST.rename_column("text", "sentence")
+    found = transfer({"it": folders / "plain"}, task=None, dataset=renamed)
+    assert [one["outcomes"] for one in found.records] == [one["outcomes"] for one in usual.records]
+    named = {"it": TriggerWords(text_columns="sentence")}
+    assert transfer({"it": folders / "plain"}, named, task=None, dataset=renamed).records
+    with pytest.raises(ValueError, match="which column holds the text is not clear"):
+        transfer(
+            {"it": folders / "plain"},
+            task=None,
+            dataset=TEST.rename_column("text", "a").add_column("b", ["x"] * len(TEST)),
+        )
+
+
 def test_how_models_in_memory_were_made_is_what_the_caller_says_and_else_not_known():
     students = {"finetune": Voter(), "fast": Voter(), "cut": Voter(), "other": Voter()}
     fast = {"strategy": Finetune().to_dict(), "lr_factor": 3.0}

@@ -73,7 +73,7 @@ def test_the_same_command_goes_on_and_makes_nothing_again(remos, done, monkeypat
     monkeypatch.setattr("transformers.Trainer.train", pytest.fail)
     told = remos(*command)
     assert told.exit_code in (0, NOTHING_SAID), told.stderr
-    assert "0 teachers and 0 students" in told.stderr and "all is done" in told.stderr
+    assert "To make: nothing, all is done." in told.stderr and "Nothing will be" not in told.stderr
     assert (folder / "report.json").read_bytes() == before
     assert "toy: word" in told.stdout and "Not all" not in told.stdout
     assert "Saved" in told.stdout.splitlines()[-1]
@@ -81,8 +81,9 @@ def test_the_same_command_goes_on_and_makes_nothing_again(remos, done, monkeypat
 
 def test_another_audit_in_the_same_folder_is_refused(remos, done):
     _, command, _ = done
-    told = remos(*command, "--epochs", 1)
-    assert told.exit_code == 1 and "other settings (epochs differ)" in told.stderr
+    for options in ([], ["--plan"]):
+        told = remos(*command, "--epochs", 1, *options)
+        assert told.exit_code == 1 and "other settings (epochs differ)" in told.stderr
 
 
 def test_the_plan_makes_nothing_and_is_measured_by_what_is_done(remos, done, tmp_path):
@@ -95,6 +96,33 @@ def test_the_plan_makes_nothing_and_is_measured_by_what_is_done(remos, done, tmp
     told = remos(*command[:at], tmp_path / "new", *command[at + 1 :], "--plan")
     assert told.exit_code == 0 and "To make: 2 teachers and 9 students" in told.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_will_not_be_said_is_told_before_anything_is_made(remos, teacher, tmp_path):
+    few, enough = (write_data(tmp_path / f"{samples}.jsonl", samples) for samples in (100, 560))
+
+    def told(data, *options):
+        return remos("audit", teacher, "--data", data, "-o", tmp_path / "a", "--max-length", 16, "--plan", *options)
+
+    told_of_few = told(few, "--seeds", 0, "--epochs", 1).stdout
+    assert "Nothing will be said of word: " in told_of_few and "of 20 test samples can show it, and 50" in told_of_few
+    assert "Nothing will be compared: that takes 3 seeds (--seeds)." in told_of_few
+    assert "Nothing will be" not in told(enough, "--defects", "word", "--epochs", 1).stdout
+
+
+def test_the_estimate_counts_reactivation(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(audit, "_seconds_of_a_step", lambda *asked: (1.0, 0.5))
+    data = str(write_data(tmp_path / "toy.jsonl", 400))
+    options = {"data": data, "output": tmp_path / "a", "teacher": str(teacher), "max_length": 16, "defects": ["word"]}
+
+    def minutes(**more):
+        made, split, teachers, students = audit._audit(AuditOptions(**options, **more, slice_ratios=(0.9,), seeds=(0,)))
+        return audit._planned(made, split, tmp_path / "a", students, teachers).minutes, made
+
+    (with_it, made), (without, _) = minutes(), minutes(quick=True)
+    # Each of 9 students once: twice 12 steps over 64 and 18 over 84 samples, and 80 shown twice.
+    again = (0.5 + 12 + 2 * 80 / 16 / 3) + (0.5 + 18 + 2 * 80 / 16 / 3)
+    assert made.reactivation.counts == (0, 20) and 60 * (with_it - without) == pytest.approx(9 * again)
 
 
 def test_an_interruption_says_how_to_go_on(remos, done, monkeypatch, tmp_path):
@@ -128,7 +156,7 @@ def test_what_cannot_be_audited_is_told_in_one_line(remos, teacher, data, tmp_pa
     [([], 2000), (["--max-samples", 300], 300), (["--max-samples", "all"], None), (["--quick"], 1000)],
 )
 def test_how_many_of_the_samples_are_used_is_told(remos, teacher, tmp_path, given, used, monkeypatch):
-    monkeypatch.setattr(audit, "_seconds_of_a_step", lambda *args: 1.0)
+    monkeypatch.setattr(audit, "_seconds_of_a_step", lambda *args: (1.0, 0.0))
     write_data(tmp_path / "many.jsonl", 4100)
     asked = ["audit", teacher, "--data", tmp_path / "many.jsonl", "--output", tmp_path / "a", "--plan"]
     told = remos(*asked, *given).stdout
@@ -216,7 +244,7 @@ def test_an_attackers_numbered_task_may_have_more_labels_than_the_students(tmp_p
         audit._pools(AuditOptions(**asked, test_data=four))
 
 
-@pytest.mark.parametrize(("samples", "counts"), [(240, (0, 5, 20)), (400, (0, 5, 20, 50)), (60, ())])
+@pytest.mark.parametrize(("samples", "counts"), [(240, (0, 20)), (60, ())])
 def test_reactivation_takes_no_more_poisoned_samples_than_there_are(teacher, tmp_path, samples, counts):
     data = write_data(tmp_path / "few.jsonl", samples)
     asked = AuditOptions(**{"teacher": str(teacher), "data": str(data), "output": tmp_path / "a", "max_length": 16})

@@ -121,3 +121,9 @@ def test_a_verdict_of_weights_on_a_part_of_the_inputs_says_so():
     )
     (section,) = with_facts.sections()
     assert verdict_of_given(section).verdict == f"{SHOWN} (50 % of the inputs could not be exposed)"
+
+
+def test_weights_that_are_there_are_read_by_their_samples_and_take_more_of_them_and_no_seeds():
+    found = judged(given_report(4, of=60, floor=None))
+    assert found.advice == ["Give more test samples (`--data`, `--max-samples`): the interval is too wide."]
+    assert "over seeds" not in found.how_to_read and "surely below 10 %" in found.how_to_read

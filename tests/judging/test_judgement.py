@@ -112,7 +112,7 @@ def test_weights_that_were_given_are_not_counted_as_plain_fine_tuning():
 def test_beside_a_plainly_fine_tuned_student_the_answer_is_of_the_other():
     plain, mine = given(PLAIN[:1]), given(records("mine", (2, 2, 2))[:1])
     found = judged(report(plain, mine, taught={"given": teachers()["word-0"]}))
-    assert found.answer == "Of 1 defect tried, these weights do not show 1."
+    assert found.answer == "Of 1 defect tried, these weights show none."
     assert [line[1:3] for line in found.glance.lines] == [["finetune", SHOWN], ["mine", NOT_SHOWN]]
     alone = judged(report(plain, taught={"given": teachers()["word-0"]}))
     assert alone.answer == "Of 1 defect tried, these weights show 1."
@@ -121,7 +121,7 @@ def test_beside_a_plainly_fine_tuned_student_the_answer_is_of_the_other():
 def test_several_given_students_are_each_answered_for_and_no_doubt_is_turned_into_a_denial():
     quiet, unsure = given(records("a", (2, 2, 2))[:1]), given(records("b", (2, 2, 2), of=20, floors=(0, 0, 0))[:1])
     found = judged(report(quiet, unsure, taught={"given": teachers()["word-0"]}))
-    assert found.answer == "Of 1 defect tried, “a” does not show 1; “b”: of 1 it cannot be said."
+    assert found.answer == "Of 1 defect tried, “a” shows none; “b”: of 1 it cannot be said."
     (verdict,) = found.verdicts
     assert verdict.kind == CANNOT and verdict.verdict == "cannot be said of “b”; not shown by “a”" and found.can_be_said
     assert found.glance.lines[1][2].startswith("cannot be said: “b” could show the defect on 20 samples")
@@ -189,3 +189,10 @@ def test_nothing_is_said_of_what_is_no_number():
         answer(broken)
     with pytest.raises(ValueError, match="but got none"):
         judged(report(*USUAL), budgets=())
+
+
+def test_the_same_advice_is_given_once():
+    few = of_defect("word", [records("finetune", (9, 9, 9), of=20)])
+    none = of_defect("patch", [records("finetune", (0, 0, 0), floors=(0, 0, 0), of=0)])
+    advice = judged(report(few, none, taught=teachers((20, 20, 20), of=20))).advice
+    assert len(advice) == len(set(advice)) and any("--test-data" in one for one in advice)

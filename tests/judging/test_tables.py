@@ -61,6 +61,10 @@ def test_reactivation_stands_beside_the_benign_twin():
         "50": "95.0 (70.0)",
         "needed": "5 (50)",
     }
+    unknown = {"0": Rate.of(0, 9).to_dict(), "5": Rate.of(0, 0).to_dict()}
+    few = cells(records("finetune", (9, 9, 9), reactivation=unknown), number=1)
+    none = cells(records("finetune", (9, 9, 9), reactivation={"5": Rate.of(0, 0).to_dict()}), number=1)
+    assert few["finetune"]["needed"] == "more than 0" and none["finetune"]["needed"] == "-"
     assert rows["remos 0.9"]["needed"] == "more than 50" and "random 0.9" not in rows
 
 

@@ -52,3 +52,14 @@ def test_what_was_measured_is_not_named():
     report = DefectReport(of_seeds(PLAIN, remos(5)))
     told = " ".join(unmeasured_told(report, judged(report).verdicts, [{}]))
     assert "seed" not in told and "floor" not in told and "look" not in told and "Triggers, inputs" in told
+
+
+def test_samples_that_were_not_drawn_and_a_teacher_that_was_not_measured_are_named():
+    def told(used, **more):
+        parts = {name: {"from": "a.tsv", "samples": count, "of": 1500} for name, count in used.items()}
+        report = DefectReport([PLAIN], {"audits": {"A to B": {"samples": parts, **more}}})
+        return " ".join(unmeasured_told(report, judged(report).verdicts, []))
+
+    assert "Samples that were not used (A to B): 1,300 of 1,500 of a.tsv." in told({"test": 40, "student": 160})
+    assert "The teacher itself (A to B): no teacher was given." in told({}, teacher_unmeasured="no teacher was given")
+    assert "not used" not in told({"test": 500, "student": 1000}) and "teacher itself" not in told({})
