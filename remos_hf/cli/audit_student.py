@@ -146,10 +146,8 @@ def _defects(
     names = asked.defects or described_defects(asked)
     known = SHOWN_IMAGE_DEFECTS if images else SHOWN_TEXT_DEFECTS
     if not names:
-        raise ValueError(
-            f"Say what the student is to be shown: a known trigger ({'--patch-place' if images else '--words'}), or "
-            f"--defects ({', '.join(known)})."
-        )
+        trigger = "" if images else "a known trigger (--words, --sentence), or "
+        raise ValueError(f"Say what the student is to be shown: {trigger}--defects ({', '.join(known)}).")
     target = target_of(asked, classes, images=images)
     if isinstance(task, TextTask):
         makers = defects_of_texts(asked, target, task.text_columns, max_length)

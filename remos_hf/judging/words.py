@@ -145,8 +145,8 @@ def seeds_told(seeds: set[Any]) -> str:
     """Name seeds; None is that of students that were given without one."""
     held = sorted(map(str, seeds - {None}))
     if not held:
-        return "seed not recorded"
-    return f"seed{'' if len(held) == 1 else 's'} {', '.join(held)}{', others not recorded' if None in seeds else ''}"
+        return "one model of each student"
+    return f"seed{'' if len(held) == 1 else 's'} {', '.join(held)}{', others without' if None in seeds else ''}"
 
 
 def span_told(sizes: Sequence[int]) -> str:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from remos_hf.judging.kinds import kind_of
+from remos_hf.judging.kinds import PLAIN, kind_of
 from remos_hf.sharing.card_measured import record_part
 from remos_hf.sharing.card_text import as_code, as_text, fenced_block, markdown_table
 from remos_hf.sharing.record import Sidecars
@@ -25,13 +25,22 @@ _WHY = {
     "Remos": "ReMoS keeps the weights that the task's own data covers and that the teacher did not make large, and "
     "resets the others before training. The idea: a defect needs weights of the teacher, and the task does not need "
     "all of them. Whether it holds here is what was measured below, or was not.",
-    "Finetune": "Nothing was sliced: this is plain fine-tuning, and every weight started as the teacher's. Nothing was "
-    "done against inheriting its defects. It is what others are compared with.",
+    "Finetune": "Every weight that was not reset started as the teacher's.",
     "Retrain": "Every weight was given up. Only the architecture is the teacher's.",
     "TopMagnitude": "The largest weights were reset, whatever the data. It is a comparison: ReMoS without coverage.",
     "MagPrune": "The smallest weights were reset, whatever the data. It is a comparison.",
     "Random": "Random weights were reset, whatever the data. It is the comparison that any rule has to beat.",
+    "L2SP": "L2-SP held the weights near the teacher's while they trained: it keeps what the teacher knows, its "
+    "defects included.",
 }
+_PLAIN = (
+    "Nothing was sliced: this is plain fine-tuning, and every weight started as the teacher's. Nothing was done "
+    "against inheriting its defects. It is what others are compared with."
+)
+_ROWS = (
+    "The embedding rows of tokens that the task's data never shows were reset: a trigger word that is one of them "
+    "loses what the teacher knew of it."
+)
 _TRAINED = {
     "learning_rate": "learning rate",
     "lr_scheduler": "its scheduler",
@@ -85,8 +94,11 @@ def described(record: Sidecars, task: str, learning_rate_factor: float = 1.0) ->
 def why(record: Sidecars) -> str:
     """Say what each part of the strategy does."""
     strategy = record_part(record, "strategy")
-    parts = [one.get("name") for one in strategy.get("strategies") or [strategy] if isinstance(one, Mapping)]
-    told = [_WHY[name] for name in parts if name in _WHY]
+    if kind_of({"strategy": strategy}) is PLAIN:
+        return _PLAIN
+    parts = [one for one in strategy.get("strategies") or [strategy] if isinstance(one, Mapping)]
+    told = [_WHY[one["name"]] for one in parts if one.get("name") in _WHY]
+    told += [_ROWS] if any(one.get("embedding_rows", "keep") != "keep" for one in parts) else []
     return " ".join(told) or "How it was started is what the strategy below says."
 
 
@@ -107,7 +119,7 @@ def slicing_facts(record: Sidecars) -> list[tuple[str, object]]:
     if sliced.get("tie_group", 1) > 1:
         facts.append(("tied at the threshold, cut together", f"{sliced['tie_group']:,} weights"))
     if coverage.get("criterion"):
-        facts.append(("coverage criterion", json.dumps(coverage["criterion"])))
+        facts.append(("coverage criterion", _named(coverage["criterion"])))
     if coverage.get("share_never_covered") is not None:
         facts.append(("neurons that no sample covered", f"{100 * coverage['share_never_covered']:.1f} %"))
     if record.config.get("embedding_rows_reset"):
@@ -117,6 +129,12 @@ def slicing_facts(record: Sidecars) -> list[tuple[str, object]]:
         facts.append(("adapters", f"{adapters.get('kind')}, {adapters.get('saved')}"))
     competing = record_part(record, "competing")
     return [*facts, *([("what competes", str(Account.from_dict(competing)))] if competing else [])]
+
+
+def _named(criterion: Mapping[str, Any]) -> str:
+    """Write a criterion by its name, with its settings where it has some."""
+    settings = [f"{key} {value}" for key, value in criterion.items() if key != "name"]
+    return f"{criterion.get('name')} ({', '.join(settings)})" if settings else str(criterion.get("name"))
 
 
 def training_facts(record: Sidecars) -> list[tuple[str, object]]:

@@ -198,12 +198,13 @@ def accuracy_figure(shown: Shown, defect: str | None = None, task: str | None = 
     figure = new_figure("Accuracy against DIR (upper left is better)", height)
     # The same scales everywhere, so that panels compare.
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    several_tasks = len({of for of, _ in panels}) > 1
+    several_tasks, floors = len({of for of, _ in panels}) > 1, False
     for number, (axes, ((of, name), rows)) in enumerate(zip(grid, panels.items(), strict=False)):
         _draw_points(axes, [row for row in rows if _has_point(row)], shown, with_ratios=len(panels) == 1)
         floor = next((row["floor"] for row in rows if row["student"] == shown.reference), None)
         if floor is not None and floor.value is not None:
             axes.axvline(floor.value, color="black", linestyle=":", linewidth=1.4)
+            floors = True
         axes.set_title("\n".join(_told_panel(f"{of}: {name}" if several_tasks else name, rows, columns)))
         if number % columns == 0:
             axes.set_ylabel("ACC (%)")
@@ -215,7 +216,8 @@ def accuracy_figure(shown: Shown, defect: str | None = None, task: str | None = 
     for look in legend.values():
         grid[0].plot([], [], color=look.colour, marker=look.marker, linestyle="none", label=_legend_name(look))
     grid[0].plot([], [], color=GREY, linewidth=5, alpha=0.35, label="Pareto front")
-    grid[0].plot([], [], color="black", linestyle=":", label="benign floor")
+    if floors:
+        grid[0].plot([], [], color="black", linestyle=":", label="benign floor")
     figure.legend(loc="outside lower left", ncols=2, columnspacing=1.0, handletextpad=0.5)
     return figure
 

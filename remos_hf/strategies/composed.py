@@ -1,5 +1,6 @@
 """Several strategies as one: they prepare in order, and what holds the student is nested."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,6 +9,9 @@ from torch import Tensor, nn
 
 from remos_hf.slicing.relevant_slice import RelevantSlice
 from remos_hf.strategies.base import Hold, Preparation, Run, Strategy
+from remos_hf.strategies.l2sp import L2SP
+from remos_hf.strategies.plain import Retrain
+from remos_hf.strategies.renofeation import Renofeation
 from remos_hf.strategies.slice_and_reset import SliceAndReset
 from remos_hf.strategies.student_data import StudentData
 
@@ -70,10 +74,25 @@ class Composed(Strategy):
             one.restart(student, data, relevant_slice if isinstance(one, SliceAndReset) else None)
 
     def hold(self, student: nn.Module, teacher: nn.Module) -> Hold | None:
-        """Nest what the parts hold the student by; None if none does."""
+        """Nest what the parts hold the student by; None if none does.
+
+        Warns if one of them pulls back what another gave up.
+        """
+        given_up = [type(one).__name__ for one in self.strategies if _gives_up(one)]
+        if given_up and any(isinstance(one, L2SP) for one in self.strategies):
+            warnings.warn(
+                f"L2SP pulls what {given_up[0]} gives up back to the teacher's values while the student trains, "
+                "defects included. Leave one of them out. (remos_hf)",
+                stacklevel=2,
+            )
         found = [one.hold(student, teacher) for one in self.strategies if one.holds]
         held = [one for one in found if one is not None]
         return _Nested(held) if held else None
+
+
+def _gives_up(strategy: Strategy) -> bool:
+    rows = getattr(strategy, "embedding_rows", "keep") != "keep"
+    return rows or isinstance(strategy, (SliceAndReset, Retrain, Renofeation))
 
 
 class _Nested(Hold):

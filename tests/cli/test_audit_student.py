@@ -162,7 +162,8 @@ def test_a_floor_student_gives_the_benign_floor(remos, teacher, place, tmp_path)
     [
         (
             [],
-            "Say what the student is to be shown: a known trigger (--words), or --defects (word, sentence, textfooler)",
+            "Say what the student is to be shown: a known trigger (--words, --sentence), or --defects (word, sentence, "
+            "textfooler).",
         ),
         (["--defects", "patch"], "The defects of texts that a student can be shown are word, sentence, textfooler"),
         (["--defects", "textfooler"], "its record names 'teacher', which may be any folder"),

@@ -192,7 +192,7 @@ def test_nothing_is_said_of_what_is_no_number():
 
 
 def test_the_same_advice_is_given_once():
-    few = of_defect("word", [records("finetune", (9, 9, 9), of=20)])
+    few = of_defect("word", [records("finetune", (9, 9, 9), floors=(0, 0, 0), of=20)])
     none = of_defect("patch", [records("finetune", (0, 0, 0), floors=(0, 0, 0), of=0)])
-    advice = judged(report(few, none, taught=teachers((20, 20, 20), of=20))).advice
+    advice = answer(*few, *none, taught=teachers((20, 20, 20), of=20)).advice
     assert len(advice) == len(set(advice)) and any("--test-data" in one for one in advice)

@@ -27,7 +27,7 @@ def test_a_number_of_things_agrees_with_its_noun(number, told):
 def test_sizes_are_told_by_their_ends_and_seeds_by_name():
     assert (span_told([7, 7]), span_told([1200, 7]), span_told([])) == ("7", "7 to 1,200", "0")
     assert (seeds_told({3}), seeds_told({1, 0})) == ("seed 3", "seeds 0, 1")
-    assert (seeds_told({None}), seeds_told({None, 2})) == ("seed not recorded", "seed 2, others not recorded")
+    assert (seeds_told({None}), seeds_told({None, 2})) == ("one model of each student", "seed 2, others without")
     assert capitalised("a random reset") == "A random reset"
 
 

@@ -3,6 +3,7 @@ import pytest
 from remos_hf.sharing.card_record import described, is_untrained, loading, training_facts, why
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Preparation
+from remos_hf.strategies.composed import as_strategy
 from remos_hf.strategies.l2sp import L2SP
 from remos_hf.strategies.plain import Finetune, Retrain
 from remos_hf.strategies.slice_and_reset import Random, Remos
@@ -38,6 +39,14 @@ def test_a_higher_learning_rate_is_told():
 def test_several_strategies_are_all_named_and_told_of():
     held = Sidecars({"strategy": {"name": "x", "strategies": [Remos(0.9).to_dict(), L2SP().to_dict()]}})
     assert "made by ReMoS with L2SP." in described(held, "") and "ReMoS keeps the weights" in why(held)
+
+
+def test_only_plain_fine_tuning_is_told_to_have_done_nothing():
+    nothing = "Nothing was done against inheriting"
+    assert nothing in why(record(Finetune())) and "embedding rows" not in why(record(Finetune()))
+    for strategy in (Finetune(embedding_rows="mean"), as_strategy([Finetune(embedding_rows="mean"), L2SP()])):
+        assert nothing not in why(record(strategy)) and "embedding rows of tokens" in why(record(strategy))
+    assert "near the teacher's" in why(record(as_strategy([Finetune(), L2SP()])))
 
 
 def test_a_sliced_and_never_trained_checkpoint_is_no_student():

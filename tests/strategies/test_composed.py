@@ -1,4 +1,5 @@
 import json
+import warnings
 from dataclasses import dataclass
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 
 from remos_hf.strategies.base import Hold, Strategy
 from remos_hf.strategies.composed import Composed, as_strategy, strategy_from_dict
+from remos_hf.strategies.l2sp import L2SP
 from remos_hf.strategies.plain import Finetune, Retrain
 from remos_hf.strategies.slice_and_reset import Random, Remos
 from tests import tiny
@@ -114,3 +116,14 @@ def test_a_list_that_holds_nothing_has_no_hold():
     nothing = Composed((Finetune(), Random(0.8)))
     assert not nothing.holds and nothing.hold(None, None) is None
     assert Composed((Random(0.8), Scaling(2.0))).holds
+
+
+@pytest.mark.parametrize(
+    ("other", "warned"),
+    [(Finetune(embedding_rows="mean"), True), (Random(0.5), True), (Retrain(), True), (Finetune(), False)],
+)
+def test_a_spring_to_the_teacher_beside_what_gives_weights_up_is_told(other, warned):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        as_strategy([other, L2SP()]).hold(tiny.bert(), tiny.bert())
+    assert [f"what {type(other).__name__} gives up back" in str(one.message) for one in told] == [True] * warned
