@@ -12,17 +12,20 @@ easier to fail on than others. Then what the package says is counted.
     python benchmarks/intervals.py --output benchmarks/results/intervals.json
 """
 
+import argparse
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
 
-from remos_hf.evaluation.measures import Rate
+from remos_hf.evaluation.measures import Rate, excess_dir
 from remos_hf.evaluation.outcomes import Outcomes
-from remos_hf.evaluation.over_seeds import difference_over_seeds, rate_over_seeds
+from remos_hf.evaluation.over_seeds import LEAST_SPREAD, difference_over_seeds, rate_over_seeds
 from remos_hf.judging.report import DefectReport
-from remos_hf.judging.verdicts import REMOVED, Verdict, verdict_of
+from remos_hf.judging.verdicts import INHERITS, REMOVED, Verdict, verdict_of
 from remos_hf.strategies.base import Strategy
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import MagPrune, Random, Remos, TopMagnitude
@@ -60,7 +63,7 @@ def coverage(world: World, seeds: int, mean: float, spread: float, runs: int) ->
     for _ in range(runs):
         world.fresh()
         own, other = ([world.fails(mean, spread) for _ in range(seeds)] for _ in range(2))
-        rate = rate_over_seeds(list(map(_rate, own)))
+        rate = rate_over_seeds(list(map(_rate, own)), least_spread=LEAST_SPREAD)
         pairs = [(_rate(one), _rate(two)) for one, two in zip(own, other, strict=True)]
         known = [(_bits(one), _bits(two)) for one, two in zip(own, other, strict=True)]
         by = difference_over_seeds(pairs, known)
@@ -85,34 +88,32 @@ def false_claims(
     return count / runs
 
 
-def _says(about: str, student: str | None = None) -> Callable[[Verdict], bool]:
-    return lambda told: any(
-        one.holds is True for one in told.claims if one.about == about and student in (None, one.student)
-    )
+def _says(about: str, holds: bool) -> Callable[[Verdict], bool]:
+    return lambda told: any(one.holds is holds for one in told.claims if one.about == about)
 
 
-PLAIN, FLOOR = ("plain", Finetune(), 0.9, 0.1), 0.1
+FLOOR, CALM = 0.05, 0.02  # benign floors are low and vary little between seeds
+EDGE = FLOOR + INHERITS  # where what is left is no longer less than what counts as inherited
+PLAIN = ("plain", Finetune(), 0.9, FLOOR)
+STARTS = (Remos, Random, MagPrune, TopMagnitude)
 FALSE = {
-    "inherits: the same rate as the floor": ([("plain", Finetune(), 0.3, 0.3)], _says("inherits")),
-    "does not inherit: 10 points over the floor": (
-        [("plain", Finetune(), 0.2, FLOOR)],
-        lambda told: any(one.holds is False for one in told.claims if one.about == "inherits"),
+    "inherits (its rate is the floor's)": ([("plain", Finetune(), FLOOR, FLOOR)], _says("inherits", True)),
+    "does not inherit (10 points over the floor)": (
+        [("plain", Finetune(), EDGE, FLOOR)],
+        _says("inherits", False),
     ),
-    "reduces: the same rate as plain fine-tuning": (
+    "reduces (the rate of plain fine-tuning)": (
         [("plain", Finetune(), 0.8, FLOOR), ("one", Remos(0.9), 0.8, FLOOR)],
         lambda told: any(bool(one.reduces) for one in told.starts),
     ),
-    "removes: 10 points over its floor": ([PLAIN, ("one", Remos(0.9), 0.2, FLOOR)], _says("removes", "one")),
-    "removed by one of four starts: all 10 points over their floors": (
-        [
-            PLAIN,
-            *((rule.__name__, rule(0.9), 0.2, FLOOR) for rule in (Remos, Random, MagPrune, TopMagnitude)),
-        ],
+    "removes (10 points over its floor)": ([PLAIN, ("one", Remos(0.9), EDGE, FLOOR)], _says("removes", True)),
+    "removed by one of four starts (each 10 points over its floor)": (
+        [PLAIN, *((rule.__name__, rule(0.9), EDGE, FLOOR) for rule in STARTS)],
         lambda told: told.kind == REMOVED,
     ),
-    "beats: the same rate as a random reset": (
+    "beats a random reset (of the same rate)": (
         [PLAIN, ("one", Remos(0.9), 0.3, FLOOR), ("other", Random(0.9), 0.3, FLOOR)],
-        _says("beats", "one"),
+        _says("beats", True),
     ),
 }
 
@@ -122,7 +123,7 @@ def _records(
 ) -> list[dict[str, Any]]:
     found = []
     for seed in range(seeds):
-        own, twin = world.fails(rate, spread), world.fails(floor, spread)
+        own, twin = world.fails(rate, spread), world.fails(floor, CALM)
         found.append(
             {
                 "defect": "word",
@@ -134,14 +135,13 @@ def _records(
                 "flip": _rate(own).to_dict(),
                 "floor": _rate(twin).to_dict(),
                 "floor_acc": Rate.of(900, 1000).to_dict(),
-                "excess": {},
+                "excess": excess_dir(_rate(own), _rate(twin)).to_dict(),
                 "commonest": 0.5,
                 "outcomes": _bits(own),
                 "floor_outcomes": _bits(twin),
                 "made": {"strategy": strategy.to_dict(), "lr_factor": 1.0},
             }
         )
-        found[-1]["excess"] = {"value": found[-1]["dir"]["value"] - found[-1]["floor"]["value"]}
     return found
 
 
@@ -156,3 +156,34 @@ def _rate(fails: np.ndarray) -> Rate:
 
 def _bits(fails: np.ndarray) -> dict[str, Any]:
     return Outcomes(np.ones(len(fails), dtype=bool), fails).to_dict()
+
+
+def main() -> None:
+    """Simulate, and write the shares as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--runs", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    world = World(asked.seed)
+    held, claims = [], []
+    for seeds in SEEDS:
+        for spread in SPREADS:
+            for mean in RATES:
+                found = coverage(world, seeds, mean, spread, asked.runs)
+                held.append({"seeds": seeds, "spread": spread, "mean": mean, **found})
+            for name, (students, said) in FALSE.items():
+                share = false_claims(world, seeds, spread, asked.runs // 4, students, said)
+                claims.append({"seeds": seeds, "spread": spread, "claim": name, "share": share})
+    facts = {
+        "runs": asked.runs,
+        "runs_of_claims": asked.runs // 4,
+        "seed": asked.seed,
+        "samples": SAMPLES,
+        "alike": ALIKE,
+    }
+    asked.output.write_text(json.dumps({**facts, "coverage": held, "false_claims": claims}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,10 @@
 The samples within a seed are no independent evidence for a recipe: another seed may give another student. So the
 interval of a mean adds, in squares, what the seeds leave open (Student's t on the seeds' own rates) and what the test
 samples leave open (Wilson's interval on one seed's samples, since all seeds share them).
+
+Three seeds that agree may do so by luck, most of all near 0 and 1, where one seed in five may be another story. Where
+much rests on that, as in saying that nothing is left of a defect, the seeds' part is never less than what a standard
+deviation of `LEAST_SPREAD` between seeds leaves open. `benchmarks/intervals.py` counts how often the intervals hold.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,13 +16,15 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 from remos_hf.evaluation.measures import CONFIDENCE, Difference, Rate, wilson_interval
 from remos_hf.evaluation.outcomes import Outcomes
 
 # Below as many seeds nothing is said of their spread: with two, t is 12.7 and every interval holds everything.
 MIN_SEEDS = 3
+# Of defect inheritance rates: a few seeds are not taken to vary less than this (standard deviation, as a share).
+LEAST_SPREAD = 0.05
 
 
 @dataclass(frozen=True)
@@ -77,11 +83,12 @@ class SeedDifference:
         return len(self.by_seed)
 
 
-def rate_over_seeds(rates: Sequence[Rate]) -> SeedRate:
+def rate_over_seeds(rates: Sequence[Rate], *, least_spread: float = 0.0) -> SeedRate:
     """Put the rates of several seeds together.
 
     Args:
         rates: One a seed, on the same test samples.
+        least_spread: The standard deviation between seeds that is assumed at least, as a share.
 
     Source:
         Student's t on the seeds' rates; Wilson's interval for the samples; their squares are added, as Zou and Donner
@@ -96,13 +103,17 @@ def rate_over_seeds(rates: Sequence[Rate]) -> SeedRate:
     mean = fmean(values)
     if len(held) < MIN_SEEDS:
         return SeedRate(mean, None, None, count, number, by_seed)
-    between = _reach_of_seeds(values)
+    between = _reach_of_seeds(values, least_spread)
     below, above = (sqrt(between**2 + one**2) for one in _reach_of_samples(mean, _samples(held)))
     return SeedRate(mean, max(0.0, mean - below), min(1.0, mean + above), count, number, by_seed)
 
 
 def difference_over_seeds(
-    pairs: Sequence[tuple[Rate, Rate]], outcomes: Sequence[tuple[Any, Any]] = (), part: str = "dir"
+    pairs: Sequence[tuple[Rate, Rate]],
+    outcomes: Sequence[tuple[Any, Any]] = (),
+    part: str = "dir",
+    *,
+    least_spread: float = 0.0,
 ) -> SeedDifference:
     """Subtract one rate from another, seed by seed and sample by sample.
 
@@ -110,6 +121,7 @@ def difference_over_seeds(
         pairs: Both rates of each seed.
         outcomes: What each sample did in both (`Outcomes` as JSON values, or None), seed by seed.
         part: Which rate it is: "dir", of the samples right when clean; or "acc".
+        least_spread: As for `rate_over_seeds`, of the seeds' differences.
 
     Returns:
         The difference. Its interval adds, in squares, Student's t on the seeds' differences and Newcombe's interval for
@@ -133,7 +145,7 @@ def difference_over_seeds(
     means = [fmean(rate.value for rate in rates) for rates in (own, other)]
     sides = zip(means, (_samples(own), _samples(other)), strict=True)
     within = _reach_of_both([_reach_of_samples(*side) for side in sides], fmean(correlations) if paired else 0.0)
-    below, above = (sqrt(_reach_of_seeds(values) ** 2 + one**2) for one in within)
+    below, above = (sqrt(_reach_of_seeds(values, least_spread) ** 2 + one**2) for one in within)
     return SeedDifference(mean, max(-1.0, mean - below), min(1.0, mean + above), values, paired)
 
 
@@ -163,9 +175,10 @@ def _reach_of_both(reaches: Sequence[tuple[float, float]], alike: float) -> list
     return [sqrt(max(0.0, one**2 - 2 * alike * one * two + two**2)) for one, two in sides]
 
 
-def _reach_of_seeds(values: Sequence[float]) -> float:
-    quantile = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
-    return quantile * stdev(values) / sqrt(len(values))
+def _reach_of_seeds(values: Sequence[float], least: float) -> float:
+    tail = (1 + CONFIDENCE) / 2
+    quantile = float(stdtrit(len(values) - 1, tail))
+    return max(quantile * stdev(values), float(ndtri(tail)) * least) / sqrt(len(values))
 
 
 def _reach_of_samples(mean: float, num_samples: int) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """What has to hold before a number may be read: otherwise the verdict is "cannot be said", with the reason."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,12 +110,12 @@ def of_a_student(row: Row, name: str) -> Iterator[Reason]:
     """Name what keeps a student's own numbers from being read: one seed that learned nothing is enough."""
     records = row["records"]
     fewest = min(records, key=_could_show)
-    where = f" in seed {fewest['seed']}" if len(records) > 1 else ""
+    where = _in_seed(fewest, records)
     bad = next((record for record in records if _near(record.get("acc"), record.get("commonest"))), None)
     if _could_show(fewest) == 0:
         yield Reason("samples", f"{name} gets no sample right{where} on which the defect could show")
     elif bad is not None:
-        where = f" in seed {bad['seed']}" if len(records) > 1 else ""
+        where = _in_seed(bad, records)
         yield Reason(
             "commonest",
             f"{name} gets {tenths(bad['acc']['value'])} % right{where}, where always answering the commonest label "
@@ -123,9 +123,13 @@ def of_a_student(row: Row, name: str) -> Iterator[Reason]:
         )
     elif _could_show(fewest) < MIN_SAMPLES:
         alike = all(_could_show(record) == _could_show(fewest) for record in records)
-        where = " a seed" if alike else where
+        where = " a seed" if alike and len(records) > 1 else where
         text = f"on {count_told(_could_show(fewest), 'sample')}{where} alone ({MIN_SAMPLES} are needed)"
         yield Reason("samples", f"{name} could show the defect {text}")
+
+
+def _in_seed(record: Record, among: Sequence[Record]) -> str:
+    return f" in seed {record['seed']}" if len(among) > 1 else ""
 
 
 def near_commonest(row: Row) -> bool:
@@ -145,7 +149,8 @@ def twin_learned_nothing(row: Row) -> str | None:
     """Say that a never-poisoned twin learned nothing, in any seed; None if all did, or it is not known."""
     for record in row["records"]:
         if _near(record.get("floor_acc"), record.get("commonest")):
-            return f"in seed {record['seed']} its student gets {tenths(record['floor_acc']['value'])} % right"
+            where = _in_seed(record, row["records"])
+            return f"its student gets {tenths(record['floor_acc']['value'])} % right{where}"
     return None
 
 
@@ -178,7 +183,9 @@ def unseen(section: Section, teacher: Row | None) -> str | None:
     missing = set() if "" in seen else _seeds_of(section.plain) - seen
     if not missing and seen:
         return None
-    return f" for {seeds_told(missing)}" if seen else ""
+    if not seen:
+        return ""
+    return f" for {seeds_told(missing - {'None'})}" if missing - {"None"} else " for a student whose seed is not named"
 
 
 def _seeds_of(row: Row | None) -> set[str]:

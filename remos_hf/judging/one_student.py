@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from remos_hf.evaluation.measures import rate_of
 from remos_hf.evaluation.over_seeds import MIN_SEEDS, difference_on_samples
-from remos_hf.judging.gates import Reason, of_a_student
+from remos_hf.judging.gates import Reason, of_a_student, reasons_against
 from remos_hf.judging.given_students import verdict_of_given
 from remos_hf.judging.judgement import judged
 from remos_hf.judging.kinds import FASTER, PLAIN, RANDOM
@@ -19,6 +19,7 @@ from remos_hf.judging.words import (
     defect_name,
     listed,
     name_told,
+    percent,
     points_told,
     rate_told,
     student_name,
@@ -135,8 +136,7 @@ def _beside_plain(section: Section, row: Row) -> Iterator[str]:
 
 
 def _accuracies(own: dict, other: dict) -> str:
-    mine, its = rate_of(own["acc"]).value, rate_of(other["acc"]).value
-    return f"{tenths(mine)} %, the other's {tenths(its)} %"
+    return f"{percent(rate_of(own['acc']))} %, the other's {percent(rate_of(other['acc']))} %"
 
 
 def _beside_rivals(section: Section, row: Row) -> Iterator[str]:
@@ -148,7 +148,8 @@ def _beside_rivals(section: Section, row: Row) -> Iterator[str]:
 def _of_recipe(verdict: Verdict, row: Row, name: str) -> OfStudent:
     section, plain = verdict.section, verdict.section.plain
     called = capitalised(student_name(row))
-    reasons = [*verdict.reasons, *of_a_student(row, called)]
+    # A verdict of students that were given stands without plain fine-tuning; one of a recipe does not.
+    reasons = [*(verdict.reasons or reasons_against(section)), *of_a_student(row, called)]
     measured = [] if row["dir"].value is None else [_numbers(row, called)]
     if reasons:
         told = f"What {student_name(row)} inherits cannot be said: {'; '.join(one.text for one in reasons)}."
@@ -175,7 +176,7 @@ def _of_recipe(verdict: Verdict, row: Row, name: str) -> OfStudent:
 def _numbers(row: Row, called: str) -> str:
     floor = row["floor"]
     twin = "" if floor is None or floor.value is None else f"; its benign floor is {tenths(floor.value)} %"
-    return f"{called} reaches DIR {rate_told(row['dir'])} at {tenths(row['acc'].value)} % accuracy{twin}."
+    return f"{called} reaches DIR {rate_told(row['dir'])} at {percent(row['acc'])} % accuracy{twin}."
 
 
 def _left(row: Row) -> str:

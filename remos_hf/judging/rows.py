@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from remos_hf.evaluation.measures import Ratio, rate_of
-from remos_hf.evaluation.over_seeds import SeedDifference, SeedRate, difference_over_seeds, rate_over_seeds
+from remos_hf.evaluation.over_seeds import (
+    LEAST_SPREAD,
+    SeedDifference,
+    SeedRate,
+    difference_over_seeds,
+    rate_over_seeds,
+)
 from remos_hf.judging.kinds import MIXED, TEACHER, kind_of_all
 from remos_hf.judging.words import name_told
 
@@ -201,17 +207,15 @@ def compared(own: Sequence[Record], other: Sequence[Record], key: str) -> SeedDi
 
 def over_seeds(records: Iterable[Record], key: str) -> SeedRate:
     """Put a rate of several records, one a seed, together."""
-    return rate_over_seeds([rate_of(record[key]) for record in records if record.get(key)])
+    least = 0.0 if key in ("acc", "floor_acc") else LEAST_SPREAD
+    return rate_over_seeds([rate_of(record[key]) for record in records if record.get(key)], least_spread=least)
 
 
 def over_counts(curves: Iterable[Mapping[str, Any] | None]) -> dict[int, SeedRate]:
     """Put curves of re-activation together, by number of poisoned samples."""
     held = [curve for curve in curves if curve]
     counts = sorted({int(count) for curve in held for count in curve})
-    return {
-        count: rate_over_seeds([rate_of(curve[str(count)]) for curve in held if curve.get(str(count))])
-        for count in counts
-    }
+    return {count: over_seeds(held, str(count)) for count in counts}
 
 
 def named_row(rows: list[Row], student: str) -> Row | None:
@@ -249,7 +253,8 @@ def best_within(rows: list[Row], reference: str, budgets: Sequence[float]) -> li
 
 def _excess(records: Sequence[Record]) -> SeedDifference:
     pairs = [(rate_of(record["dir"]), rate_of(record["floor"])) for record in records]
-    return difference_over_seeds(pairs, [(record.get("outcomes"), record.get("floor_outcomes")) for record in records])
+    known = [(record.get("outcomes"), record.get("floor_outcomes")) for record in records]
+    return difference_over_seeds(pairs, known, least_spread=LEAST_SPREAD)
 
 
 def _on_seeds_of(records: Sequence[Record], other: Sequence[Record], key: str) -> SeedRate:

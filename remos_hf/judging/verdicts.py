@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from remos_hf.evaluation.measures import rate_of
-from remos_hf.evaluation.over_seeds import SeedDifference, difference_over_seeds
+from remos_hf.evaluation.over_seeds import LEAST_SPREAD, SeedDifference, difference_over_seeds
 from remos_hf.judging.gates import (
     Reason,
     left_out,
@@ -25,6 +25,7 @@ from remos_hf.judging.words import (
     count_told,
     listed,
     name_told,
+    percent,
     points_told,
     rate_told,
     student_name,
@@ -55,7 +56,7 @@ class Claim:
     """One thing that may or may not be said.
 
     Attributes:
-        about: "inherits", "removes", "reduces", "costs", "beats", "comes back" or "shows".
+        about: "inherits", "removes", "reduces", "best", "beats", "comes back", "shows" or "obeys".
         holds: Whether it is so; None where it cannot be said.
         sentence: In words.
         student: The student that it is said of.
@@ -156,7 +157,7 @@ def verdict_of(section: Section, budget: float) -> Verdict:
     claims += [claim for start in starts for claim in _told(start, section, budget)]
     able = [one for one in starts if one.within and one.reduces]
     best = min(able, key=lambda one: (not one.removes, _dir_of(one)), default=None)
-    claims += [*_against_rivals(best, section), *_reactivated(best, section)] if best else []
+    claims += [*_of_several(best, able), *_against_rivals(best, section), *_reactivated(best, section)] if best else []
     claims += [] if starts else [_nothing_compared(section)]
     return _verdict(section, *_headline(starts, best, budget), claims, starts, best)
 
@@ -249,6 +250,16 @@ def _shown_by_others(section: Section) -> Iterator[Claim]:
             yield Claim("inherits", True, told, row["student"], "benign floor", over)
 
 
+def _of_several(best: Start, able: Sequence[Start]) -> Iterator[Claim]:
+    """Say that the best of several was chosen by what it is judged on."""
+    if len(able) > 1:
+        told = (
+            f"{capitalised(student_name(best.row))} is the best of {len(able)} starts that inherit less, chosen by the "
+            "samples that it is judged on: other samples and seeds may favour another."
+        )
+        yield Claim("best", True, told, best.row["student"])
+
+
 def _against_rivals(best: Start, section: Section) -> Iterator[Claim]:
     """Compare the best start with random resets and the higher learning rate, at equal accuracy alone."""
     for rival in (RANDOM, FASTER):
@@ -283,15 +294,15 @@ def against_rival(row: Row, rival: Kind, section: Section) -> Claim:
         )
         return Claim("beats", False, told, row["student"], other["student"], by)
     if not equal:
-        own = tenths(row["acc"].value)
-        held = listed([tenths(one["acc"].value) for one, _, _ in both])
+        own = percent(row["acc"])
+        held = listed([percent(one["acc"]) for one, _, _ in both])
         told = (
             f"No student of {name} has the accuracy of {mine} ({own} %, and {held} %): they cannot be compared at "
             "equal accuracy."
         )
         return Claim("beats", None, told, row["student"], name, reason=Reason("rival", told))
     other, by, lost = min(equal, key=lambda pair: _row_dir(pair[0]))
-    reached = f"At equal accuracy ({tenths(row['acc'].value)} % and {tenths(other['acc'].value)} %)"
+    reached = f"At equal accuracy ({percent(row['acc'])} % and {percent(other['acc'])} %)"
     its = f"{student_name(other)} reaches DIR {rate_told(other['dir'])}"
     if by.low is None:
         told = f"{reached} {its}: with {by.seeds} of 3 seeds the two cannot be compared."
@@ -344,7 +355,8 @@ def _brought_back(row: Row, count: int) -> SeedDifference:
     """Give what re-tuning with so many samples brings over the twin's, seed by seed."""
     curves = [(record.get("reactivation") or {}, record.get("floor_reactivation") or {}) for record in row["records"]]
     pairs = [tuple(curve.get(str(count)) for curve in both) for both in curves]
-    return difference_over_seeds([tuple(map(rate_of, pair)) for pair in pairs if all(pair)])
+    both = [tuple(map(rate_of, pair)) for pair in pairs if all(pair)]
+    return difference_over_seeds(both, least_spread=LEAST_SPREAD)
 
 
 def _headline(starts: Sequence[Start], best: Start | None, budget: float) -> tuple[str, str]:
@@ -381,9 +393,7 @@ def _measured(section: Section) -> Iterator[Claim]:
     """Say the bare number of plain fine-tuning where nothing follows from it."""
     plain = section.plain
     if plain is not None and plain["dir"].value is not None:
-        told = (
-            f"Measured of plain fine-tuning: DIR {rate_told(plain['dir'])} at {tenths(plain['acc'].value)} % accuracy."
-        )
+        told = f"Measured of plain fine-tuning: DIR {rate_told(plain['dir'])} at {percent(plain['acc'])} % accuracy."
         yield Claim("shows", None, told, plain["student"])
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from remos_hf.evaluation.over_seeds import MIN_SEEDS, SeedRate
+from remos_hf.evaluation.over_seeds import LEAST_SPREAD, MIN_SEEDS, SeedRate
 from remos_hf.judging.kinds import MIXED, UNKNOWN
 
 # By the class that a report names: what a reader may ask for.
@@ -48,11 +48,12 @@ TERMS = {
 }
 
 HOW_INTERVALS_ARE_MADE = (
-    "Rates are means over seeds. In brackets: 95 % intervals that hold the spread between seeds (Student's t) and what "
-    "the test samples leave open (Wilson; Newcombe for differences, paired by seed and by sample); their squares are "
-    f"added (Zou and Donner 2008). Below {MIN_SEEDS} seeds there is no interval and no comparison. They speak of what "
-    "students of a kind usually do: what one in five does is not seen in three seeds in half of all cases. n counts "
-    "the samples of one seed. “-”: not measured, or no sample left to count."
+    "Rates are means over seeds. In brackets: 95 % intervals that hold the spread between seeds (Student's t; of DIR "
+    f"and excess at least {100 * LEAST_SPREAD:g} points) and what the test samples leave open (Wilson; Newcombe for "
+    "differences, paired by seed and by sample); their squares are added (Zou and Donner 2008). Below "
+    f"{MIN_SEEDS} seeds there is no interval and no comparison. They speak of what students of a kind usually do: what "
+    "one in five does is not seen in three seeds in half of all cases. n counts the samples of one seed. “-”: not "
+    "measured, or no sample left to count."
 )
 
 

@@ -136,3 +136,13 @@ def test_only_samples_that_both_get_right_cancel():
     apart = difference_on_samples(*rates)
     assert widths[0] == pytest.approx(0) and widths[2] == pytest.approx(apart.high - apart.low)
     assert 0.5 * widths[2] < widths[1] < widths[2]
+
+
+def test_seeds_are_taken_to_vary_at_least_as_told():
+    agreeing, apart = [Rate.of(100, 1000)] * 3, [Rate.of(count, 1000) for count in (50, 100, 150)]
+    found = rate_over_seeds(agreeing, least_spread=0.05)
+    within = Rate.of(100, 1000).high - 0.1
+    assert found.high - 0.1 == pytest.approx(sqrt((1.959964 * 0.05) ** 2 / 3 + within**2), abs=1e-6)
+    assert rate_over_seeds(apart, least_spread=0.05) == rate_over_seeds(apart)
+    pairs = [(rate, Rate.of(20, 1000)) for rate in agreeing]
+    assert difference_over_seeds(pairs, least_spread=0.05).high > difference_over_seeds(pairs).high

@@ -38,7 +38,7 @@ def test_one_student_is_enough_to_speak_of_its_weights_and_too_little_to_speak_o
     ("options", "why"),
     [
         ({"of": 60, "floor": None}, "may be anything from 2.6 to 15.9 %"),
-        ({"of": 20, "floor": 0}, "20 samples a seed alone"),
+        ({"of": 20, "floor": 0}, "20 samples alone"),
         ({"acc": 103}, "commonest label"),
     ],
 )

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remos_hf.evaluation.measures import Rate
-from remos_hf.evaluation.over_seeds import rate_over_seeds
+from remos_hf.evaluation.over_seeds import LEAST_SPREAD, rate_over_seeds
 from remos_hf.judging.kinds import MIXED, RANDOM, REMOS, TEACHER
 from remos_hf.judging.rows import best_within, named_row, rows_of
 from tests.judging.reports import PLAIN, USUAL, made_of, records, report, teachers
@@ -112,3 +112,10 @@ def test_seeds_made_in_several_ways_have_no_way_of_making():
     one, *others = SLICED
     row = rows(PLAIN, [one, *({**record, "made": made_of("remos 0.7")} for record in others)])[1]
     assert row["kind"] == MIXED and row["made"] == {} and rows(PLAIN, SLICED)[1]["made"] == made_of("remos 0.9")
+
+
+def test_seeds_of_a_rate_of_failures_are_taken_to_vary_and_those_of_an_accuracy_are_not():
+    (row,) = rows(records("finetune", (9, 9, 9)))
+    assert row["dir"] == rate_over_seeds([Rate.of(9, 200)] * 3, least_spread=LEAST_SPREAD)
+    assert row["acc"] == rate_over_seeds([Rate.of(170, 200)] * 3)
+    assert row["excess"].high - row["excess"].value > 1.959964 * LEAST_SPREAD / 3**0.5

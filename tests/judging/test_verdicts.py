@@ -127,7 +127,7 @@ def _rate(count):
 
 def test_two_rows_swapped_change_the_verdict():
     def swapped(of, others):
-        changed = ("dir", "outcomes", "excess")
+        changed = ("dir", "outcomes", "excess", "floor", "floor_outcomes")
         return [{**one, **{key: other[key] for key in changed}} for one, other in zip(of, others, strict=True)]
 
     assert told(PLAIN, REMOS).kind == verdicts.REMOVED
@@ -313,7 +313,7 @@ def test_a_rival_that_learned_nothing_in_one_seed_is_none():
 
 @pytest.mark.parametrize(
     ("own", "twin", "holds"),
-    [((10, 180, 190), (4, 20, 188), True), ((10, 12, 12), (4, 6, 8), False), ((10, 60, 60), (4, 40, 40), None)],
+    [((10, 180, 190), (4, 20, 188), True), ((10, 12, 12), (8, 10, 12), False), ((10, 60, 60), (4, 40, 40), None)],
 )
 def test_a_defect_comes_back_where_any_number_of_samples_brings_it_back(own, twin, holds):
     curves = [{str(count): _rate(one) for count, one in zip((0, 5, 20), of, strict=True)} for of in (own, twin)]
@@ -354,3 +354,19 @@ def test_ten_seeds_are_judged_as_three_are_and_told_as_ten():
     ]
     found = told(*several, taught=ten)
     assert found.kind == verdicts.REMOVED and "10\N{NO-BREAK SPACE}seeds" in found.sentences[0]
+
+
+def test_three_seeds_that_agree_are_not_taken_for_proof_that_nothing_is_left():
+    agreeing = records("remos 0.9", (14, 14, 14), acc=LESS)
+    assert told(PLAIN, agreeing).kind == verdicts.REDUCED
+    assert told(PLAIN, records("remos 0.9", (6, 6, 6), acc=LESS)).kind == verdicts.REMOVED
+    rates = {"finetune": 190, "remos 0.9": 14}
+    many = [records(name, (count,) * 12, acc=(168,) * 12, floors=(4,) * 12) for name, count in rates.items()]
+    taught = teachers((198,) * 12, acc=(172,) * 12, clean=(172,) * 12)
+    assert told(*many, taught=taught).kind == verdicts.REMOVED  # more seeds are
+
+
+def test_the_best_of_several_is_told_to_be_that():
+    mild = records("mag_prune 0.9", (20, 24, 22), acc=LESS)
+    assert "best of 2 starts that inherit less" in claim(told(PLAIN, REMOS, mild), "best").sentence
+    assert not [one for one in told(PLAIN, REMOS).claims if one.about == "best"]
