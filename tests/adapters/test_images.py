@@ -421,7 +421,9 @@ def test_models_that_say_nothing_about_their_images_ask_for_it(tmp_path):
         named_model("owner/never-seen"),
         named_model("/gone/x"),
     ):
-        with pytest.raises(UnsupportedModelError, match=r"Pass it as the teacher was trained: ImageInput\("):
+        with pytest.raises(
+            UnsupportedModelError, match=r"Put a preprocessor_config.json beside the weights .*pass ImageInput\("
+        ):
             image_input_of(model)
     with pytest.raises(UnsupportedModelError, match="plain module"):
         image_input_of(nn.Linear(2, 2))
