@@ -157,7 +157,8 @@ def verdict_of(section: Section, budget: float) -> Verdict:
     claims += [claim for start in starts for claim in _told(start, section, budget)]
     able = [one for one in starts if one.within and one.reduces]
     best = min(able, key=lambda one: (not one.removes, _dir_of(one)), default=None)
-    claims += [*_of_several(best, able), *_against_rivals(best, section), *_reactivated(best, section)] if best else []
+    if best is not None:
+        claims += [*_of_several(best, starts), *_against_rivals(best, section), *_reactivated(best, section)]
     claims += [] if starts else [_nothing_compared(section)]
     return _verdict(section, *_headline(starts, best, budget), claims, starts, best)
 
@@ -250,12 +251,12 @@ def _shown_by_others(section: Section) -> Iterator[Claim]:
             yield Claim("inherits", True, told, row["student"], "benign floor", over)
 
 
-def _of_several(best: Start, able: Sequence[Start]) -> Iterator[Claim]:
+def _of_several(best: Start, starts: Sequence[Start]) -> Iterator[Claim]:
     """Say that the best of several was chosen by what it is judged on."""
-    if len(able) > 1:
+    if len(starts) > 1:
         told = (
-            f"{capitalised(student_name(best.row))} is the best of {len(able)} starts that inherit less, chosen by the "
-            "samples that it is judged on: other samples and seeds may favour another."
+            f"{capitalised(student_name(best.row))} is the best of {len(starts)} starts that were compared, chosen by "
+            "the samples that it is judged on: the best of several looks better than it is."
         )
         yield Claim("best", True, told, best.row["student"])
 
@@ -367,7 +368,8 @@ def _headline(starts: Sequence[Start], best: Start | None, budget: float) -> tup
     did = REMOVED if best.removes else REDUCED
     lost = best.row["against_plain"]["acc"]
     cost = f" at {cost_told(lost)}" if lost.value is not None else ""
-    return f"{did} by {student_name(best.row)}{cost}", did
+    among = f", the best of {len(starts)} starts," if len(starts) > 1 and cost else ""
+    return f"{did} by {student_name(best.row)}{among}{cost}", did
 
 
 def _undecided(section: Section) -> Reason | None:

@@ -368,5 +368,9 @@ def test_three_seeds_that_agree_are_not_taken_for_proof_that_nothing_is_left():
 
 def test_the_best_of_several_is_told_to_be_that():
     mild = records("mag_prune 0.9", (20, 24, 22), acc=LESS)
-    assert "best of 2 starts that inherit less" in claim(told(PLAIN, REMOS, mild), "best").sentence
-    assert not [one for one in told(PLAIN, REMOS).claims if one.about == "best"]
+    several = told(PLAIN, REMOS, mild)
+    assert "the best of 2 starts that were compared" in claim(several, "best").sentence
+    assert "by ReMoS (keeping 90 %), the best of 2 starts, at" in several.verdict
+    assert "best of" not in told(PLAIN, REMOS).verdict and not [
+        one for one in told(PLAIN, REMOS).claims if one.about == "best"
+    ]
