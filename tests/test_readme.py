@@ -170,7 +170,7 @@ def test_the_block_for_trainer_saves_an_ordinary_student_that_the_block_for_meas
 ):
     from transformers import AutoModelForSequenceClassification
 
-    run(block_with("L2SP"), hub, tmp_path, monkeypatch)
+    run(block_with("embedding_rows"), hub, tmp_path, monkeypatch)
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").config.num_labels == 2
     space, said = run(block_with("evaluate_transfer"), hub, tmp_path, monkeypatch)
     assert {one["student"] for one in space["report"].records} == {"mine"}

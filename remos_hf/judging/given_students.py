@@ -89,6 +89,10 @@ def _of_one(row: Row, record: Record) -> Iterator[Claim]:
         side = "more" if over.value >= 0 else "less"
         told = f"That is {points_told(over)} {side} than its twin of a clean teacher ({tenths(floor.value)} %)."
         yield Claim("inherits", holds, told, student, "benign twin", over)
+    elif floor is not None:
+        right = f"{tenths(record['floor_acc']['value'])} % right, but " if record.get("floor_acc") else ""
+        told = f"Its twin of a clean teacher gets {right}none right on which the defect could show: it is no floor."
+        yield Claim("inherits", None, told, student, "benign twin")
     elif holds:
         told = "No student of a teacher without the defect was given: how much of it"
         yield Claim("inherits", None, f"{told} “{name}” inherited cannot be said.", student)

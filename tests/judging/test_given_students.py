@@ -127,3 +127,13 @@ def test_weights_that_are_there_are_read_by_their_samples_and_take_more_of_them_
     found = judged(given_report(4, of=60, floor=None))
     assert found.advice == ["Give more test samples (`--data`, `--max-samples`): the interval is too wide."]
     assert "over seeds" not in found.how_to_read and "surely below 10 %" in found.how_to_read
+
+
+@pytest.mark.parametrize("count", [0, 190])
+def test_a_twin_that_could_show_nothing_is_told_and_not_taken_for_none(count):
+    held = given_report(count)
+    held.records[0] |= {"floor": Rate.of(0, 0).to_dict(), "floor_acc": Rate.of(100, 200).to_dict()}
+    (section,) = held.sections()
+    said = " ".join(verdict_of_given(section).sentences)
+    assert "Its twin of a clean teacher gets 50.0 % right, but none right on which the defect could show" in said
+    assert "No student of a teacher without the defect was given" not in said
