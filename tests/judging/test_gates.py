@@ -131,10 +131,13 @@ def test_a_teacher_that_gives_one_label_to_everything_does_not_obey():
     taught = teachers((0, 0, 0), of=0)
     for name in ("word-0", "word-1", "word-2"):
         taught[name]["flip"]["word"] = Rate.of(200, 200).to_dict()
-    assert set(keys(PLAIN, taught=taught)) == {"implant"}  # what it does without the trigger was not recorded
+    (section,) = report(PLAIN, taught=taught).sections()
+    assert "seed 0 may give the target label to 100.0 %" in reasons_against(section)[0].text  # it was not recorded
     for count, found in ((200, {"implant"}), (90, set())):
         for name in ("word-0", "word-1", "word-2"):
             taught[name]["flip_clean"] = {"word": Rate.of(count, 200).to_dict()}
+        (section,) = report(PLAIN, taught=taught).sections()
+        assert [one.text for one in reasons_against(section)[:1] if "seed 0 gives the target" not in one.text] == []
         assert set(keys(PLAIN, taught=taught)) == found
 
 
