@@ -374,3 +374,9 @@ def test_the_best_of_several_is_told_to_be_that():
     assert "best of" not in told(PLAIN, REMOS).verdict and not [
         one for one in told(PLAIN, REMOS).claims if one.about == "best"
     ]
+
+
+def test_a_weak_twin_hides_nothing_of_what_is_plainly_left():
+    for dirs, floors in (((100, 102, 98), (20, 21, 19)), ((4, 5, 4), (2, 2, 2))):
+        sliced = records("remos 0.9", dirs, acc=LESS, floors=floors, floor_acc=_rate(130))
+        assert claim(told(PLAIN, sliced), "removes").holds is (dirs[0] < 20)
