@@ -75,12 +75,14 @@ def evaluate_transfer(
         The report: one record for each student and defect. Its "given" ties it to the weights that were measured.
 
     Raises:
-        ValueError: There is no student or no defect, two defects have one name, a floor student has no twin, `made`
-            names no student, nothing says how samples are read, a defect needs the teacher, or a student tells
-            other classes apart than the samples name, or names them in another order.
+        ValueError: There is no student, no defect or no sample, two defects have one name, a floor student has no
+            twin, `made` names no student, nothing says how samples are read, a defect needs the teacher, or a student
+            tells other classes apart than the samples name, or names them in another order.
     """
     named = _named(defects)
     _check(students, named, floor_students or {}, made or {}, teacher)
+    if not len(dataset):
+        raise ValueError("dataset holds no sample. Give clean test samples of the students' task, with labels.")
     if task is None:
         dataset = _with_columns_of(named, dataset)
         task = _task_of(next(iter(students.values())), dataset)

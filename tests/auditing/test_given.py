@@ -273,3 +273,8 @@ def test_a_teacher_with_its_classes_in_another_order_is_not_measured():
     assert (
         chosen["teacher_unmeasured"] == "the teacher's classes are good, bad, in this order, and the task's bad, good"
     )
+
+
+def test_data_without_a_sample_is_refused():
+    with pytest.raises(ValueError, match="dataset holds no sample"):
+        transfer({"finetune": Voter()}, dataset=TEST.select([]))
