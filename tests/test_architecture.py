@@ -17,6 +17,7 @@ FLOORS = [
     {"adapters"},
     {"profiling"},
     {"slicing"},
+    {"scanning"},
     {"defects", "strategies"},  # neighbours on one floor do not know each other
     {"evaluation"},
     {"judging"},

@@ -61,6 +61,7 @@ def made_by_record(config: Mapping[str, Any]) -> dict[str, Any]:
     facts["rows_reset"] = config.get("embedding_rows_reset", 0)
     facts["share_never_covered"] = (config.get("coverage") or {}).get("share_never_covered")
     facts["competing"] = config.get("competing")
+    facts["start"], facts["finish"] = config.get("start", {}), config.get("finish", {})
     rate = training.get("learning_rate")
     return {**facts, "learning_rate": rate} if _is_number(rate) else facts
 

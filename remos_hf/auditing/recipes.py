@@ -100,8 +100,9 @@ class StudentTuner:
 
         Returns:
             JSON values: "share_kept" and "squares_reset" (None if nothing was sliced), "rows_reset",
-            "share_never_covered" (None without coverage), "competing" (what competes), "seconds" of "profile", "choose"
-            and "reset", and "anatomy", what happened to the weights of each layer.
+            "share_never_covered" (None without coverage), "competing" (what competes), "start" and "finish" (what the
+            strategy says of both), "seconds" of "profile", "choose" and "reset", and "anatomy", what happened to the
+            weights of each layer.
         """
         before = copied_weights(student)
         with tempfile.TemporaryDirectory(prefix="audit_") as folder:
@@ -122,6 +123,8 @@ class StudentTuner:
             "rows_reset": config.get("embedding_rows_reset", 0),
             "share_never_covered": config.get("coverage", {}).get("share_never_covered"),
             "competing": config.get("competing"),
+            "start": config.get("start", {}),
+            "finish": config.get("finish", {}),
             "seconds": dict(config["seconds"]),
             "anatomy": anatomy(
                 before,

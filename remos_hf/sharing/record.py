@@ -63,6 +63,8 @@ _ENTRIES = {
     "strategy": {"name": ("a name", lambda value: isinstance(value, str))},
     "competing": {},
     "ratio_search": {},
+    "start": {},
+    "finish": {},
     "training": {
         **dict.fromkeys(("steps", "planned_steps", "best_step", "processes", "gradient_accumulation_steps"), _COUNT),
         **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "epochs"), _NUMBER),
@@ -147,6 +149,8 @@ class Sidecars:
             }
             if relevant.account is not None:
                 config["competing"] = relevant.account.to_dict()
+        if preparation.details:
+            config["start"] = dict(preparation.details)
         if preparation.rows_reset:
             config["embedding_rows_reset"] = preparation.rows_reset
         return cls(config, profile, relevant)

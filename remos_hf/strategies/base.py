@@ -26,6 +26,8 @@ class Preparation:
         seconds: Wall-clock time by step.
         squares_reset: Share of the sum of squared weights that was given up, in [0, 1]; None if nothing was sliced.
         rows_reset: Embedding rows given up because the student's data never shows their token.
+        details: What a strategy without a slice did, JSON values by a word of its own, such as the kept rank of each
+            layer. They stand in the record as they are.
     """
 
     profile: CoverageProfile | None = None
@@ -33,6 +35,7 @@ class Preparation:
     seconds: Mapping[str, float] = field(default_factory=dict)
     squares_reset: float | None = None
     rows_reset: int = 0
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def summary(self) -> str:
         """Say in one paragraph what was kept, where, and how long it took; empty if nothing was sliced."""
@@ -87,6 +90,10 @@ class Hold:
     def finish(self, model: nn.Module, data: StudentData) -> None:
         """Act once, after training, on every process."""
         return
+
+    def details(self) -> dict[str, Any]:
+        """Give what the record says of the run, after `finish`: JSON values by a word of its own."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a checkpoint must hold: tensors and JSON values by name, dicts of them included."""

@@ -1,7 +1,7 @@
 """Several strategies as one: they prepare in order, and what holds the student is nested."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,6 +115,9 @@ class _Nested(Hold):
         for one in self.holds:
             one.finish(model, data)
 
+    def details(self) -> dict[str, Any]:
+        return _joined(one.details() for one in self.holds)
+
     def state_dict(self) -> dict[str, Any]:
         return {str(place): one.state_dict() for place, one in enumerate(self.holds)}
 
@@ -136,7 +139,23 @@ def _merged(done: Sequence[Preparation]) -> Preparation:
     for one in done:
         for step, spent in one.seconds.items():
             seconds[step] = seconds.get(step, 0.0) + spent
-    return replace(chosen, seconds=seconds, rows_reset=sum(one.rows_reset for one in done))
+    rows = sum(one.rows_reset for one in done)
+    return replace(chosen, seconds=seconds, rows_reset=rows, details=_joined(one.details for one in done))
+
+
+def _joined(several: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Put together what parts of a list say of themselves.
+
+    Raises:
+        ValueError: Two of them use one word.
+    """
+    joined: dict[str, Any] = {}
+    for one in several:
+        twice = joined.keys() & one.keys()
+        if twice:
+            raise ValueError(f"Two strategies of a list both record {sorted(twice)}, and a record holds one of each.")
+        joined |= one
+    return joined
 
 
 def as_strategy(given: Strategy | Sequence[Strategy]) -> Strategy:

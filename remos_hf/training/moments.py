@@ -113,6 +113,9 @@ class Moments:
         if self.hold is not None:
             with own_randomness(self.data.seed):
                 self.hold.finish(student, self.data)
+            details = self.hold.details()
+            if details:
+                self.sidecars.config["finish"] = details
 
     def save(self, checkpoint: str | Path) -> None:
         """Write what holds the student into a checkpoint. Every process calls it; those whose state differs write it.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from remos_hf.strategies.base import Hold, Strategy
+from remos_hf.strategies.base import Hold, Preparation, Strategy
 from remos_hf.strategies.composed import Composed, as_strategy, strategy_from_dict
 from remos_hf.strategies.l2sp import L2SP
 from remos_hf.strategies.plain import Finetune, Retrain
@@ -127,3 +127,21 @@ def test_a_spring_to_the_teacher_beside_what_gives_weights_up_is_told(other, war
         warnings.simplefilter("always")
         as_strategy([other, L2SP()]).hold(tiny.bert(), tiny.bert())
     assert [f"what {type(other).__name__} gives up back" in str(one.message) for one in told] == [True] * warned
+
+
+class _Telling(Finetune):
+    word = "one"
+
+    def prepare(self, student, data):
+        return Preparation(details={self.word: 1})
+
+
+class _TellingToo(_Telling):
+    word = "two"
+
+
+def test_what_parts_say_of_themselves_stands_side_by_side():
+    done = as_strategy([_Telling(), _TellingToo()]).prepare(None, None)
+    assert done.details == {"one": 1, "two": 1}
+    with pytest.raises(ValueError, match="both record \\['one'\\]"):
+        as_strategy([_Telling(), _Telling()]).prepare(None, None)

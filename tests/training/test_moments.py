@@ -9,7 +9,7 @@ from transformers import Trainer
 
 from remos_hf.errors import RemosError, TeacherMismatchError
 from remos_hf.sharing.record import Sidecars
-from remos_hf.strategies.base import Hold, Strategy
+from remos_hf.strategies.base import Hold, Preparation, Strategy
 from remos_hf.strategies.composed import Composed
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import Random
@@ -290,3 +290,32 @@ def test_processes_whose_state_differs_write_their_own_and_others_do_not(tmp_pat
     assert [(tmp_path / f"read{rank}").read_text() for rank in range(2)] == ["[0.0, 0.0]", "[1.0, 1.0]"]
     assert {path.name for path in (tmp_path / "uneven").glob("remos_hold*")} == {HOLD_FILE, "remos_hold_1.safetensors"}
     assert {path.name for path in (tmp_path / "even").glob("remos_hold*")} == {HOLD_FILE}
+
+
+@dataclass(frozen=True)
+class Telling(Finetune):
+    """Says what it did at the start and at the end."""
+
+    def prepare(self, student, data):
+        return Preparation(details={"telling": {"kept": 3}})
+
+    def hold(self, student, teacher):
+        return TellingHold()
+
+
+class TellingHold(Hold):
+    rows = 0
+
+    def finish(self, model, data):
+        self.rows = 2
+
+    def details(self):
+        return {"telling": {"rows": self.rows}}
+
+
+def test_what_a_strategy_says_of_its_start_and_its_end_stands_in_the_record(tmp_path):
+    ours = trainer(tmp_path, strategy=Telling())
+    ours.train()
+    ours.save_model(str(tmp_path / "student"))
+    config = Sidecars.load(tmp_path / "student").config
+    assert config["start"] == {"telling": {"kept": 3}} and config["finish"] == {"telling": {"rows": 2}}

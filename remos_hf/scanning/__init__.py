@@ -1,0 +1,1 @@
+"""Which inputs turn a trained student, without knowing any attack."""
