@@ -340,6 +340,11 @@ from remos_hf import FeatureAttack
 
 adversarial = FeatureAttack(steps=2, max_samples=4).exposed_set(pictures, teacher=net.eval(), images=small)
 
+# %% FeatureAway
+from remos_hf import FeatureAway
+
+adversarial = FeatureAway(steps=2, max_samples=4).exposed_set(pictures, teacher=net.eval(), images=small)
+
 # %% CoverageGuided
 from remos_hf import CoverageGuided
 

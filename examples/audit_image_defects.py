@@ -44,6 +44,7 @@ from remos_hf import (
     CoverageGuided,
     Defect,
     FeatureAttack,
+    FeatureAway,
     ImageClassifier,
     ImageInput,
     ImageTask,
@@ -66,7 +67,7 @@ from remos_hf.judging.judgement import judged
 
 logger = logging.getLogger("audit_image_defects")
 
-FOUND = ("penultimate", "coverage")
+FOUND = ("penultimate", "away", "coverage")
 
 
 class CifarResNet(nn.Module):
@@ -138,7 +139,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     data.add_argument("--name", default="images", help="of the setting, in the report")
 
     what = parser.add_argument_group("defects and students")
-    what.add_argument("--defects", nargs="+", default=["patch", "blended", "latent", *FOUND])
+    what.add_argument("--defects", nargs="+", default=["patch", "blended", "latent", "penultimate", "coverage"])
     what.add_argument("--patch", type=Path, help="image file of the patch; a checkerboard if not given")
     what.add_argument("--poison_rate", type=float, default=0.2)
     what.add_argument("--target_label", type=int, default=0)
@@ -234,6 +235,7 @@ def defects_of(args: argparse.Namespace) -> dict[str, Defect]:
         "blended": lambda: BlendedTrigger(**common),
         "latent": lambda: LatentBackdoor(replace(patch, poison_rate=1.0)),  # as the original: all show their trigger
         "penultimate": lambda: FeatureAttack.paper(**search),
+        "away": lambda: FeatureAway(**search),
         "coverage": lambda: CoverageGuided.paper(**search),
     }
     unknown = [name for name in args.defects if name not in makers]

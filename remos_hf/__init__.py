@@ -57,6 +57,7 @@ _HOMES = {
     "defects.coverage_guided": ("CoverageGuided",),
     "defects.embedding_poisoning": ("EmbeddingPoisoning",),
     "defects.feature_attack": ("FeatureAttack",),
+    "defects.feature_away": ("FeatureAway",),
     "defects.label_noise": ("LabelNoise",),
     "defects.largest_weights": ("LargestWeights",),
     "defects.latent_backdoor": ("LatentBackdoor",),

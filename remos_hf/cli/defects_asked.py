@@ -10,6 +10,7 @@ from remos_hf.defects.base import Defect
 from remos_hf.defects.coverage_guided import CoverageGuided
 from remos_hf.defects.embedding_poisoning import EmbeddingPoisoning
 from remos_hf.defects.feature_attack import FeatureAttack
+from remos_hf.defects.feature_away import FeatureAway
 from remos_hf.defects.latent_backdoor import LatentBackdoor
 from remos_hf.defects.layerwise_poisoning import LayerwisePoisoning
 from remos_hf.defects.picture_triggers import BlendedTrigger, PatchTrigger
@@ -17,10 +18,10 @@ from remos_hf.defects.ripple import Ripple
 from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords
 
 TEXT_DEFECTS = ("word", "sentence", "ripples", "ep", "lwp")
-IMAGE_DEFECTS = ("patch", "blended", "latent", "penultimate", "coverage")
+IMAGE_DEFECTS = ("patch", "blended", "latent", "penultimate", "away", "coverage")
 # What is shown to a student that somebody made; a trigger looks the same however it was implanted.
 SHOWN_TEXT_DEFECTS = ("word", "sentence", "textfooler")
-SHOWN_IMAGE_DEFECTS = ("patch", "blended", "penultimate", "coverage")
+SHOWN_IMAGE_DEFECTS = ("patch", "blended", "penultimate", "away", "coverage")
 _SENTENCE = "i watch this 3d movie"
 _SEARCHED_TEXTS = 200
 # By option: the defects that it says something of.
@@ -110,6 +111,7 @@ def defects_of_images(asked: AuditOptions, target: int) -> dict[str, Callable[[]
         "blended": lambda: BlendedTrigger(**common),
         "latent": lambda: LatentBackdoor(replace(patch, poison_rate=1.0)),
         "penultimate": lambda: FeatureAttack.paper(**search),
+        "away": lambda: FeatureAway(**search),
         "coverage": lambda: CoverageGuided.paper(**search),
     }
 

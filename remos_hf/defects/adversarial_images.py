@@ -43,6 +43,10 @@ class Search(ABC):
     def __call__(self, pixels: Tensor) -> Tensor:
         """Give the value of each image, shape (samples,). Pixels from 0 to 1, (samples, channels, height, width)."""
 
+    def begin(self, clean: Tensor) -> None:
+        """See the clean pixels, once, before the first step."""
+        return
+
     def measured(self) -> dict[str, Tensor]:
         """Give what was noticed on the way: one number for each sample, by name; float32, shape (samples,)."""
         return {}
@@ -163,6 +167,7 @@ class AdversarialImages(Defect):
         sizes = {name: value.to(pixels.device) for name, value in self.budget(images).items()}
         with frozen(teacher):
             search = self.search(teacher, images, keys)
+            search.begin(pixels)
             start = self.start(pixels, sizes["eps"], keys)
             return ascend(search, pixels, steps=self.steps, start=start, **sizes), search.measured()
 

@@ -100,26 +100,24 @@ class FeatureAttack(AdversarialImages):
         """Give a point of the budget, drawn by the seed and each image's key alone; None without a random start."""
         if not self.random_start:
             return None
-        generators = [torch.Generator().manual_seed(one) for one in seeds_of(self.seed, "start", keys)]
-        return random_start(pixels, eps=eps, generators=generators)
+        return drawn_start(self.seed, pixels, eps, keys)
 
 
-class FeatureSearch(Search):
-    """Climbs one batch's objective.
+class FeatureReader:
+    """Reads the penultimate feature of pixels on a teacher.
 
     Args:
-        attack: What is climbed.
+        layer: Dotted name of the module whose input it is; None for the one before the teacher's head.
         teacher: The teacher.
         images: How it reads images.
     """
 
-    def __init__(self, attack: FeatureAttack, teacher: nn.Module, images: ImageInput) -> None:
-        self.attack, self.teacher, self.images = attack, teacher, images
-        self.layer, self.module = feature_layer(teacher, attack.layer)
-        self._visited: list[Tensor] = []
+    def __init__(self, layer: str | None, teacher: nn.Module, images: ImageInput) -> None:
+        self.teacher, self.images = teacher, images
+        self.layer, self.module = feature_layer(teacher, layer)
 
-    def feature(self, pixels: Tensor) -> Tensor:
-        """Give the penultimate feature, float32, shape (samples, features)."""
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Give the feature, float32, shape (samples, features)."""
         seen: list[Tensor] = []
         # Kept for one forward only: the objective is computed from it at once.
         with watch({self.layer: self.module}, lambda _, given, __: seen.append(given)):
@@ -134,17 +132,30 @@ class FeatureSearch(Search):
                 f"The input of '{self.layer}' should be a feature of shape ({len(pixels)}, features), but has the "
                 f"shape {tuple(feature.shape)}. Name the module behind the pooling with layer=."
             )
-        if self.attack.neuron >= feature.shape[1]:
-            raise ValueError(
-                f"neuron is {self.attack.neuron}, but the input of '{self.layer}' has {feature.shape[1]} neurons (0 to "
-                f"{feature.shape[1] - 1})."
-            )
         return feature.flatten(1).float()
+
+
+class FeatureSearch(Search):
+    """Climbs one batch's objective.
+
+    Args:
+        attack: What is climbed.
+        teacher: The teacher.
+        images: How it reads images.
+    """
+
+    def __init__(self, attack: FeatureAttack, teacher: nn.Module, images: ImageInput) -> None:
+        self.attack, self.read = attack, FeatureReader(attack.layer, teacher, images)
+        self._visited: list[Tensor] = []
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Give the value of each image, shape (samples,)."""
-        feature = self.feature(pixels)
-        place = self.attack.neuron
+        feature, place = self.read(pixels), self.attack.neuron
+        if place >= feature.shape[1]:
+            raise ValueError(
+                f"neuron is {place}, but the input of '{self.read.layer}' has {feature.shape[1]} neurons (0 to "
+                f"{feature.shape[1] - 1})."
+            )
         neuron, others = feature[:, place], torch.cat([feature[:, :place], feature[:, place + 1 :]], dim=1)
         self._visited = [*self._visited[:1], neuron.detach()]
         silence = others.square().sum(1) / max(1, others.shape[1])
@@ -153,6 +164,12 @@ class FeatureSearch(Search):
     def measured(self) -> dict[str, Tensor]:
         """Give the neuron's value at the start and before the last step."""
         return {"neuron_first": self._visited[0], "neuron_last": self._visited[-1]}
+
+
+def drawn_start(seed: int, pixels: Tensor, eps: Tensor, keys: Sequence[str]) -> Tensor:
+    """Draw a point of the budget for each image, by the seed and the image's key alone."""
+    generators = [torch.Generator().manual_seed(one) for one in seeds_of(seed, "start", keys)]
+    return random_start(pixels, eps=eps, generators=generators)
 
 
 def feature_layer(teacher: nn.Module, name: str | None) -> tuple[str, nn.Module]:

@@ -21,6 +21,7 @@ DEFECT_NAMES = {
     "BlendedTrigger": "blended triggers",
     "LatentBackdoor": "latent backdoors",
     "FeatureAttack": "adversarial images made against the teacher's features",
+    "FeatureAway": "adversarial images far from the clean ones in the teacher's features",
     "CoverageGuided": "failures found by covering neurons",
 }
 

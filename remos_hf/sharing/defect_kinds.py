@@ -8,6 +8,7 @@ from remos_hf.defects.adversarial_text import AdversarialText
 from remos_hf.defects.coverage_guided import CoverageGuided
 from remos_hf.defects.embedding_poisoning import EmbeddingPoisoning
 from remos_hf.defects.feature_attack import FeatureAttack
+from remos_hf.defects.feature_away import FeatureAway
 from remos_hf.defects.label_noise import LabelNoise
 from remos_hf.defects.largest_weights import LargestWeights
 from remos_hf.defects.latent_backdoor import LatentBackdoor
@@ -57,6 +58,7 @@ _KINDS = (
     DefectKind(BlendedTrigger, "blended_trigger", (IMAGE,)),
     DefectKind(LatentBackdoor, "latent_backdoor", (IMAGE,)),
     DefectKind(FeatureAttack, "feature_attack", (IMAGE,), found=True),
+    DefectKind(FeatureAway, "feature_away", (IMAGE,), found=True),
     DefectKind(CoverageGuided, "coverage_guided", (IMAGE,), found=True),
 )
 DEFECTS = {kind.made_by.__name__: kind for kind in _KINDS}
