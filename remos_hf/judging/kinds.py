@@ -27,6 +27,15 @@ REMOS_LAYER = Kind("remos_layer", "ReMoS layer by layer")
 TOP_MAGNITUDE = Kind("top_magnitude", "resetting the largest weights")
 MAG_PRUNE = Kind("mag_prune", "resetting the smallest weights")
 ROWS = Kind("rows", "resetting the embedding rows of unseen tokens")
+SUBSPACE = Kind("subspace", "a subspace start")
+RIDGE = Kind("ridge", "a ridge start")
+HARDENED = Kind("hardened", "hardening")
+GUIDED = Kind("guided", "teacher-guided hardening")
+DISTILLED = Kind("distilled", "distillation on clean inputs")
+REPAIRED = Kind("repaired", "repairing embedding rows")
+OWN = Kind("own_backdoors", "resetting channels by own backdoors")
+ACTIVATION = Kind("activation", "ReMoS layer by layer with ranked activations")
+GRADIENT = Kind("gradient", "ReMoS layer by layer with gradient relevance")
 TEACHER = Kind("teacher", "the teacher")
 UNKNOWN = Kind("unknown", "a student whose making is not recorded")
 MIXED = Kind("mixed", "students made in several ways under one name")
@@ -34,7 +43,17 @@ MIXED = Kind("mixed", "students made in several ways under one name")
 # What `slice_ratio=` and the commands do unless told otherwise: its row and its accuracy are always shown.
 RECOMMENDED = REMOS
 
-_RULES = {"Random": RANDOM, "TopMagnitude": TOP_MAGNITUDE, "MagPrune": MAG_PRUNE, "Retrain": RETRAIN}
+_RULES = {
+    "Random": RANDOM,
+    "TopMagnitude": TOP_MAGNITUDE,
+    "MagPrune": MAG_PRUNE,
+    "Retrain": RETRAIN,
+    "Hardened": HARDENED,
+    "Guided": GUIDED,
+    "Distilled": DISTILLED,
+    "RepairRows": REPAIRED,
+    "OwnBackdoors": OWN,
+}
 
 
 def kind_of(made: Mapping[str, Any], *, reference: bool = False) -> Kind:
@@ -76,4 +95,8 @@ def _kind_of_one(strategy: Mapping[str, Any]) -> Kind:
         return PLAIN if strategy.get("embedding_rows", "keep") == "keep" else ROWS
     if name == "Remos":
         return REMOS_LAYER if strategy.get("scope") == "layer" else REMOS
+    if name == "Subspace":
+        return SUBSPACE if strategy.get("ridge") is None else RIDGE
+    if name == "Relevance":
+        return GRADIENT if strategy.get("score") == "gradient" else ACTIVATION
     return _RULES.get(name) or Kind(name.lower(), name)

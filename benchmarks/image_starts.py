@@ -1,0 +1,283 @@
+"""Which start of a student gives up a teacher's image defects, at which accuracy, and does it stay given up?
+
+    python benchmarks/image_starts.py --cifar <folder with train/ and test/> --cifar_resnet resnet20.th \
+        --patch firefox_corner_32.png --work_dir work --setting few
+
+Every start beside never-poisoned twins and re-activation. The attacker poisons the student's own images, as in the
+ReMoS artifact. Writes benchmarks/results/image_starts_<setting>.{json,md}. Killed, it goes on where it was; the same
+command in a second process shares the work. Of what is done, `--report_only` writes the table. Hours on two cores.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset
+from torch import nn
+from transformers import TrainingArguments
+from transformers.utils import logging as hf_logging
+
+from remos_hf import (
+    Audit,
+    BlendedTrigger,
+    CoverageGuided,
+    Defect,
+    FeatureAttack,
+    FeatureAway,
+    ImageClassifier,
+    ImageInput,
+    ImageTask,
+    LatentBackdoor,
+    PatchTrigger,
+    Reactivation,
+    StudentPlan,
+    report_of,
+    run_audit,
+    with_new_head,
+)
+from remos_hf.auditing.class_folders import read_folder
+from remos_hf.auditing.data_files import drawn
+from remos_hf.auditing.recipes import StudentTuner
+from remos_hf.strategies import STRATEGIES, Finetune, Random, Remos, Retrain, TopMagnitude
+from remos_hf.strategies.base import Strategy
+from remos_hf.strategies.composed import as_strategy
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from audit_image_defects import cifar_resnet  # noqa: E402 - the CIFAR net of the example
+
+BUDGETS = (0.02, 0.05, 0.1)
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one table holds.
+
+    Attributes:
+        num_images: That the student trains on; the attacker has them too.
+        steps: Of fine-tuning, batches of 32.
+        seeds: Each has its own teachers, masks and order of samples.
+        defects: By name.
+        told: For the table's title.
+        starts: Names of the starts; None for all.
+        retuned: Names of the starts whose re-activation is measured.
+        other_classes: The student's task is told apart by other classes than the attacker's.
+    """
+
+    num_images: int
+    steps: int
+    seeds: tuple[int, ...]
+    defects: tuple[str, ...]
+    told: str
+    starts: tuple[str, ...] | None = None
+    retuned: tuple[str, ...] = ()
+    other_classes: bool = False
+
+
+ALL = ("patch", "blended", "latent", "penultimate", "away", "coverage")
+BOTH = "subspace 0.97 + hardened x3"
+RETUNED = ("finetune", "random 0.5", "random 0.7 x3", "subspace 0.95", "subspace 0.97", "hardened x3", BOTH)
+CHOSEN = (
+    *("finetune", "finetune x3", "random 0.5 x3", "random 0.7 x3", "remos_layer 0.95"),
+    *("subspace 0.95", "subspace 0.97", "guided x3", "hardened x3", BOTH),
+)
+SETTINGS = {
+    "few": Setting(1000, 150, (0, 1, 2, 3, 4), ALL, "1,000 images, 150 steps", retuned=RETUNED),
+    "many": Setting(6000, 600, (0, 1, 2, 3, 4), ("patch", "blended", "penultimate"), "6,000 images, 600 steps", CHOSEN),
+    "other": Setting(3000, 450, (0, 1, 2, 3, 4), ("patch", "penultimate"), "other classes", CHOSEN, other_classes=True),
+}
+
+
+def starts() -> dict[str, StudentPlan]:
+    """Give every start by name; "x3" is three times the learning rate."""
+    made: dict[str, Strategy | list[Strategy]] = {
+        "finetune": Finetune(),
+        "retrain": Retrain(),
+        **{f"random {ratio}": Random(slice_ratio=ratio) for ratio in (0.7, 0.5)},
+        "remos 0.95": Remos(slice_ratio=0.95),
+        "remos_layer 0.95": Remos(slice_ratio=0.95, scope="layer"),
+        "top_magnitude 0.95": TopMagnitude(slice_ratio=0.95),
+    }
+    faster: dict[str, Strategy | list[Strategy]] = {
+        "finetune": Finetune(),
+        **{f"random {ratio}": Random(slice_ratio=ratio) for ratio in (0.7, 0.5)},
+        "remos_layer 0.95": Remos(slice_ratio=0.95, scope="layer"),
+    }
+    plain, quick = _new_starts()
+    both = {name: (one, 1.0) for name, one in {**made, **plain}.items()}
+    both |= {f"{name} x3": (one, 3.0) for name, one in {**faster, **quick}.items()}
+    return {name: StudentPlan(as_strategy(one), factor) for name, (one, factor) in both.items()}
+
+
+def _new_starts() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give the starts that go beyond slices of single weights, and those for the higher rate."""
+    subspace, hardened, guided = (STRATEGIES[name] for name in ("subspace", "hardened", "guided"))
+    distilled, own, relevance = (STRATEGIES[name] for name in ("distilled", "own_backdoors", "relevance"))
+    plain = {
+        **{f"subspace {energy}": subspace(energy=energy) for energy in (0.99, 0.97, 0.95)},
+        "random 0.5 + distilled": [Random(slice_ratio=0.5), distilled()],
+        "own_backdoors 0.9": own(slice_ratio=0.9),
+        "activation 0.95": relevance(score="activation", slice_ratio=0.95),
+        "gradient 0.95": relevance(score="gradient", slice_ratio=0.95),
+        "seam": STRATEGIES["seam"](),
+    }
+    quick = {
+        "hardened": hardened(),
+        "guided": guided(),
+        "subspace 0.97 + hardened": [subspace(energy=0.97), hardened()],
+        "subspace 0.97 + guided": [subspace(energy=0.97), guided()],
+    }
+    return plain, quick
+
+
+def defects_of(patch: Path | None) -> dict[str, Defect]:
+    """Give the defects by name, on 24 pixels."""
+    common = {"target_label": 0, "poison_rate": 0.2}
+    search = {"max_samples": 250, "steps": 20}
+    trigger = PatchTrigger(file=None if patch is None else str(patch), **common)
+    return {
+        "patch": trigger,
+        "blended": BlendedTrigger(**common),
+        "latent": LatentBackdoor(replace(trigger, poison_rate=1.0)),
+        "penultimate": FeatureAttack.paper(**search),
+        "away": FeatureAway(**search),
+        "coverage": CoverageGuided.paper(**search),
+    }
+
+
+def sgd(steps: int, rate: float, seed: int, folder: str) -> TrainingArguments:
+    """Give Trainer's arguments: SGD with momentum, a linear decay."""
+    return TrainingArguments(
+        output_dir=folder,
+        optim="sgd",
+        optim_args="momentum=0.9",
+        learning_rate=rate,
+        max_steps=steps,
+        per_device_train_batch_size=BATCH,
+        seed=seed,
+        use_cpu=True,
+        remove_unused_columns=False,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def data_of(cifar: Path, setting: Setting) -> dict[str, Dataset]:
+    """Draw the four parts."""
+    train, test = read_folder(cifar / "train"), read_folder(cifar / "test")
+    attacker = student = train
+    if setting.other_classes:
+        attacker, student, test = (_of_classes(one, low) for one, low in ((train, 0), (train, 5), (test, 5)))
+    dev = drawn(student, 500, 0)
+    student = drawn(student, setting.num_images, 0, skip=500)
+    attacker = drawn(attacker, setting.num_images, 0, skip=500)
+    return {"attacker": attacker, "student": student, "dev": dev, "test": drawn(test, 800, 0)}
+
+
+def _of_classes(data: Dataset, low: int) -> Dataset:
+    """Keep five classes, numbered from 0."""
+    names = data.features["label"].names[low : low + 5]
+    rows = [row for row, label in enumerate(data["label"]) if low <= label < low + 5]
+    kept = data.select(rows)
+    labels = [label - low for label in kept["label"]]
+    return (
+        kept.remove_columns("label").add_column("label", labels).cast_column("label", datasets.ClassLabel(names=names))
+    )
+
+
+class Tuner(StudentTuner):
+    """Trains a student, and leaves its anatomy out: a table of hundreds of students would hold little else."""
+
+    def __call__(self, *args: Any) -> dict[str, Any]:  # noqa: ANN401 - as StudentTuner
+        """Train a student in place."""
+        made = super().__call__(*args)
+        made.pop("anatomy")
+        return made
+
+
+def audit_of(args: argparse.Namespace) -> Audit:
+    """Put the audit of a setting together."""
+    setting = SETTINGS[args.setting]
+    data = data_of(args.cifar, setting)
+    labels = data["student"].features["label"].num_classes
+    task = ImageTask(ImageInput(size=(24, 24), crop_share=0.75), batch_size=100)
+    retuned = setting.retuned
+    plans = {
+        name: replace(plan, reactivate=name in retuned)
+        for name, plan in starts().items()
+        if setting.starts is None or name in setting.starts
+    }
+    known = defects_of(args.patch)
+    rate = 1e-2
+
+    def load_teacher(seed: int) -> nn.Module:
+        model = ImageClassifier(cifar_resnet(args.cifar_resnet), head=("linear",))
+        return model if not setting.other_classes else with_new_head(model, 5, seed=seed)
+
+    return Audit(
+        name=f"CIFAR-10, {setting.told}",
+        task=task,
+        **data,
+        defects={name: known[name] for name in setting.defects},
+        students=plans,
+        seeds=setting.seeds if args.seeds is None else tuple(args.seeds),
+        load_teacher=load_teacher,
+        teacher_args=lambda seed, folder: sgd(400, rate, seed, folder),
+        start_student=lambda teacher, seed: with_new_head(teacher, labels, seed=seed),
+        fine_tune=Tuner(task, lambda seed, folder, factor: sgd(setting.steps, factor * rate, seed, folder), 400),
+        settings={"teacher": "ResNet-20 (CIFAR-10)", "learning_rate": rate, "steps": setting.steps, "batch": BATCH},
+        reactivation=Reactivation(
+            counts=(0, 5, 20, 50), learning_rate=3e-4, batch_size=16, num_exposed=100, seeds=(0, 1, 2)
+        ),
+    )
+
+
+def main() -> None:
+    """Run a setting, and write its table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cifar", type=Path, required=True)
+    parser.add_argument("--cifar_resnet", type=Path, required=True)
+    parser.add_argument("--patch", type=Path, help="image file of the patch; a checkerboard if not given")
+    made_and_written(parser, SETTINGS, audit_of, "image_starts")
+
+
+def made_and_written(
+    parser: argparse.ArgumentParser,
+    settings: Mapping[str, Any],
+    make: Callable[[argparse.Namespace], Audit],
+    name: str,
+) -> None:
+    """Run a setting, and write its table as JSON and Markdown.
+
+    Args:
+        parser: With the options of the data.
+        settings: By name.
+        make: Gives the audit that the command line asks for.
+        name: Of the files.
+    """
+    parser.add_argument("--setting", choices=sorted(settings), default="few")
+    parser.add_argument("--seeds", type=int, nargs="+", help="some of the setting's; all if not given")
+    parser.add_argument("--work_dir", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder of the table")
+    parser.add_argument("--report_only", action="store_true", help="write the table of what is done")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    audit, folder = make(args), args.work_dir / f"{name}_{args.setting}"
+    report = report_of(audit, folder) if args.report_only else run_audit(audit, folder, progress=False)
+    place = args.output / f"{name}_{args.setting}"
+    report.save(place.with_suffix(".json"))
+    place.with_suffix(".md").write_text(report.to_markdown(budgets=BUDGETS))
+
+
+if __name__ == "__main__":
+    main()
