@@ -11,7 +11,10 @@ from typer import Argument, BadParameter, Option
 
 AUTO = "auto"
 ALL = "all"
-_SLICING = ("remos", "top_magnitude", "mag_prune", "random")
+# Strategies by name: those that keep a share of the weights, those that start a student otherwise, and what holds it.
+SLICING = ("remos", "random", "top_magnitude", "mag_prune", "relevance", "seam", "own_backdoors")
+STARTS = ("subspace", "finetune", "retrain", "renofeation", "recipe", "disec")
+HOLDS = ("hardened", "guided", "distilled", "repair_rows", "l2sp", "crow")
 
 
 def was_given(asked: Any, name: str) -> bool:  # noqa: ANN401 - the options of any command
@@ -201,9 +204,20 @@ class TrainOptions:
         float, Option(min=0, max=1, help="Accuracy that auto may lose on --eval-data, as a share.")
     ] = 0.02
     strategy: Annotated[
-        Literal["remos", "finetune", "retrain", "random", "top_magnitude", "mag_prune", "l2sp", "renofeation"],
-        Option(help="How the student starts, and what holds it while it trains; the last two are rivals that hold it."),
-    ] = "remos"
+        list[str],
+        Option(
+            help=f"How the student starts: {' '.join(SLICING)} (with --slice-ratio); {' '.join(STARTS)}. What holds it "
+            f"while it trains, alone or named after a start: {' '.join(HOLDS)}.",
+        ),
+    ] = field(default_factory=lambda: ["remos"])
+    energy: Annotated[
+        float | None,
+        Option(
+            parser=_share_or_auto,
+            metavar="SHARE|auto",
+            help="Of subspace: share of each layer's second moment to keep. Default: 0.97.",
+        ),
+    ] = None
     criterion: _Criterion = "median"
     epochs: _Epochs = 3.0
     learning_rate: Annotated[float, Option(min=0, help="Of AdamW, decaying linearly.")] = 5e-5
@@ -223,18 +237,29 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
-        slices = self.strategy in _SLICING
-        if slices and self.slice_ratio is None:
-            raise BadParameter(f"give --slice-ratio, the share of weights that the strategy {self.strategy} keeps.")
-        if not slices and self.slice_ratio is not None:
-            raise BadParameter(f"the strategy {self.strategy} slices nothing: leave out --slice-ratio.")
-        if self.slice_ratio == AUTO and (self.strategy != "remos" or self.eval_data is None):
-            raise BadParameter("--slice-ratio auto needs --strategy remos and --eval-data to choose on.")
-        if self.slice_ratio != AUTO:
-            _refuse(self, ("accuracy_budget",), "goes with --slice-ratio auto alone")
-        if self.strategy != "remos":
-            because = f"is about a profile, which the strategy {self.strategy} does not need"
-            _refuse(self, ("profile_samples", "criterion"), because)
+        known, named = (*SLICING, *STARTS, *HOLDS), self.strategy
+        unknown = [name for name in named if name not in known]
+        if unknown or not named:
+            raise BadParameter(f"--strategy is one of {', '.join(known)}, but got {(unknown or ['nothing'])[0]}.")
+        slicing, told = [name for name in named if name in SLICING], " and ".join(named)
+        if slicing and self.slice_ratio is None:
+            raise BadParameter(f"give --slice-ratio, the share of weights that the strategy {slicing[0]} keeps.")
+        if not slicing and self.slice_ratio is not None:
+            raise BadParameter(f"the strategy {told} slices nothing: leave out --slice-ratio.")
+        if "subspace" not in named and self.energy is not None:
+            raise BadParameter(f"--energy is subspace's, and the strategy is {told}: leave it out.")
+        self._check_search()
+        if "remos" not in named:
+            because = f"is about a profile, which the strategy {told} does not need"
+            _refuse(self, ("profile_samples",) if "subspace" not in named else (), because)
+            _refuse(self, ("criterion",), because)
+
+    def _check_search(self) -> None:
+        asked = [option for option in ("slice_ratio", "energy") if getattr(self, option) == AUTO]
+        if not asked:
+            _refuse(self, ("accuracy_budget",), "goes with --slice-ratio auto or --energy auto alone")
+        elif self.eval_data is None or len(asked) > 1:
+            raise BadParameter("one of --slice-ratio auto and --energy auto is searched, and needs --eval-data for it.")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from remos_hf.auditing.recipes import trainer_inputs
 from remos_hf.auditing.student_files import save_timm_student, timm_config
 from remos_hf.cli.command_line import command_line, option_of
 from remos_hf.cli.console import tell_now_and_then
-from remos_hf.cli.options import AUTO, TrainOptions
+from remos_hf.cli.options import AUTO, SLICING, TrainOptions
 from remos_hf.cli.output import STUDENT, check_output, uninterrupted, written
 from remos_hf.cli.profile import number_to_profile
 from remos_hf.cli.teacher import Teacher, check_reading, identity
@@ -36,6 +36,7 @@ from remos_hf.evaluation.measures import accuracy
 from remos_hf.evaluation.predictions import predict_labels
 from remos_hf.evaluation.tasks import TextTask, without_map_bars
 from remos_hf.strategies import STRATEGIES
+from remos_hf.strategies.base import Strategy
 from remos_hf.training.half_written import whole_and_half
 from remos_hf.training.trainer import RemosTrainer
 from remos_hf.whole import replace_file
@@ -128,7 +129,7 @@ def _data(asked: TrainOptions) -> _Data:
     tested = by_name(read_data(asked.eval_data, **read), asked.eval_data, samples, asked.train_data)
     samples = _drawn(samples, asked.max_samples, seed)
     chosen_on = tested = _drawn(tested, asked.max_samples, seed)
-    if asked.slice_ratio == AUTO:  # what the ratio was chosen on says too much of the student
+    if AUTO in (asked.slice_ratio, asked.energy):  # what it was chosen on says too much of the student
         half = len(tested) // 2
         chosen_on, tested = drawn(tested, half, seed), drawn(tested, None, seed, skip=half)
     return _Data(samples, chosen_on, tested, num_labels, names, described)
@@ -189,7 +190,7 @@ def _described(asked: TrainOptions) -> dict[str, Any]:
     """Give what decides the student, as JSON values; a resumed run has to ask for the same."""
     apart = ("output", "resume", "overwrite", "cpu")
     described = {one.name: getattr(asked, one.name) for one in fields(asked) if one.name not in apart}
-    return described if asked.slice_ratio == AUTO else {**described, "accuracy_budget": None}
+    return described if AUTO in (asked.slice_ratio, asked.energy) else {**described, "accuracy_budget": None}
 
 
 def _arguments(asked: TrainOptions, teacher: Teacher, progress: bool) -> TrainingArguments:
@@ -276,13 +277,20 @@ def _drawn(samples: Dataset, number: int | None, seed: int) -> Dataset:
 
 def _start_of_student(asked: TrainOptions) -> dict[str, Any]:
     """Give the keywords by which RemosTrainer starts the student."""
-    recipe = {"criterion": asked.criterion} if asked.strategy == "remos" else {}
-    if asked.slice_ratio == AUTO:  # the ratio is the search's to replace
-        whole = STRATEGIES[asked.strategy](slice_ratio=1.0, **recipe)
-        return {"slice_ratio": AUTO, "accuracy_budget": asked.accuracy_budget, "strategy": whole}
-    if asked.slice_ratio is not None:
-        recipe["slice_ratio"] = asked.slice_ratio
-    return {"strategy": STRATEGIES[asked.strategy](**recipe)}
+    searched = AUTO in (asked.slice_ratio, asked.energy)
+    start: dict[str, Any] = {"strategy": [_part(name, asked) for name in asked.strategy]}
+    if asked.slice_ratio == AUTO:
+        start["slice_ratio"] = AUTO
+    return start | {"accuracy_budget": asked.accuracy_budget} if searched else start
+
+
+def _part(name: str, asked: TrainOptions) -> Strategy:
+    recipe: dict[str, Any] = {"criterion": asked.criterion} if name == "remos" else {}
+    if name in SLICING:  # a searched ratio is the search's to replace
+        recipe["slice_ratio"] = 1.0 if asked.slice_ratio == AUTO else asked.slice_ratio
+    if name == "subspace" and asked.energy is not None:
+        recipe["energy"] = asked.energy
+    return STRATEGIES[name](**recipe)
 
 
 def _command(asked: TrainOptions) -> str:

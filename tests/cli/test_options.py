@@ -38,13 +38,17 @@ def test_lists_are_not_shared_between_two_calls():
         (options.SliceOptions, {"data": "d", "coverage": "c"}, "one of --coverage and --data"),
         (options.SliceOptions, {"rule": "random", "coverage": "c"}, "looks at no data"),
         (options.TrainOptions, {}, "give --slice-ratio"),
-        (options.TrainOptions, {"strategy": "retrain", "slice_ratio": 0.9}, "slices nothing"),
+        (options.TrainOptions, {"strategy": ["retrain"], "slice_ratio": 0.9}, "slices nothing"),
         (options.TrainOptions, {"slice_ratio": "auto"}, "--eval-data"),
         (options.SliceOptions, {"rule": "random", "criterion": "nc"}, "--criterion says how --data is profiled"),
         (options.SliceOptions, {"coverage": "c", "text_columns": ["a"]}, "--text-column says how --data is profiled"),
         (options.TrainOptions, {"slice_ratio": 0.9, "accuracy_budget": 0.1}, "--accuracy-budget goes with"),
-        (options.TrainOptions, {"strategy": "l2sp", "profile_samples": 9}, "which the strategy l2sp does not need"),
-        (options.TrainOptions, {"strategy": "random", "slice_ratio": 0.9, "criterion": "nc"}, "--criterion is about"),
+        (options.TrainOptions, {"strategy": ["l2sp"], "profile_samples": 9}, "which the strategy l2sp does not need"),
+        (options.TrainOptions, {"strategy": ["random"], "slice_ratio": 0.9, "criterion": "nc"}, "--criterion is about"),
+        (options.TrainOptions, {"strategy": ["subspace", "nonesuch"]}, "subspace.*but got nonesuch"),
+        (options.TrainOptions, {"strategy": ["hardened"], "energy": 0.9}, "--energy is subspace's"),
+        (options.TrainOptions, {"strategy": ["subspace"], "energy": "auto"}, "needs --eval-data"),
+        (options.TrainOptions, {"strategy": ["random", "hardened"]}, "share of weights that the strategy random keeps"),
         (options.CardOptions, {"report_student": "remos 0.9"}, "--student is a name in a report: give --report"),
         (options.PushOptions, {"report_task": "t"}, "--task is a name in a report: give --report"),
     ],
@@ -67,3 +71,12 @@ def test_numbers_are_read_or_refused():
     ):
         with pytest.raises(BadParameter, match=text):
             read(text)
+
+
+def test_a_strategy_of_the_command_is_one_of_the_package_and_all_of_them_are_there():
+    from remos_hf.strategies import STRATEGIES
+
+    named = (*options.SLICING, *options.STARTS, *options.HOLDS)
+    assert sorted(named) == sorted(STRATEGIES)
+    slicing = {name for name, kind in STRATEGIES.items() if "slice_ratio" in kind.__dataclass_fields__}
+    assert set(options.SLICING) == slicing
