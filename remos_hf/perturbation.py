@@ -110,6 +110,25 @@ def ascend(
         return _better(best, best_value, point, values)[0]
 
 
+def moved(point: Tensor, gradient: Tensor, *, centre: Tensor, eps: float, step: float) -> Tensor:
+    """Move each row by one step along its own gradient, and back into its ball.
+
+    Args:
+        point: Floating point, (rows, ...).
+        gradient: Of the same shape. A row whose gradient is 0 stays, and so do all if any value is NaN or infinite, as
+            after a step that overflowed.
+        centre: Of the balls; broadcasts against the point.
+        eps: Largest length of a row's distance from the centre.
+        step: Length of the step.
+
+    Returns:
+        A tensor of the point's shape; each row lies in its ball up to rounding.
+    """
+    gradient = torch.where(gradient.isfinite().all(), gradient, 0)
+    within = _ball(centre.expand_as(point), torch.as_tensor(eps, dtype=point.dtype, device=point.device), "l2")
+    return within(point + step * _of_length_one(gradient))
+
+
 def random_start(
     inputs: Tensor, *, eps: float | Tensor, generators: torch.Generator | Sequence[torch.Generator], norm: Norm = "linf"
 ) -> Tensor:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from remos_hf.errors import NonFiniteError
-from remos_hf.perturbation import ascend, frozen, random_start
+from remos_hf.perturbation import ascend, frozen, moved, random_start
 from tests import tiny
 
 VALUES = st.floats(-3, 3, width=32)
@@ -352,3 +352,14 @@ class TestWrongInput:
         x[1, 0] = float("nan")
         with pytest.raises(NonFiniteError, match=r"sample \[1\] .* at step 0 "):
             self.climb(x, lambda p: p.square().sum(1), steps=2)
+
+
+def test_rows_move_along_their_own_gradients_and_stay_in_their_balls():
+    centre, gradient = torch.tensor([1.0, 1.0]), torch.tensor([[3.0, 4.0], [0.0, 0.0], [1e-30, 0.0]])
+    point = centre.repeat(3, 1)
+    near = moved(point, gradient, centre=centre, eps=2.0, step=0.5)
+    assert torch.allclose(near - centre, torch.tensor([[0.3, 0.4], [0.0, 0.0], [0.5, 0.0]]))
+    far = moved(near, gradient, centre=centre, eps=0.75, step=0.5)
+    assert torch.allclose((far - centre).norm(dim=1), torch.tensor([0.75, 0.0, 0.75]))
+    broken = gradient.index_fill(0, torch.tensor([1]), float("nan"))
+    assert torch.equal(moved(near, broken, centre=centre, eps=2.0, step=0.5), near)

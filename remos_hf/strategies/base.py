@@ -1,6 +1,6 @@
 """Strategy: how a student starts. Hold: what is kept while it trains. All moments are optional."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
@@ -71,6 +71,13 @@ class Hold:
 
     # Whether the teacher decides what it does, so that a run resumed with another one is refused.
     needs_teacher: bool = False
+    # In a list of any order, holds of a larger number are outside: what makes texts longer (2) of what moves inputs (1)
+    # of what leaves them as they are (0).
+    outside: int = 0
+    # Of the latest batch, which samples it passed on as they came: bool, (samples,), on the CPU. None: all.
+    clean: Tensor | None = None
+    # The holds of a list that are outside of this one, and so have changed what it is given.
+    around: "Sequence[Hold]" = ()
 
     def loss(self, model: nn.Module, inputs: Any, run: Run) -> tuple[Tensor, Any]:  # noqa: ANN401 - a batch as collated
         """Give the loss of a training step, and the model's outputs.

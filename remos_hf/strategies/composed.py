@@ -20,6 +20,9 @@ from remos_hf.strategies.student_data import StudentData
 class Composed(Strategy):
     """Strategies one after another. The first prepares first; its loss is outermost.
 
+    Whatever the order, parts that change the inputs (`Hardened`, `Guided`) are outside of all others, and tell them
+    which samples are still clean.
+
     Attributes:
         strategies: The parts, at least two, of which one at most slices. Their descriptions (`to_dict`) will do.
     """
@@ -86,7 +89,7 @@ class Composed(Strategy):
                 stacklevel=2,
             )
         found = [one.hold(student, teacher) for one in self.strategies if one.holds]
-        held = [one for one in found if one is not None]
+        held = sorted((one for one in found if one is not None), key=lambda one: -one.outside)
         return _Nested(held) if held else None
 
 
@@ -100,6 +103,8 @@ class _Nested(Hold):
 
     def __init__(self, holds: Sequence[Hold]) -> None:
         self.holds = holds
+        for place, one in enumerate(holds):
+            one.around = holds[:place]
         self.needs_teacher = any(one.needs_teacher for one in holds)
 
     def loss(self, model: nn.Module, inputs: Any, run: Run) -> tuple[Tensor, Any]:  # noqa: ANN401

@@ -3,9 +3,10 @@ import torch
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
+from remos_hf.adapters.timm_models import ImageClassifier
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import UnsupportedModelError
-from remos_hf.strategies.distillation import feature_distance, feature_modules, features_of
+from remos_hf.strategies.distillation import feature_distance, feature_modules, features_of, unexplained_share
 from tests import tiny
 
 
@@ -21,6 +22,8 @@ def test_blocks_of_transformers_and_stages_of_convolutional_nets_are_found():
     assert [name.rpartition("stages")[2] for name in feature_modules(adapter_for(resnet()))] == [".0", ".1"]
     plain = feature_modules(adapter_for(tiny.ConvNet(), ("head",)))
     assert list(plain) == ["stem", "norm", "conv", "down", "depthwise", "grouped"]
+    inside = feature_modules(adapter_for(ImageClassifier(tiny.ConvNet(), ("head",))))
+    assert list(inside) == [f"body.{name}" for name in plain]
 
 
 def test_named_layers_are_taken_and_unknown_ones_refused():
@@ -57,3 +60,21 @@ def test_nothing_at_padding_reaches_the_distance_or_its_gradient():
     broken = torch.cat([wanted[:, :1], torch.full((1, 1, 3), torch.nan)], 1)
     distance = feature_distance({"a": made}, {"a": broken}, [torch.tensor([[True, False]])])
     assert distance.item() == 1
+
+
+def test_the_share_that_is_not_explained_is_0_for_the_teachers_features_and_1_for_their_mean():
+    wanted = {"maps": torch.randn(3, 4, 5, 5), "tokens": torch.randn(3, 5, 4), "pooled": torch.randn(3, 4)}
+    axes = {"maps": (0, 2, 3), "tokens": (0, 1), "pooled": (0,)}
+    means = {name: one.mean(axes[name], keepdim=True).expand_as(one) for name, one in wanted.items()}
+    for name, one in wanted.items():
+        assert unexplained_share({name: one}, {name: one}, []) == 0
+        assert unexplained_share({name: means[name]}, {name: one}, []).item() == pytest.approx(1)
+    both = unexplained_share({**means, "maps": wanted["maps"]}, wanted, [])
+    assert both.item() == pytest.approx(2 / 3)
+
+
+def test_features_that_do_not_vary_in_a_batch_count_nothing():
+    made = torch.ones(1, 4, requires_grad=True)
+    share = unexplained_share({"pooled": made}, {"pooled": torch.zeros(1, 4)}, [])
+    share.backward()
+    assert share == 0 and not made.grad.any()
