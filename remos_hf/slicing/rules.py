@@ -6,10 +6,12 @@ says nothing. A rule of your own goes to `choose_slice(rule=...)`: `Selection.of
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from remos_hf.layers import Layer, largest_magnitude
 from remos_hf.profiling.coverage import CoverageProfile
@@ -95,13 +97,34 @@ def num_to_reset(layers: Sequence[Layer], share: float) -> int:
     return total - round(total * share)
 
 
+def keep_highest(scores: Sequence[Tensor], layers: Sequence[Layer], share: float) -> Selection:
+    """Keep the share of the weights that score highest; equal scores at the threshold stay or go together.
+
+    For scores of each weight, which are sorted: several times the memory of the weights that compete.
+
+    Args:
+        scores: One of each layer, of its weight's shape.
+        layers: The layers that compete.
+        share: Share of their weights to keep.
+    """
+    flat = torch.cat([score.flatten() for score in scores])
+    num_reset = num_to_reset(layers, share)
+    if not num_reset:
+        return Selection.of([torch.ones_like(score, dtype=torch.bool) for score in scores])
+    threshold = flat.kthvalue(num_reset).values
+    less, equal = int((flat < threshold).sum()), int((flat == threshold).sum())
+    ties_stay = num_reset - less < equal - (num_reset - less)
+    kept = Selection.of([score >= threshold if ties_stay else score > threshold for score in scores])
+    return replace(kept, tie_group=equal)
+
+
 def _shared_out(total: int, sizes: np.ndarray) -> list[int]:
     """Share a number out in proportion to sizes, in whole numbers that add up to it."""
     ends = [total * int(end) // int(sizes.sum()) for end in sizes.cumsum()]
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _inverted(bits: torch.Tensor, layer: Layer) -> torch.Tensor:
+def _inverted(bits: Tensor, layer: Layer) -> Tensor:
     inverted = ~bits
     spare = -layer.numel % 8
     if spare:  # bits behind the last weight stay 0, so that equal slices are equal files

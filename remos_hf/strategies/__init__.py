@@ -1,12 +1,19 @@
 """How the student starts and what holds it; one paper a file."""
 
+from remos_hf.strategies.crow import Crow
+from remos_hf.strategies.disec import DiSec
 from remos_hf.strategies.distilled import Distilled
 from remos_hf.strategies.guided import Guided
 from remos_hf.strategies.hardened import Hardened
 from remos_hf.strategies.l2sp import L2SP
+from remos_hf.strategies.own_backdoors import OwnBackdoors
 from remos_hf.strategies.plain import Finetune, Retrain
+from remos_hf.strategies.recipe import Recipe
+from remos_hf.strategies.relevance import Relevance
 from remos_hf.strategies.renofeation import Renofeation
+from remos_hf.strategies.seam import SeaM
 from remos_hf.strategies.slice_and_reset import MagPrune, Random, Remos, TopMagnitude
+from remos_hf.strategies.subspace import Subspace
 
 STRATEGIES = {
     "finetune": Finetune,
@@ -15,9 +22,16 @@ STRATEGIES = {
     "mag_prune": MagPrune,
     "top_magnitude": TopMagnitude,
     "random": Random,
-    "l2sp": L2SP,
-    "renofeation": Renofeation,
-    "distilled": Distilled,
+    "relevance": Relevance,
+    "seam": SeaM,
+    "own_backdoors": OwnBackdoors,
+    "subspace": Subspace,
     "hardened": Hardened,
     "guided": Guided,
+    "distilled": Distilled,
+    "l2sp": L2SP,
+    "renofeation": Renofeation,
+    "recipe": Recipe,
+    "disec": DiSec,
+    "crow": Crow,
 }

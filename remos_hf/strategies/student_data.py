@@ -33,6 +33,8 @@ class StudentData:
         max_samples: Samples that a run looks at before it trains, for strategies that name no number; None for all.
         num_samples: Samples that there are; None where that is not known.
         is_stream: The data may have no end, so that nothing asks for all of it unasked.
+        mask_token: Id of the mask token of the tokenizer that made the data; None where there is none, or none is
+            known.
     """
 
     def __init__(
@@ -43,9 +45,10 @@ class StudentData:
         max_samples: int | None = None,
         num_samples: int | None = None,
         is_stream: bool = False,
+        mask_token: int | None = None,
     ) -> None:
         self._batches, self.seed, self.max_samples = batches, seed, max_samples
-        self.num_samples, self.is_stream = num_samples, is_stream
+        self.num_samples, self.is_stream, self.mask_token = num_samples, is_stream, mask_token
         self._profiles: dict[str, CoverageProfile] = {}
 
     def batches(self, max_samples: int | None = None) -> Iterable:

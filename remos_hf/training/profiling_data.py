@@ -26,6 +26,7 @@ def trainer_data(trainer: Trainer) -> StudentData:
         max_samples=samples_to_look_at(getattr(trainer, "max_samples", None)),
         num_samples=None if stream or data is None else len(data),
         is_stream=stream,
+        mask_token=getattr(trainer.processing_class, "mask_token_id", None),
     )
 
 

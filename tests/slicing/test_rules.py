@@ -102,3 +102,19 @@ def test_selection_packs_what_a_rule_keeps(layers):
     selection = ordinal.Selection.of(keep)
     assert kept(selection, layers) == [bool(bit) for one in keep for bit in one.flatten()]
     assert selection.num_kept == sum(kept(selection, layers))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.9, 0.5, 0.01])
+def test_the_highest_scores_are_kept_and_equal_ones_go_together(layers, share):
+    generator = torch.Generator().manual_seed(2)
+    scores = [torch.rand(layer.shape, generator=generator) for layer in layers]
+    flat = torch.cat([score.flatten() for score in scores])
+    found = rules.keep_highest(scores, layers, share)
+    kept = torch.cat([ordinal.unpack(bits, one.shape).flatten() for bits, one in zip(found.bits, layers, strict=True)])
+    assert found.num_kept == round(share * len(flat)) and found.tie_group == 1
+    assert not bool((flat[kept][:, None] < flat[~kept]).any())
+    tied = [score.round() for score in scores]  # halves of 0 and 1
+    ones = int(flat.round().sum())
+    found = rules.keep_highest(tied, layers, share)
+    nearer = min((len(flat), ones, 0), key=lambda count: abs(count - round(share * len(flat))))
+    assert found.num_kept == nearer

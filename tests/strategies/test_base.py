@@ -9,17 +9,20 @@ from remos_hf.slicing.refill import reset_unseen_rows
 from remos_hf.slicing.relevant_slice import RelevantSlice, choose_slice
 from remos_hf.strategies import STRATEGIES
 from remos_hf.strategies.base import Hold, Preparation, Strategy, share_by_group
+from remos_hf.strategies.slice_and_reset import SliceAndReset
 from remos_hf.strategies.student_data import StudentData
 from tests import tiny
 
-SLICING = {"remos", "mag_prune", "top_magnitude", "random"}
+SLICING = {name for name, kind in STRATEGIES.items() if issubclass(kind, SliceAndReset)}
 
 
 def make(name):
-    return STRATEGIES[name](slice_ratio=0.9) if name in SLICING else STRATEGIES[name]()
+    named = {one.name for one in dataclasses.fields(STRATEGIES[name])}
+    values = {"slice_ratio": 0.9, "steps": 2, "head_steps": 2, "mask_token": 2}
+    return STRATEGIES[name](**{key: value for key, value in values.items() if key in named})
 
 
-@pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning", "ignore:.*weights tie at the:UserWarning")
 @pytest.mark.parametrize("name", STRATEGIES)
 class TestContractOfEveryStrategy:
     def test_its_description_is_json_that_makes_it_again(self, name):
@@ -106,10 +109,10 @@ ROWS = {name: kind for name, kind in STRATEGIES.items() if name in SLICING or na
 
 
 def with_rows(name, **options):
-    return ROWS[name](**({"slice_ratio": 0.9} if name in SLICING else {}), **options)
+    return dataclasses.replace(make(name), **options)
 
 
-@pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning", "ignore:.*weights tie at the:UserWarning")
 @pytest.mark.parametrize("name", ROWS)
 class TestEmbeddingRows:
     def test_they_stay_by_default(self, name):

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import datasets
 import pytest
 import torch
@@ -77,6 +79,13 @@ def test_strategies_get_the_trainers_seed_cap_and_number_of_samples(tmp_path):
     assert (found.seed, found.max_samples, found.num_samples, found.is_stream) == (5, 7, 10, False)
     ours.train_dataset = Stream()
     assert (trainer_data(ours).num_samples, trainer_data(ours).is_stream) == (None, True)
+
+
+def test_strategies_get_the_mask_token_of_the_trainers_tokenizer(tmp_path):
+    ours = trainer(tmp_path, strategy=Finetune())
+    assert trainer_data(ours).mask_token is None
+    ours.processing_class = SimpleNamespace(mask_token_id=4)
+    assert trainer_data(ours).mask_token == 4
 
 
 def test_all_samples_are_looked_at_only_when_asked_for():
