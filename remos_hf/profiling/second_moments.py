@@ -58,7 +58,7 @@ class SecondMoments(Observer):
     def see(self, slot: Slot, activation: Activation) -> None:
         """Multiply an input with itself, once for all layers that read it in the same way."""
         layer = self.layers[slot.name]
-        key = id(activation), _reading(layer)
+        key = id(activation), way_of_reading(layer)
         if key not in self._seen:
             self._seen[key] = [activation, *_moment(layer, activation), []]
         self._seen[key][-1].append(slot.name)
@@ -132,7 +132,7 @@ def _width(layer: Layer) -> int:
     return layer.in_neurons // layer.groups * (1 if layer.inputs_first else layer.shape[2:].numel())
 
 
-def _reading(layer: Layer) -> tuple:
+def way_of_reading(layer: Layer) -> tuple:
     """Say how a layer reads its input: alike for all that multiply it as it is."""
     module = layer.module
     if not isinstance(module, (nn.Conv1d, nn.Conv2d)):
@@ -155,17 +155,8 @@ def _moment(layer: Layer, activation: Activation) -> tuple[Tensor, int]:
 
 
 def _patches(layer: Layer, activation: Activation, some: slice) -> Tensor:
-    """Give what lies under a kernel at every place where it is laid. Float64, shape (groups, places, width)."""
-    module = layer.module
-    images = activation.given[some].double()
-    around = module._reversed_padding_repeated_twice
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    images = nn.functional.pad(images, around, mode=mode)
-    if images.dim() == 3:
-        images = images.unsqueeze(2)
-    kernel, dilation, stride = ((1,) * (2 - len(one)) + tuple(one) for one in _spans(module))
-    patches = nn.functional.unfold(images, kernel, dilation=dilation, stride=stride)
-    patches = patches.unflatten(1, (module.groups, -1)).movedim(2, -1)  # (images, groups, places, width)
+    """Give what lies under a kernel at every real place where it is laid. Float64, shape (groups, places, width)."""
+    patches = patches_under(layer, activation.given[some].double())
     if activation.padding is None:
         return patches.transpose(0, 1).flatten(1, 2)
     real = activation.padding.real[some]
@@ -177,5 +168,23 @@ def _patches(layer: Layer, activation: Activation, some: slice) -> Tensor:
     return patches.transpose(1, 2)[real].transpose(0, 1)
 
 
-def _spans(module: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    return module.kernel_size, module.dilation, module.stride
+def patches_under(layer: Layer, images: Tensor) -> Tensor:
+    """Give what lies under a convolution's kernel at every place where it is laid, channel by channel.
+
+    Args:
+        layer: A convolution.
+        images: What it reads. Shape (images, channels, *sizes), one or two sizes.
+
+    Returns:
+        Shape (images, groups, places, width), of the images' dtype.
+    """
+    module = layer.module
+    around = module._reversed_padding_repeated_twice
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    images = nn.functional.pad(images, around, mode=mode)
+    if images.dim() == 3:
+        images = images.unsqueeze(2)
+    spans = module.kernel_size, module.dilation, module.stride
+    kernel, dilation, stride = ((1,) * (2 - len(one)) + tuple(one) for one in spans)
+    patches = nn.functional.unfold(images, kernel, dilation=dilation, stride=stride)
+    return patches.unflatten(1, (module.groups, -1)).movedim(2, -1)

@@ -63,6 +63,7 @@ _ENTRIES = {
     "strategy": {"name": ("a name", lambda value: isinstance(value, str))},
     "competing": {},
     "ratio_search": {},
+    "effect_search": {},
     "start": {},
     "finish": {},
     "training": {

@@ -11,7 +11,7 @@ from remos_hf.adapters.base import Adapter
 
 
 @torch.no_grad()
-def redo_norm_statistics(adapter: Adapter, batches: Iterable) -> None:
+def redo_norm_statistics(adapter: Adapter, batches: Iterable, *, across_processes: bool = True) -> None:
     """Take the running mean and variance of every batch norm anew: the mean over batches, of all processes.
 
     Everything else runs in eval mode, dropout included. Without batch norms nothing is read.
@@ -19,6 +19,7 @@ def redo_norm_statistics(adapter: Adapter, batches: Iterable) -> None:
     Args:
         adapter: Of the model; its modes are put back.
         batches: This process's share of the data.
+        across_processes: Whether it is a share; False if every process reads all of it.
 
     Source:
         torch.optim.swa_utils.update_bn.
@@ -42,7 +43,8 @@ def redo_norm_statistics(adapter: Adapter, batches: Iterable) -> None:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-    _share(norms, count)
+    if across_processes:
+        _share(norms, count)
 
 
 def _share(norms: list[_BatchNorm], count: int) -> None:

@@ -1,6 +1,7 @@
 """Slice, reset what lies outside, fine-tune: ReMoS and the resets that it must be compared with."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -91,6 +92,7 @@ class SliceAndReset(Strategy):
         rankable_layers(adapter_for(student, self.head).layers(embeddings=self.embeddings))
         start = time.perf_counter()
         profile = self._profile(student, data)
+        rule, details = self._decided_by(student, data)
         profiled = time.perf_counter()
         relevant = choose_slice(
             student,
@@ -114,7 +116,7 @@ class SliceAndReset(Strategy):
         )
         rows = reset_rows(self.embedding_rows, student, data)
         seconds = {"profile": profiled - start, "choose": chosen - profiled, "reset": time.perf_counter() - chosen}
-        return Preparation(profile, relevant, seconds, squares, rows)
+        return Preparation(profile, relevant, seconds, squares, rows, details)
 
     def restart(self, student: nn.Module, data: StudentData, relevant_slice: RelevantSlice | None) -> None:
         """Reset what `prepare` reset, by the slice that it chose."""
@@ -131,6 +133,10 @@ class SliceAndReset(Strategy):
 
     def _profile(self, student: nn.Module, data: StudentData) -> CoverageProfile | None:
         return None
+
+    def _decided_by(self, student: nn.Module, data: StudentData) -> tuple[str | Rule, Mapping[str, Any]]:
+        """Give the rule, and what the record says of how it was found."""
+        return self.rule, {}
 
     @property
     def _ties(self) -> str:

@@ -13,6 +13,7 @@ from transformers.trainer_utils import TrainOutput
 
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Strategy
+from remos_hf.training.effect_search import EffectSearch
 from remos_hf.training.half_written import chosen_checkpoint
 from remos_hf.training.lora import base_of
 from remos_hf.training.moments import check_adapters, hold_trainer
@@ -31,7 +32,7 @@ def attach_remos(
     slice_ratio: float | Literal["auto"] | None = None,
     strategy: Strategy | Sequence[Strategy] | None = None,
     accuracy_budget: float | None = None,
-    ratio_search: RatioSearch | None = None,
+    ratio_search: RatioSearch | EffectSearch | None = None,
     max_samples: int | Literal["all"] | None = None,
     profile_dataset: Dataset | IterableDataset | None = None,
     resume_from_checkpoint: str | Path | bool | None = None,
@@ -56,7 +57,7 @@ def attach_remos(
         slice_ratio: Share of the weights to keep, by ReMoS. "auto" tries ratios now, as RemosTrainer does.
         strategy: Any other strategy, or a list of them. Beside "auto", the one whose ratio is searched.
         accuracy_budget: Only with "auto": accuracy that slicing may cost, as a share; 0.02 if None.
-        ratio_search: Only with "auto": the whole search, its budget included.
+        ratio_search: Only with "auto": the whole search, its budget included; a `RatioSearch` or an `EffectSearch`.
         max_samples: As in `RemosTrainer`; rows of the trainer's data, so that a packed row or a pair counts once.
         profile_dataset: The rows that decide the coverage, prepared as `trainer.train_dataset` is, if not that.
         resume_from_checkpoint: The checkpoint that `train()` will resume from: its slice is taken, nothing is chosen.

@@ -40,23 +40,41 @@ def measured_by(trainer: Trainer, held_out: Dataset, metric: str | None) -> Meas
     """
     if metric is not None:
         return Measured(_metric_of(trainer, trainer.predict(held_out).metrics, metric))
+    predictions, labels = predicted_labels(trainer, held_out)
+    rate = accuracy(predictions, labels)
+    return Measured(rate.value, rate, float(np.unique(labels, return_counts=True)[1].max() / len(labels)))
+
+
+def predicted_labels(trainer: Trainer, data: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Predict the labels of some data by the largest logit.
+
+    Args:
+        trainer: A trial's; it computes no metrics of its own afterwards.
+        data: The data.
+
+    Returns:
+        Predicted and true labels, in the order in which the trainer reads the data.
+
+    Raises:
+        ValueError: The data has no labels of classes, or the model no such logits.
+        NonFiniteError: Logits are NaN or infinite.
+    """
     trainer.compute_metrics, trainer.preprocess_logits_for_metrics = None, _labels_of
-    output = trainer.predict(held_out)
+    output = trainer.predict(data)
     labels = output.label_ids
     check_classes(trainer, [] if labels is None else list(labels) if isinstance(labels, tuple) else [labels])
     predictions = np.asarray(output.predictions)
     if predictions.shape != labels.shape or (predictions == _NO_LABEL).any():
         raise ValueError(
-            f"slice_ratio='auto' compares the largest of several logits with the label, but {_class_of(trainer)} gives "
-            "no logits of shape (samples, labels). Name a share that compute_metrics gives: RatioSearch(metric=...)."
+            f"'auto' compares the largest of several logits with the label, but {_class_of(trainer)} gives "
+            "no logits of shape (samples, labels). Name a share that compute_metrics gives: metric= of the search."
         )
     if (predictions == _NOT_FINITE).any():
         raise NonFiniteError(
             f"{int((predictions == _NOT_FINITE).sum())} of {len(labels)} held-out samples get NaN or infinite logits, "
             "so there is no accuracy. Lower the learning rate, or look for NaN in the data."
         )
-    rate = accuracy(predictions, labels)
-    return Measured(rate.value, rate, float(np.unique(labels, return_counts=True)[1].max() / len(labels)))
+    return predictions, labels
 
 
 def _labels_of(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
@@ -78,8 +96,8 @@ def check_classes(trainer: Trainer, labels: Sequence[Tensor | np.ndarray]) -> No
     if not whole or (found < 0).any():
         what = f"the label {found.min()}" if whole else f"{len(labels)} x {found.dtype} of shape {found.shape}"
         raise ValueError(
-            "slice_ratio='auto' counts right labels, one class a sample, from 0 on, but the held-out data has "
-            f"{what}. For another task, name a share that compute_metrics gives: RatioSearch(metric=...)."
+            "'auto' counts right labels, one class a sample, from 0 on, but the held-out data has "
+            f"{what}. For another task, name a share that compute_metrics gives: metric= of the search."
         )
 
 
@@ -88,7 +106,7 @@ def _metric_of(trainer: Trainer, metrics: dict[str, float], name: str) -> float:
     if not isinstance(found, (int, float)):
         given = sorted(key.removeprefix("test_") for key in metrics)
         raise ValueError(
-            f"RatioSearch(metric={name!r}) is none of the numbers that {_class_of(trainer)} gives: {', '.join(given)}. "
+            f"metric={name!r} is none of the numbers that {_class_of(trainer)} gives: {', '.join(given)}. "
             "Pass compute_metrics=, or name one of them."
         )
     if not math.isfinite(found):

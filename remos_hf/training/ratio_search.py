@@ -1,35 +1,21 @@
 """slice_ratio="auto": the smallest slice whose accuracy on held-out clean data stays near plain fine-tuning's.
 
-A sliced student has a new head and holes in its body: before it has trained, its accuracy says nothing. So every
-candidate ratio gets a trial: a copy of the teacher, sliced, is fine-tuned for a share of the planned steps by the
-trainer's own means, and measured. A trial of plain fine-tuning, of the same length, from the same random state and over
-the same batches, says what the accuracy should be. The coverage is taken once for all candidates.
+Every candidate ratio gets a trial (see `trials`), and so does plain fine-tuning, which says what the accuracy should
+be. The coverage is taken once for all candidates.
 
 Nothing here can see a trigger or an exposed set: there is no argument that takes one. Whether the chosen ratio holds
 off a defect is for `evaluate_transfer` to say.
 """
 
-import copy
 import logging
-import math
-import time
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from torch import nn
-from torch.utils.data import Subset
-from tqdm.auto import tqdm
-from transformers import DefaultFlowCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import CallbackHandler
-from transformers.trainer_utils import has_length
+from transformers import Trainer
 
 from remos_hf.errors import RemosError
-from remos_hf.evaluation.measures import Rate
-from remos_hf.profiling.data_pass import on_main_process
-from remos_hf.randomness import own_randomness
 from remos_hf.sharing.record import Sidecars
 from remos_hf.slicing.relevant_slice import check_slice_ratio
 from remos_hf.strategies.base import Strategy
@@ -37,8 +23,8 @@ from remos_hf.strategies.composed import Composed
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.slice_and_reset import SliceAndReset
 from remos_hf.strategies.student_data import StudentData
-from remos_hf.training.held_out import Measured, check_classes, measured_by, samples_to_tell
-from remos_hf.training.moments import Moments, hold_trainer
+from remos_hf.training.moments import Moments
+from remos_hf.training.trials import Trial, Trials, check_searchable, warn_if_unresolved
 
 logger = logging.getLogger(__name__)
 
@@ -98,47 +84,6 @@ class RatioSearch:
         return {**asdict(self), "ratios": list(self.ratios)}
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """What a trial measured; the JSON of it is one point of the curve."""
-
-    slice_ratio: float  # 1 is plain fine-tuning
-    measured: Measured
-    steps: int
-    choose_seconds: float  # ranking and cutting, which is all that another ratio costs beside its training
-    seconds: float
-
-    @property
-    def accuracy(self) -> float:
-        return self.measured.accuracy
-
-    @property
-    def rate(self) -> Rate | None:
-        return self.measured.rate
-
-    def point(self, plain: "_Trial", budget: float) -> dict[str, Any]:
-        return {
-            "slice_ratio": self.slice_ratio,
-            "accuracy": self.accuracy,
-            "low": self.rate and self.rate.low,
-            "high": self.rate and self.rate.high,
-            "num_samples": self.rate and self.rate.num_samples,
-            "lost": plain.accuracy - self.accuracy,
-            "within_budget": self.costs_at_most(budget, plain),
-            "steps": self.steps,
-            "choose_seconds": round(self.choose_seconds, 4),
-            "seconds": round(self.seconds, 3),
-        }
-
-    def costs_at_most(self, budget: float, plain: "_Trial") -> bool:
-        return plain.accuracy - self.accuracy <= budget + 1e-9  # counts are whole; their quotients are not
-
-    def told(self) -> str:
-        interval = f" [{self.rate.low:.4f}, {self.rate.high:.4f}]" if self.rate else ""
-        name = "plain fine-tuning" if self.slice_ratio == 1 else f"slice ratio {self.slice_ratio:g}"
-        return f"{name} {self.accuracy:.4f}{interval}"
-
-
 def start_at_smallest_ratio(
     trainer: Trainer,
     template: Strategy,
@@ -174,16 +119,18 @@ def start_at_smallest_ratio(
     Warns:
         UserWarning: The held-out data holds too few samples to tell a difference as small as the budget.
     """
-    _check_searchable(trainer)
-    trials = _Trials(trainer, search, data, with_adapters)
+    check_searchable(trainer, "slice_ratio='auto'")
+    trials = Trials(trainer, search, data, with_adapters)
     trials.rehearse()
-    with trials.bar():
-        plain = trials.run(Finetune(), 1.0)
-        trials.check_learned(plain)
-        needed = _warn_if_unresolved(plain, search.accuracy_budget)
-        tried = _descend(lambda ratio: trials.run(_at_ratio(template, ratio), ratio), plain, search)
-    points = [trial.point(plain, search.accuracy_budget) for trial in (plain, *tried)]
-    able = [trial.slice_ratio for trial in tried if trial.costs_at_most(search.accuracy_budget, plain)]
+    with trials.bar(1 + len(search.ratios), "the slice ratio"):
+        plain = trials.run(Finetune(), "plain fine-tuning", 1.0)
+        trials.check_learned(plain, "ratio")
+        needed = warn_if_unresolved(plain.rate, search.accuracy_budget)
+        tried = _descend(
+            lambda ratio: trials.run(_at_ratio(template, ratio), f"slice ratio {ratio:g}", ratio), plain, search
+        )
+    points = [{"slice_ratio": trial.setting, **trial.point(plain, search.accuracy_budget)} for trial in (plain, *tried)]
+    able = [trial.setting for trial in tried if trial.costs_at_most(search.accuracy_budget, plain)]
     if not able:
         raise RemosError(
             f"No slice ratio stays within accuracy_budget={search.accuracy_budget:g} of plain fine-tuning after "
@@ -248,8 +195,8 @@ def _at_ratio(template: Strategy, ratio: float) -> Strategy:
     return replace(template, slice_ratio=ratio) if isinstance(template, SliceAndReset) else template
 
 
-def _descend(run: Callable[[float], _Trial], plain: _Trial, search: RatioSearch) -> list[_Trial]:
-    tried: list[_Trial] = []
+def _descend(run: Callable[[float], Trial], plain: Trial, search: RatioSearch) -> list[Trial]:
+    tried: list[Trial] = []
     for ratio in search.ratios:
         tried.append(run(ratio))
         last = tried[-search.failures_in_a_row :]
@@ -257,174 +204,3 @@ def _descend(run: Callable[[float], _Trial], plain: _Trial, search: RatioSearch)
         if failed and len(last) == search.failures_in_a_row:
             break
     return tried
-
-
-def _check_searchable(trainer: Trainer) -> None:
-    train, held_out = trainer.train_dataset, trainer.eval_dataset
-    if held_out is None or isinstance(held_out, dict):
-        found = "none" if held_out is None else f"a dict of {sorted(held_out)}"
-        raise ValueError(
-            "slice_ratio='auto' compares accuracies on held-out clean data, so it needs eval_dataset=, one data set, "
-            f"but got {found}."
-        )
-    if train is None:
-        raise ValueError("slice_ratio='auto' trains on copies, so it needs train_dataset=, but got none.")
-    if held_out is train:
-        raise ValueError(
-            "eval_dataset is train_dataset, but slice_ratio='auto' needs data that the student does not train on. Hold "
-            "some of it out."
-        )
-    for name, data in (("train_dataset", train), ("eval_dataset", held_out)):
-        if not has_length(data):
-            raise ValueError(
-                f"{name} is a stream, which cannot be read again for every trial. Give slice_ratio='auto' a data set "
-                "with a length, or name a slice_ratio."
-            )
-        if len(data) == 0:
-            raise ValueError(f"{name} holds no sample.")
-    if trainer.optimizer is not None or trainer.lr_scheduler is not None:
-        raise ValueError(
-            "slice_ratio='auto' trains copies of the model, but the optimizer or scheduler was made for the model "
-            "itself. Leave out optimizers= and use the training arguments, optimizer_cls_and_kwargs= or your own "
-            "create_optimizer; or make a new trainer, if this one has trained."
-        )
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        raise ValueError(
-            "slice_ratio='auto' was tried in one process and by DDP, not with DeepSpeed or FSDP. Search on a smaller "
-            "machine, and name the slice_ratio here."
-        )
-
-
-class _Trials:
-    """Runs trials of one search: what they share, and what they have found."""
-
-    def __init__(
-        self, trainer: Trainer, search: RatioSearch, data: StudentData, with_adapters: Callable[[nn.Module], nn.Module]
-    ) -> None:
-        self.trainer, self.search, self.data, self.with_adapters = trainer, search, data, with_adapters
-        self.profile_seconds = 0.0  # the first trial's: the coverage is found once and holds for every ratio
-        self.planned = self.steps = 0
-        self._bar = tqdm(disable=True)
-
-    def rehearse(self) -> None:
-        """Count the steps, and measure a few samples before hours go into training: the measure must be one."""
-        with own_randomness(None):
-            trainer = _copy_of(self.trainer, copy.deepcopy(self.trainer.model), max_steps=1)
-            arguments = self.trainer.args
-            batches = len(trainer.get_train_dataloader())
-            each = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
-            self.planned = (
-                arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * each)
-            )
-            self.steps = max(1, math.ceil(self.search.share_of_steps * self.planned))
-            held_out = self.trainer.eval_dataset
-            few = Subset(held_out, range(min(len(held_out), arguments.eval_batch_size * arguments.world_size)))
-            if self.search.metric is None:
-                batch = next(iter(trainer.get_test_dataloader(few)))
-                # Before a model sees labels that it cannot take.
-                check_classes(trainer, [batch[name] for name in trainer.label_names if name in batch])
-            measured_by(trainer, few, self.search.metric)
-            trainer.accelerator.free_memory()
-
-    def bar(self) -> tqdm:
-        """Count the steps of all trials, if none is saved by stopping early."""
-        quiet = self.trainer.args.disable_tqdm or not on_main_process()
-        total = self.steps * (1 + len(self.search.ratios))
-        self._bar = tqdm(total=total, desc="Choosing the slice ratio", delay=2, disable=True if quiet else None)
-        return self._bar
-
-    def run(self, strategy: Strategy, ratio: float) -> _Trial:
-        """Train and measure a copy from the random state that the student itself will find."""
-        start = time.perf_counter()
-        self._bar.set_postfix(slice_ratio=f"{ratio:g}", refresh=False)
-        model = copy.deepcopy(self.trainer.model)
-        moments = Moments(strategy, self.data)
-        spent = moments.start(model).config["seconds"]
-        self.profile_seconds = max(self.profile_seconds, spent.get("profile", 0.0))
-        arguments = self.trainer.args
-        with own_randomness(None):
-            trainer = _copy_of(
-                self.trainer, self.with_adapters(model), **_shortened(arguments, self.steps, self.planned)
-            )
-            trainer.moments = moments  # a RemosTrainer starts nothing that was started
-            hold_trainer(trainer, moments)
-            trainer.callback_handler.add_callback(_StepByStep(self._bar))
-            trainer.train()
-            measured = measured_by(trainer, self.trainer.eval_dataset, self.search.metric)
-        trainer.accelerator.free_memory()
-        seconds = time.perf_counter() - start
-        # The processes agree on what they measured, not on how long it took; one record for all.
-        told = broadcast_object_list([_Trial(ratio, measured, self.steps, spent.get("choose", 0.0), seconds)])
-        logger.info("Trial of %d steps: %s, %.1f s.", self.steps, told[0].told(), told[0].seconds)
-        return told[0]
-
-    def check_learned(self, plain: _Trial) -> None:
-        """Refuse to compare students none of which has learned anything: every ratio would pass."""
-        commonest = plain.measured.commonest
-        if plain.rate is not None and plain.rate.low <= commonest:
-            raise RemosError(
-                f"After {self.steps} steps, {plain.told()} is not surely better than always giving the commonest label "
-                f"({commonest:.4f} of {plain.rate.num_samples} held-out samples): trials that learn nothing "
-                "cost nothing, and every ratio would pass. Make trials longer (RatioSearch(share_of_steps=...), or "
-                "more planned steps), or hold out more samples."
-            )
-
-
-def _shortened(arguments: TrainingArguments, steps: int, planned: int) -> dict[str, Any]:
-    """Give the length of a trial; a warm-up counted in steps shrinks with it."""
-    warmup = arguments.warmup_steps
-    return {"max_steps": steps, **({"warmup_steps": round(warmup * steps / planned)} if warmup >= 1 else {})}
-
-
-def _copy_of(trainer: Trainer, model: nn.Module, **arguments: Any) -> Trainer:  # noqa: ANN401
-    """Copy a trainer, whatever its class, to train another model without leaving a trace in the first."""
-    trial = copy.copy(trainer)
-    trial.args = copy.copy(trainer.args)
-    # Set, not replaced: making new arguments settles devices and folders anew.
-    for name, value in {
-        **arguments,
-        "eval_strategy": "no",
-        "eval_on_start": False,
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "logging_first_step": False,
-        "load_best_model_at_end": False,
-        "push_to_hub": False,
-        "prediction_loss_only": False,
-        "disable_tqdm": True,
-    }.items():
-        setattr(trial.args, name, value)
-    trial.model = trial.model_wrapped = model
-    vars(trial).pop("compute_loss", None)  # what was laid around it acts on another model
-    trial.create_accelerator_and_postprocess()
-    trial.callback_handler = CallbackHandler([DefaultFlowCallback()], model, trainer.processing_class, None, None)
-    trial.state = TrainerState(
-        is_local_process_zero=trainer.is_local_process_zero(), is_world_process_zero=trainer.is_world_process_zero()
-    )
-    trial.control = TrainerControl()
-    return trial
-
-
-class _StepByStep(TrainerCallback):
-    """Moves the bar."""
-
-    def __init__(self, bar: tqdm) -> None:
-        self.bar = bar
-
-    def on_step_end(self, *_: object, **__: object) -> None:
-        self.bar.update()
-
-
-def _warn_if_unresolved(plain: _Trial, budget: float) -> int | None:
-    """Say when so few samples cannot tell a difference as small as the budget; give how many could."""
-    if plain.rate is None:
-        return None
-    needed = samples_to_tell(plain.rate, budget)
-    if plain.rate.num_samples < needed and on_main_process():
-        warnings.warn(
-            f"{plain.rate.num_samples} held-out samples cannot tell whether accuracy falls by "
-            f"accuracy_budget={budget:g}: near {plain.accuracy:.3f} that takes about {needed:,}. The ratio may be "
-            "chosen by chance. Hold out more samples, or allow more.",
-            stacklevel=2,
-        )
-    return needed

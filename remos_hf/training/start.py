@@ -13,6 +13,13 @@ from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Strategy
 from remos_hf.strategies.composed import as_strategy
 from remos_hf.strategies.slice_and_reset import Remos
+from remos_hf.training.effect_search import (
+    EffectSearch,
+    asks_for_search,
+    knob_of,
+    recorded_setting,
+    start_at_mildest_setting,
+)
 from remos_hf.training.moments import Moments
 from remos_hf.training.profiling_data import trainer_data
 from remos_hf.training.ratio_search import RatioSearch, recorded_ratio, slices, start_at_smallest_ratio
@@ -41,36 +48,54 @@ def chosen_start(
     slice_ratio: float | Literal["auto"] | None,
     strategy: Strategy | Sequence[Strategy] | None,
     accuracy_budget: float | None,
-    ratio_search: RatioSearch | None,
-) -> tuple[Strategy, RatioSearch | None]:
-    """Settle what the caller asked for: a strategy, and how its ratio is searched if it is."""
-    if slice_ratio != "auto":
+    ratio_search: RatioSearch | EffectSearch | None,
+) -> tuple[Strategy, RatioSearch | EffectSearch | None]:
+    """Settle what the caller asked for: a strategy, and how its ratio or another field is searched if it is."""
+    given = None if strategy is None else as_strategy(strategy)
+    by_effect = isinstance(ratio_search, EffectSearch) or (given is not None and asks_for_search(given))
+    if slice_ratio != "auto" and (not by_effect or given is None or slice_ratio is not None):
         if accuracy_budget is not None or ratio_search is not None:
             raise ValueError(
-                "accuracy_budget= and ratio_search= say how slice_ratio='auto' searches, but got "
+                "accuracy_budget= and ratio_search= say how slice_ratio='auto' or energy='auto' searches, but got "
                 f"slice_ratio={slice_ratio}."
             )
-        return chosen_strategy(slice_ratio, strategy), None
+        return chosen_strategy(slice_ratio, given), None
     if accuracy_budget is not None and ratio_search is not None:
         raise ValueError(
             f"Pass either accuracy_budget={accuracy_budget} or ratio_search=, which has an accuracy_budget of its own "
             f"({ratio_search.accuracy_budget})."
         )
-    template = Remos(1.0) if strategy is None else as_strategy(strategy)
-    if not slices(template):
-        raise ValueError(
-            f"slice_ratio='auto' searches the ratio of a strategy that slices, but {template.to_dict()['name']} keeps "
-            "no share of the weights. Leave out one of the two."
-        )
+    template = Remos(1.0) if given is None else given
+    _check_searched(slice_ratio, template, ratio_search, by_effect)
     if ratio_search is None:
-        ratio_search = RatioSearch() if accuracy_budget is None else RatioSearch(accuracy_budget=accuracy_budget)
+        kind = EffectSearch if by_effect else RatioSearch
+        ratio_search = kind() if accuracy_budget is None else kind(accuracy_budget=accuracy_budget)
     return template, ratio_search
+
+
+def _check_searched(slice_ratio: object, template: Strategy, search: object, by_effect: bool) -> None:
+    """Refuse a search that does not go with what it would settle."""
+    name = template.to_dict()["name"]
+    if slice_ratio == "auto" and not slices(template):
+        raise ValueError(
+            f"slice_ratio='auto' searches the ratio of a strategy that slices, but {name} keeps no share of the "
+            "weights. Leave out one of the two."
+        )
+    knob = knob_of(template)[1] if by_effect else "slice_ratio"
+    if slice_ratio == "auto" and knob != "slice_ratio":
+        raise ValueError(
+            f"One setting is searched at a time, but got slice_ratio='auto' and {name} with {knob}='auto'."
+        )
+    if by_effect and isinstance(search, RatioSearch):
+        raise ValueError(
+            f"RatioSearch searches slice_ratio='auto'. For {knob}='auto' pass ratio_search=EffectSearch(...)."
+        )
 
 
 def start_run(
     trainer: Trainer,
     strategy: Strategy,
-    search: RatioSearch | None,
+    search: RatioSearch | EffectSearch | None,
     checkpoint: str | Path | None,
     with_adapters: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> Moments:
@@ -79,7 +104,7 @@ def start_run(
     Args:
         trainer: The trainer; its model is the teacher with its new head.
         strategy: The strategy; the template of a search.
-        search: How its ratio is searched, if it is.
+        search: How its ratio or another field is searched, if it is.
         checkpoint: The folder that `train()` will resume from, if it will.
         with_adapters: Adds what the trials of a search train instead of the model's own weights.
 
@@ -91,12 +116,14 @@ def start_run(
     data = trainer_data(trainer)
     if checkpoint is not None:
         if search is not None:
-            strategy = recorded_ratio(Sidecars.load(checkpoint), strategy, search)
+            recorded = recorded_setting if isinstance(search, EffectSearch) else recorded_ratio
+            strategy = recorded(Sidecars.load(checkpoint), strategy, search)
         moments = Moments(strategy, data)
         moments.resume(trainer.model, checkpoint)
         return moments
     if search is not None:
-        moments = start_at_smallest_ratio(trainer, strategy, search, data, with_adapters)
+        start = start_at_mildest_setting if isinstance(search, EffectSearch) else start_at_smallest_ratio
+        moments = start(trainer, strategy, search, data, with_adapters)
     else:
         moments = Moments(strategy, data)
         moments.start(trainer.model)

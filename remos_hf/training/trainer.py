@@ -11,6 +11,7 @@ from transformers.trainer_utils import TrainOutput
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.strategies.base import Strategy
+from remos_hf.training.effect_search import EffectSearch
 from remos_hf.training.half_written import chosen_checkpoint
 from remos_hf.training.loss_scale import settle_loss_scale
 from remos_hf.training.moments import check_adapters, hold_trainer
@@ -45,7 +46,9 @@ class RemosTrainer(RecordedTrainer):
         strategy: Any other strategy; give one of the two. Beside "auto", the strategy that slices whose ratio is
             searched; the ratio it has is replaced.
         accuracy_budget: Only with "auto": accuracy that slicing may cost, as a share in (0, 1); 0.02 if None.
-        ratio_search: Only with "auto": the whole search (ratios, length of the trials, metric, budget).
+        ratio_search: Only with "auto": the whole search (ratios, length of the trials, metric, budget). An
+            `EffectSearch` instead takes the mildest ratio, energy (`strategy=Subspace(energy="auto")`) or k that loses
+            triggers of our own; the record has its curve under `effect_search`.
         profile_dataset: The samples that decide the coverage, if they are not to be read as `train_dataset` is: without
             its augmentation, or another share of the task's data.
         max_samples: Samples of it that decide, drawn by the seed (of a stream the first ones), for strategies that name
@@ -67,7 +70,7 @@ class RemosTrainer(RecordedTrainer):
         slice_ratio: float | Literal["auto"] | None = None,
         strategy: Strategy | Sequence[Strategy] | None = None,
         accuracy_budget: float | None = None,
-        ratio_search: RatioSearch | None = None,
+        ratio_search: RatioSearch | EffectSearch | None = None,
         profile_dataset: Dataset | IterableDataset | None = None,
         max_samples: int | Literal["all"] | None = None,
         peft_config: "PeftConfig | None" = None,

@@ -303,7 +303,7 @@ def test_too_few_samples_for_the_budget_are_told_with_the_number_that_would_do(t
     needed = samples_to_tell(Rate.of(100, 100), 0.02)
     assert [str(warning.message) for warning in recwarn if "cannot tell" in str(warning.message)] == [
         "100 held-out samples cannot tell whether accuracy falls by accuracy_budget=0.02: near 1.000 that takes about "
-        f"{needed:,}. The ratio may be chosen by chance. Hold out more samples, or allow more."
+        f"{needed:,}. The choice may be by chance. Hold out more samples, or allow more."
     ]
     assert search_of(ours)["samples_needed"] == needed > 100
     recwarn.clear()
@@ -407,7 +407,7 @@ def test_metrics_that_are_no_share_are_refused(tmp_path, value, error, told):
 
 
 def test_a_metric_that_nobody_gives_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"metric='f1'\) is none of the numbers that Reader gives: loss"):
+    with pytest.raises(ValueError, match=r"metric='f1' is none of the numbers that Reader gives: loss"):
         trainer(tmp_path, ratio_search=RatioSearch(metric="f1")).train()
 
 
@@ -449,7 +449,7 @@ def test_settings_that_no_search_could_use_are_refused(settings, told):
     [
         (
             {"slice_ratio": 0.9, "accuracy_budget": 0.1},
-            r"say how slice_ratio='auto' searches, but got slice_ratio=0\.9",
+            r"say how slice_ratio='auto' or energy='auto' searches, but got slice_ratio=0\.9",
         ),
         ({"slice_ratio": None, "strategy": Finetune(), "ratio_search": RatioSearch()}, "but got slice_ratio=None"),
         ({"slice_ratio": "auto", "strategy": Finetune()}, "but Finetune keeps no share of the weights"),

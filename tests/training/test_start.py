@@ -46,7 +46,7 @@ def test_a_search_finds_the_ratio_of_the_part_that_slices_and_holds_act_in_its_t
     monkeypatch.setattr("remos_hf.strategies.l2sp._Spring.loss", loss)
     ours = trainer(tmp_path, strategy=[TopMagnitude(1.0), L2SP()], options={"save_strategy": "no"})
     search = RatioSearch(accuracy_budget=0.99, ratios=(0.9,), share_of_steps=0.5)
-    monkeypatch.setattr("remos_hf.training.ratio_search._Trials.check_learned", lambda *_: None)
+    monkeypatch.setattr("remos_hf.training.trials.Trials.check_learned", lambda *_: None)
     moments = start_run(ours, ours.strategy, search, None)
     assert moments.sidecars.config["ratio_search"]["slice_ratio"] == 0.9
     assert moments.strategy.strategies[0].slice_ratio == 0.9

@@ -1,0 +1,325 @@
+"""Triggers of the defender's own, taught to copies of a teacher: what a backdoor would do there, without knowing any.
+
+All is made of the student's clean data and of chance: there is no argument that takes an attack.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+
+from remos_hf.activations import evaluating
+from remos_hf.adapters.base import Adapter
+from remos_hf.adapters.sequences import LABEL_KEYS
+from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.errors import NonFiniteError, UnsupportedModelError
+from remos_hf.profiling.batches import count_samples, input_tensors, take
+from remos_hf.profiling.processes import in_processes, told_by_all
+from remos_hf.profiling.tokens import input_embeddings, seen_tokens
+
+_PIECES = 2  # of a step's samples, each from another batch: batches of sorted data hold one label
+_PATCH_SIDE = 0.2  # of the shorter side of an image; 5 of 24 pixels
+_TOKENS = 3
+
+
+@dataclass(frozen=True)
+class OwnTrigger:
+    """What turns a sample towards a label, once a model has been taught it.
+
+    Attributes:
+        label: The label.
+    """
+
+    label: int
+
+    def put_into(self, batch: Any) -> Any:  # noqa: ANN401 - any batch
+        """Give the batch with the trigger in every sample; labels stay as they are. The same batch, the same result."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe it in JSON values."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class OwnTokens(OwnTrigger):
+    """A sequence of tokens, put between two tokens of a sample.
+
+    Attributes:
+        tokens: Their ids.
+        seed: With the sample's own tokens it decides the place.
+        longest: Most positions that a batch may have. Where a sample leaves no room, its tokens behind the trigger go.
+        unseen: Whether the data shows none of the tokens.
+    """
+
+    tokens: tuple[int, ...]
+    seed: int
+    longest: int
+    unseen: bool
+
+    def put_into(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Insert the tokens, and a position for each of them in every mask of the batch's shape."""
+        ids = batch["input_ids"]
+        if "position_ids" in batch or ids.dim() != 2:
+            raise UnsupportedModelError(
+                "Own triggers are inserted into input_ids of shape (samples, positions) without position_ids, but got "
+                f"{tuple(ids.shape)} with {sorted(batch)}."
+            )
+        mask = batch.get("attention_mask")
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        width = max(ids.shape[1], min(ids.shape[1] + len(self.tokens), self.longest))
+        places = [self._places(row, mine, width) for row, mine in zip(ids, real, strict=True)]
+        source, new = (torch.stack(part) for part in zip(*places, strict=True))
+        made = dict(batch)
+        for key, value in batch.items():
+            if isinstance(value, Tensor) and value.shape == ids.shape and key not in LABEL_KEYS:
+                made[key] = value.gather(1, source)
+        made["input_ids"][new] = torch.tensor(self.tokens).to(ids).repeat(len(ids))
+        return made
+
+    def _places(self, row: Tensor, real: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Say for each position of the longer row where it comes from, and whether it is the trigger's."""
+        size, kept = len(self.tokens), real.nonzero().flatten()
+        spare = max(0, len(kept) + size - width)
+        inner = max(1, len(kept) - spare - 1)
+        place = min(len(kept), 1 + (int(row[kept].sum()) * 2654435761 + self.seed) % inner)
+        before, after = kept[:place], kept[place + spare :]
+        source = torch.cat([before, kept[max(0, place - 1)].repeat(size), after])
+        new = torch.cat([before < 0, torch.ones(size, dtype=torch.bool), after < 0])
+        padding = (~real).nonzero().flatten()[:1].repeat(width - len(source))
+        ends = [(source, padding), (new, padding < 0)]
+        return tuple(torch.cat(pair if bool(real[0]) else pair[::-1]) for pair in ends)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe it in JSON values."""
+        return {"tokens": list(self.tokens), "unseen": self.unseen, "label": self.label}
+
+
+@dataclass(frozen=True)
+class OwnPatch(OwnTrigger):
+    """A square of random pixels.
+
+    Attributes:
+        patch: The pixels, as the batches hold them. Shape (channels, side, side).
+        place: Where it lies, from 0 (top, left) to 1 (bottom, right).
+    """
+
+    patch: Tensor
+    place: tuple[float, float]
+
+    def put_into(self, batch: Any) -> Any:  # noqa: ANN401 - any batch
+        """Lay the patch over the images."""
+        key, images = _images_of(batch)
+        side = self.patch.shape[-1]
+        top, left = (round(at * (size - side)) for at, size in zip(self.place, images.shape[2:], strict=True))
+        images = images.clone()
+        images[:, :, top : top + side, left : left + side] = self.patch.to(images)
+        if isinstance(batch, Mapping):
+            return {**batch, key: images}
+        return type(batch)([images, *batch[1:]]) if isinstance(batch, (tuple, list)) else images
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe it in JSON values."""
+        return {"side": self.patch.shape[-1], "place": [round(at, 3) for at in self.place], "label": self.label}
+
+
+def _images_of(batch: Any) -> tuple[str, Tensor]:  # noqa: ANN401 - any batch
+    found = [(key, one) for key, one in input_tensors(batch).items() if one.is_floating_point() and one.dim() == 4]
+    if len(found) != 1:
+        shapes = {key: tuple(one.shape) for key, one in input_tensors(batch).items()}
+        raise UnsupportedModelError(
+            "Own triggers are put into texts (input_ids) or images (one floating-point tensor of shape (samples, "
+            f"channels, height, width)), but a batch holds {shapes}."
+        )
+    return found[0]
+
+
+def gathered_batches(batches: Iterable) -> list:
+    """Hold the batches of all processes in memory, in the order that one process would read them.
+
+    Raises:
+        ValueError: There is none.
+        TypeError: A batch has no labels of classes.
+    """
+    mine = list(batches)
+    shares = told_by_all(mine) if in_processes() else [mine]
+    held = [share[at] for at in range(max(map(len, shares))) for share in shares if at < len(share)]
+    if not held:
+        raise ValueError("The student's data holds no sample to teach an own trigger with.")
+    for batch in held:
+        _labels_of(batch)
+    return held
+
+
+def draw_triggers(model: nn.Module, batches: Sequence, num: int, seed: int) -> tuple[OwnTrigger, ...]:
+    """Draw triggers that the student's data does not hold: tokens that it never shows, or patches of random pixels.
+
+    Where it shows nearly every token, three of any in a row stand in, and `OwnTokens.unseen` says so.
+
+    Args:
+        model: The student before it trains.
+        batches: Its clean data, labelled, on the CPU.
+        num: How many.
+        seed: Seed of all that is drawn; labels are drawn in rounds of all that occur.
+
+    Raises:
+        UnsupportedModelError: The data is neither tokens nor images.
+        ValueError: It has one label only.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.cat([_labels_of(batch) for batch in batches]).unique()
+    if len(labels) < 2:
+        raise ValueError(f"An own trigger turns a sample towards another label, but all have {labels.tolist()}.")
+    rounds = [labels[torch.randperm(len(labels), generator=generator)] for _ in range(-(-num // len(labels)))]
+    targets = torch.cat(rounds)[:num].tolist()
+    if isinstance(batches[0], Mapping) and "input_ids" in batches[0]:
+        return _drawn_tokens(model, batches, targets, generator)
+    images = [_images_of(batch)[1] for batch in batches]
+    low = torch.stack([one.amin((0, 2, 3)) for one in images]).amin(0)[:, None, None]
+    high = torch.stack([one.amax((0, 2, 3)) for one in images]).amax(0)[:, None, None]
+    side = max(1, round(_PATCH_SIDE * min(images[0].shape[2:])))
+    drawn = []
+    for label in targets:
+        bright = torch.rand(len(low), side, side, generator=generator) < 0.5
+        place = torch.rand(2, generator=generator).tolist()
+        drawn.append(OwnPatch(label, torch.where(bright, high, low), tuple(place)))
+    return tuple(drawn)
+
+
+def _drawn_tokens(
+    model: nn.Module, batches: Sequence, targets: list[int], generator: torch.Generator
+) -> tuple[OwnTokens, ...]:
+    seen = seen_tokens(model, batches)
+    padding = {input_embeddings(model).padding_idx, getattr(getattr(model, "config", None), "pad_token_id", None)}
+    for token in padding - {None}:
+        seen[token] = True
+    unseen = (~seen).nonzero().flatten()
+    enough = len(unseen) >= _TOKENS * len(targets)
+    pool = unseen if enough else torch.tensor([token for token in range(len(seen)) if token not in padding])
+    longest = max(batch["input_ids"].shape[-1] for batch in batches)
+    drawn = []
+    for label in targets:
+        tokens = pool[torch.randperm(len(pool), generator=generator)[:_TOKENS]]
+        place = int(torch.randint(2**31, (), generator=generator))
+        drawn.append(OwnTokens(label, tuple(tokens.tolist()), place, longest, enough))
+    return tuple(drawn)
+
+
+def teach(
+    model: nn.Module,
+    batches: Sequence,
+    triggers: Sequence[OwnTrigger] = (),
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+) -> nn.Module:
+    """Fine-tune a model, in place, on clean samples, and on copies of them with a trigger and its label.
+
+    Two runs of one seed see the same clean samples in the same order, so their difference is what the triggers taught.
+    The model runs in eval mode: no dropout and no moving norm statistics are in that difference either.
+
+    Args:
+        model: In float32.
+        batches: Clean data, labelled, on the CPU.
+        triggers: Taught in turn, one with each half of a step's samples; () for clean samples alone.
+        steps: Steps of AdamW, at one rate, without weight decay.
+        batch_size: Clean samples in a step.
+        learning_rate: The rate.
+        seed: Seed of the samples' order.
+
+    Returns:
+        The model.
+
+    Raises:
+        NonFiniteError: The loss became NaN or infinite.
+    """
+    generator, adapter = torch.Generator().manual_seed(seed), adapter_for(model, ())
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, learning_rate, weight_decay=0.0)
+    turn = 0
+    with evaluating(model), torch.enable_grad():
+        for step in range(steps):
+            optimizer.zero_grad()
+            total = 0.0
+            for piece in _pieces(batches, batch_size, generator):
+                loss = _loss(adapter, piece, _labels_of(piece))
+                if triggers:
+                    trigger = triggers[turn % len(triggers)]
+                    turn += 1
+                    hosts = take_hosts(piece, trigger)
+                    if hosts is not None:
+                        taught = trigger.put_into(hosts)
+                        loss = loss + _loss(adapter, taught, torch.full_like(_labels_of(taught), trigger.label))
+                (loss / _PIECES).backward()
+                total += float(loss.detach())
+            if not total < float("inf"):
+                raise NonFiniteError(
+                    f"The loss of an own trigger became {total} at step {step}. Lower the learning rate of own "
+                    f"triggers, which is {learning_rate:g}."
+                )
+            optimizer.step()
+    return model
+
+
+@torch.no_grad()
+def count_flips(model: nn.Module, batches: Iterable, trigger: OwnTrigger) -> tuple[int, int]:
+    """Count the samples of other labels that a trigger turns to its own, of those that the model gets right without.
+
+    Returns:
+        How many flip, and of how many.
+    """
+    adapter, flipped, hosts = adapter_for(model, ()), 0, 0
+    with evaluating(model):
+        for batch in batches:
+            others = take_hosts(batch, trigger)
+            if others is None:
+                continue
+            labels = _labels_of(others)
+            right = _logits(adapter, others).argmax(-1).cpu() == labels
+            turned = _logits(adapter, trigger.put_into(others)).argmax(-1).cpu() == trigger.label
+            flipped, hosts = flipped + int((right & turned).sum()), hosts + int(right.sum())
+    return flipped, hosts
+
+
+def take_hosts(batch: Any, trigger: OwnTrigger) -> Any | None:  # noqa: ANN401 - any batch
+    """Give the samples of a batch that have another label than the trigger's; None if there is none."""
+    rows = (_labels_of(batch) != trigger.label).nonzero().flatten()
+    return take(batch, rows, count_samples(batch)) if len(rows) else None
+
+
+def _pieces(batches: Sequence, batch_size: int, generator: torch.Generator) -> Iterator:
+    for _ in range(_PIECES):
+        batch = batches[int(torch.randint(len(batches), (), generator=generator))]
+        samples = count_samples(batch)
+        rows = torch.randperm(samples, generator=generator)[: max(1, batch_size // _PIECES)]
+        yield take(batch, rows, samples)
+
+
+def _labels_of(batch: Any) -> Tensor:  # noqa: ANN401 - any batch
+    found = batch.get("labels", batch.get("label")) if isinstance(batch, Mapping) else None
+    if isinstance(batch, (tuple, list)) and len(batch) > 1:
+        found = batch[1]
+    if not isinstance(found, Tensor) or found.dim() != 1 or found.is_floating_point() or bool((found < 0).any()):
+        what = "none" if not isinstance(found, Tensor) else f"{found.dtype} of shape {tuple(found.shape)}"
+        raise TypeError(f"Own triggers need one class a sample as its label, a whole number from 0 on, but got {what}.")
+    return found.long().cpu()
+
+
+def _loss(adapter: Adapter, batch: Any, labels: Tensor) -> Tensor:  # noqa: ANN401 - any batch
+    logits = _logits(adapter, batch)
+    return nn.functional.cross_entropy(logits.float(), labels.to(logits.device))
+
+
+def _logits(adapter: Adapter, batch: Any) -> Tensor:  # noqa: ANN401 - any batch
+    output = adapter.forward(send_to_device(batch, next(adapter.model.parameters()).device))
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        raise UnsupportedModelError(
+            f"Own triggers need logits of shape (samples, labels), and {type(adapter.model).__name__} gives none."
+        )
+    return logits

@@ -1,0 +1,177 @@
+"""Reset the channels that backdoors of the defender's own change most (after BD-VAX)."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.layers import Layer
+from remos_hf.profiling.processes import in_processes, told_by_all
+from remos_hf.scanning.own_triggers import OwnTrigger, count_flips, draw_triggers, gathered_batches, teach
+from remos_hf.slicing.ordinal import Selection
+from remos_hf.slicing.rules import Rule, num_to_reset
+from remos_hf.strategies.slice_and_reset import SliceAndReset
+from remos_hf.strategies.student_data import StudentData
+
+_PROBED = 8  # batches on which it is counted whether a trigger was learned
+
+
+@dataclass(frozen=True)
+class OwnBackdoors(SliceAndReset):
+    """Implant backdoors of your own into copies of the teacher, and reset the channels that they change most.
+
+    For each own trigger (random tokens that the data never shows, or a patch of random pixels; a random label), the
+    teacher under the student's head is fine-tuned shortly on the student's clean data with the trigger, and without it.
+    The difference D_i of the two is what a backdoor is made of here. A channel j (an output row of a weight) scores by
+    the size of its differences, sum_i |D_i,j| over the root of its length, times how far they agree, the mean over
+    pairs of max(0, cos(D_i,j, D_k,j)). The rows of the highest score are given up, the last of them in part, so that
+    just as much is kept as by other rules. Nothing can be given that shows an attack.
+
+    It costs num + 2 short runs, told in `seconds`, and holds num + 2 copies of the body's weights in memory.
+
+    Attributes:
+        num: Own triggers, at least 2.
+        steps: Steps of a short run; fewer where the samples, `max_samples` of the run, would be shown more than twice.
+        batch_size: Samples in a step.
+        learning_rate: AdamW's in the short runs.
+        attention: Whether the rows of attention's weights compete with the others. If not, they are given up last.
+
+    Source:
+        BD-VAX, as its site tells it: 8 % of the MLP channels of 13B models are re-initialised.
+        Differs: how size and agreement are combined, and the length of runs, are not published, and ours. The head is
+        new, so a run on clean data comes first; the run without a trigger is one for all, of the same samples as
+        those with one. Input embeddings do not train in these runs: a row that no data shows could hold the whole
+        backdoor. Weights are reset, biases are not.
+    """
+
+    citation: ClassVar[str] = "@misc{bdvax, title={{BD-VAX}}, note={scores channels by the defender's own backdoors}}"
+
+    rule: ClassVar[str] = "own_backdoors"
+
+    num: int = 5
+    steps: int = 40
+    batch_size: int = 16
+    learning_rate: float = 3e-4
+    attention: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run could use, before anything is loaded."""
+        super().__post_init__()
+        for name, least in (("num", 2), ("steps", 1), ("batch_size", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is a whole number of at least {least}, but got {value!r}.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is above 0, but got {self.learning_rate!r}.")
+
+    def _decided_by(self, student: nn.Module, data: StudentData) -> tuple[Rule, Mapping[str, Any]]:
+        seed = data.seed if self.seed is None else self.seed
+        batches = gathered_batches(data.batches(data.max_samples))
+        scores, told = self._scores(student, batches, seed)
+        if in_processes():  # their devices may round otherwise
+            scores, told = told_by_all((scores, told))[0]
+        return rule_of_scores(scores, attention=self.attention), {"own_backdoors": told}
+
+    def _scores(self, student: nn.Module, batches: Sequence, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Score the channels of every layer by name, and say which triggers were learned."""
+        triggers = draw_triggers(student, batches, self.num, seed)
+        samples = sum(len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0]) for batch in batches)
+        run = {
+            "steps": min(self.steps, max(1, -(-2 * samples // self.batch_size))),
+            "batch_size": self.batch_size,
+            "learning_rate": self.learning_rate,
+        }
+        start = copy.deepcopy(student).float().requires_grad_(True)
+        for module in start.modules():
+            if isinstance(module, nn.Embedding):
+                module.requires_grad_(False)
+        teach(start, batches, **run, seed=seed)
+        clean = teach(copy.deepcopy(start), batches, **run, seed=seed + 1)
+        differences, learned = [], []
+        for trigger in triggers:
+            model = teach(copy.deepcopy(start), batches, (trigger,), **run, seed=seed + 1)
+            differences.append(_differences(model, clean, self.head))
+            learned.append(_learned(model, clean, batches[:_PROBED], trigger))
+        scores = {name: score_of([one[name] for one in differences]) for name in differences[0]}
+        return scores, {**run, "samples": samples, "triggers": learned}
+
+
+def _differences(model: nn.Module, clean: nn.Module, head: tuple[str, ...] | None) -> dict[str, Tensor]:
+    """Give what every layer's channels differ by. Float32, shape (out, columns), on the CPU."""
+    without = adapter_for(clean, head).layers()
+    return {
+        name: layer.by_output(layer.weight - without[name].weight).flatten(0, 1).cpu()
+        for name, layer in adapter_for(model, head).layers().items()
+    }
+
+
+def _learned(model: nn.Module, clean: nn.Module, batches: Sequence, trigger: OwnTrigger) -> dict[str, Any]:
+    flipped, hosts = count_flips(model, batches, trigger)
+    floor, floor_hosts = count_flips(clean, batches, trigger)
+    return {
+        **trigger.to_dict(),
+        "flipped": flipped,
+        "hosts": hosts,
+        "flipped_without": floor,
+        "hosts_without": floor_hosts,
+    }
+
+
+def score_of(differences: Sequence[Tensor]) -> Tensor:
+    """Score the channels of a layer by what own backdoors change of it.
+
+    Args:
+        differences: One of each own backdoor. Shape (out, columns).
+
+    Returns:
+        Sum of the differences' sizes over the root of the columns, times the mean over pairs of max(0, cos). Shape
+        (out,).
+    """
+    size = sum(one.norm(dim=1) for one in differences) / differences[0].shape[1] ** 0.5
+    pairs = list(combinations(differences, 2))
+    return size * sum(nn.functional.cosine_similarity(*pair, dim=1).clamp(min=0) for pair in pairs) / len(pairs)
+
+
+def rule_of_scores(scores: Mapping[str, Tensor], *, attention: bool = False) -> Callable[..., Selection]:
+    """Give the rule that gives up the rows of the highest score.
+
+    Args:
+        scores: Score of each output neuron, by layer name; rows of a layer without scores are given up last.
+        attention: Whether the rows of attention's weights, known by their names, compete with the others. If not, they
+            are given up after them.
+    """
+
+    def own_backdoors(layers: Sequence[Layer], profile: object, share: float, seed: int) -> Selection:
+        found = [scores.get(layer.name, torch.zeros(layer.out_neurons)) for layer in layers]
+        columns = [layer.numel // layer.out_neurons for layer in layers]
+        last = [layer.name not in scores or (not attention and _is_attention(layer.name)) for layer in layers]
+        order = sorted(
+            ((late, -score, at, row) for at, (late, of) in enumerate(zip(last, found, strict=True))
+             for row, score in enumerate(of.tolist())),
+        )  # fmt: skip
+        kept = [
+            torch.ones(layer.out_neurons, size, dtype=torch.bool) for layer, size in zip(layers, columns, strict=True)
+        ]
+        left = num_to_reset(layers, share)
+        for _, _, at, row in order:
+            kept[at][row, :left] = False
+            left -= min(left, columns[at])
+            if not left:
+                break
+        return Selection.of(
+            [
+                layer.from_output(one.view(layer.groups, -1, one.shape[1]))
+                for layer, one in zip(layers, kept, strict=True)
+            ]
+        )
+
+    return own_backdoors
+
+
+def _is_attention(name: str) -> bool:
+    return any(word in name.lower() for word in ("attention", "attn"))
