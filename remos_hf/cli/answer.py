@@ -38,12 +38,16 @@ def answered(report: DefectReport) -> tuple[dict[str, Any], str, list[int]]:
             for row in one.section.rows
         ],
     }
-    width = shutil.get_terminal_size(_COLUMNS).columns
     # Of weights that were given all is told: what an answer of one line leaves out may turn it around.
     given = {one.section.title: one.sentences for one in said.verdicts if one.section.given and one.kind != CANNOT}
     why = [f"{title}: {' '.join(parts)}" for title, parts in {**unsaid, **given}.items()]
-    text = "\n".join([*_wrapped([said.answer, *said.advice, *why], width), "", *_lines_of(said.glance, width)])
-    return told, text, [] if said.can_be_said else [NOTHING_SAID]
+    return told, in_lines([said.answer, *said.advice, *why], said.glance), [] if said.can_be_said else [NOTHING_SAID]
+
+
+def in_lines(paragraphs: Iterable[str], table: Table) -> str:
+    """Write paragraphs, and the table that they stand on, as wide as the terminal."""
+    width = shutil.get_terminal_size(_COLUMNS).columns
+    return "\n".join([*_wrapped(paragraphs, width), "", *_lines_of(table, width)])
 
 
 def _wrapped(paragraphs: Iterable[str], width: int) -> list[str]:

@@ -33,6 +33,7 @@ _COMMANDS: dict[str, tuple[type, str, str]] = {
     "slice": (options.SliceOptions, "remos_hf.cli.slicing", "run"),
     "train": (options.TrainOptions, "remos_hf.cli.train", "run"),
     "audit": (options.AuditOptions, "remos_hf.cli.audit", "run"),
+    "scan": (options.ScanOptions, "remos_hf.cli.scan", "run"),
     "report": (options.ReportOptions, "remos_hf.cli.report", "run"),
     "card": (options.CardOptions, "remos_hf.cli.publish", "card"),
     "push": (options.PushOptions, "remos_hf.cli.publish", "push"),
@@ -59,6 +60,10 @@ _EXAMPLES = {
         "remos audit bert-base-uncased --data train.tsv --output audit --plan",
         "remos audit ./teacher --data train.tsv --test-data test.tsv --defects word sentence --quick --output audit",
         "remos audit timm/resnet18.a1_in1k --data flowers/train --test-data flowers/test --output audit",
+    ),
+    "scan": (
+        "remos scan student --data train.tsv --output scan",
+        "remos scan student --data flowers/train --reference other_student --output scan",
     ),
     "report": (
         "remos report audit/report.json",

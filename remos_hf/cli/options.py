@@ -368,6 +368,45 @@ class AuditOptions:
 
 
 @dataclass(frozen=True)
+class ScanOptions:
+    """Look for inputs that turn a student, whoever made it: tokens that its data never shows, or small patches.
+
+    It knows no trigger and no teacher. Writes scan.json and scan.html. What it names is suspicious, which is no proof;
+    what it does not name may be there.
+    """
+
+    student: Annotated[Path, Argument(metavar="STUDENT", help="Folder of a classifier of texts or images.")]
+    data: Annotated[str, Option(help=f"Clean data of the student's task; its training data will do: {_DATA}")]
+    output: _Output
+    reference: Annotated[
+        Path | None,
+        Option(
+            metavar="DIR",
+            help="A clean student of the same task, such as one of another teacher, scanned beside it.",
+        ),
+    ] = None
+    mode: Annotated[
+        Literal["patch", "perturbation"],
+        Option(help="Of images: a patch, or small values added to the whole image."),
+    ] = "patch"
+    max_samples: Annotated[
+        int | None,
+        Option(
+            parser=_number_or_all,
+            metavar="N|all",
+            help="Samples to use, drawn by the seed, or all. Default: all texts, 1,024 images.",
+        ),
+    ] = None
+    text_columns: _TextColumns = field(default_factory=list)
+    label_column: _LabelColumn = "label"
+    max_length: _MaxLength = 128
+    batch_size: _BatchSize = 32
+    seed: _Seed = 0
+    cpu: _Cpu = False
+    overwrite: _Overwrite = False
+
+
+@dataclass(frozen=True)
 class ReportOptions:
     """Render a report again: one HTML file, tables in Markdown, and a folder of pictures.
 

@@ -42,6 +42,7 @@ STUDENT = Result(
     CONFIG_FILE,
     ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "remos_*"),
 )
+SCAN = Result("a scan", "scan.json", ("scan.json", "scan.html"))
 
 
 def check_output(folder: Path, result: Result, overwrite: bool, *, besides: str | None = None) -> None:

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, features
 from tqdm.auto import tqdm
 
@@ -33,6 +32,7 @@ from remos_hf.showing.page_parts import (
     teachers_table,
     unmeasured_told,
 )
+from remos_hf.showing.templates import environment
 from remos_hf.showing.terms import FirstUses
 from remos_hf.whole import replace_file
 
@@ -90,7 +90,7 @@ def write_html(
         one["figure"] = files.given(one.pop("png"), f"{number:03d}_map", one["alt"], one["caption"])
     marks = [mark_of(one) for one in told]
     content = (
-        _environment()
+        environment()
         .get_template(_TEMPLATE)
         .render(
             title=title or _default_title(names),
@@ -232,33 +232,6 @@ def _pairs(values: Mapping[str, str]) -> list[list[str]]:
 def _default_title(tasks: Sequence[str]) -> str:
     named = ", ".join(task for task in tasks if task)
     return f"What students inherited: {named}" if named else "What students inherited"
-
-
-def _together(cell: str) -> str:
-    """Let no line end inside an interval, a point or the values of few seeds."""
-    kept = re.sub(r"\[[^][]*\]|\([-\d., ]{1,24}\)", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), cell)
-    return re.sub(r"(?<=\d) at (?=\d)", "\N{NO-BREAK SPACE}at\N{NO-BREAK SPACE}", kept)
-
-
-def _word_columns(table: Table) -> set[int]:
-    """Give the columns that are read as text, not compared as numbers."""
-    numbers = "0123456789-\N{MINUS SIGN}"
-    columns = range(1, len(table.header))
-    return {one for one in columns if any(len(line[one]) > 12 and line[one][0] not in numbers for line in table.lines)}
-
-
-def _environment() -> Environment:
-    # Names of tasks, defects and students are anyone's text.
-    made = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters["together"] = _together
-    made.filters["word_columns"] = _word_columns
-    return made
 
 
 def _check(report: DefectReport, budgets: Sequence[float]) -> None:

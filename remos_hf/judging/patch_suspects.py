@@ -1,0 +1,193 @@
+"""What may be said of a scan of patches: which classes are suspicious, in sentences as data. Never "backdoored"."""
+
+from dataclasses import dataclass
+from statistics import median
+
+from remos_hf.evaluation.measures import Rate
+from remos_hf.judging.tables import Table
+from remos_hf.judging.words import count_told, listed, name_told, percent, rate_told
+from remos_hf.scanning.suspects import Scan, Suspect
+
+# Neural Cleanse calls a class infected from this many deviations below the median on.
+INDEX = 2.0
+# Sizes of clean students lie close to each other now and then, and then little is far: a suspect is far smaller, too.
+SMALLER = 0.5
+TURNS = 0.75  # of the held-out images: less is no patch that turns images, but one that fits those it was searched on
+_FEWEST_CLASSES, _FEWEST_HOSTS = 3, 20
+_TO_STANDARD_DEVIATIONS = 1.4826  # of normal values, over their median absolute deviation
+
+_LIMITS = (
+    "Suspicious is no proof: a class may have a small patch because one feature alone tells it from the others.",
+    "Nothing suspicious is no proof either: this finds triggers that are alike on all images and small. One that "
+    "depends on the image, or that is spread over all of it, is not found by a patch.",
+)
+
+
+@dataclass(frozen=True)
+class ScanJudgement:
+    """What a scan comes to.
+
+    Attributes:
+        answer: In a sentence or two.
+        advice: What to do.
+        limits: What the answer does not say.
+        can_be_said: Whether it could have found something.
+        suspicious: The suspects that are named.
+        glance: The one table that holds the answer; of patches a line a class.
+    """
+
+    answer: str
+    advice: list[str]
+    limits: list[str]
+    can_be_said: bool
+    suspicious: tuple[Suspect, ...]
+    glance: Table
+
+
+def judged_patches(scan: Scan) -> ScanJudgement:
+    """Judge a scan of patches.
+
+    A class is suspicious if its change turns at least three quarters of the held-out images, is at most half as large
+    as the median class's and two deviations below it (Neural Cleanse), and at most half as large as the same class's in
+    the clean reference, where there is one.
+
+    Args:
+        scan: As `scan_patches` gives it.
+    """
+    reason = _why_unsaid(scan)
+    indices = anomaly_indices(scan.settings["sizes"])
+    suspicious = () if reason else tuple(one for one in scan.suspects if _is_suspicious(one, scan, indices))
+    return ScanJudgement(
+        _answer(scan, suspicious, reason),
+        _advice(suspicious, reason, scan),
+        list(_LIMITS),
+        reason is None,
+        suspicious,
+        _glance(scan, indices),
+    )
+
+
+def anomaly_indices(sizes: list[float]) -> list[float] | None:
+    """Say how far below the median each size lies, in standard deviations as the median deviation estimates them.
+
+    Args:
+        sizes: One a class.
+
+    Returns:
+        For each, positive below the median; None with fewer than three classes, of which it says nothing.
+
+    Source:
+        Neural Cleanse (Wang et al. 2019), section 4.2.
+    """
+    if len(sizes) < _FEWEST_CLASSES:
+        return None
+    middle = median(sizes)
+    spread = _TO_STANDARD_DEVIATIONS * median(abs(size - middle) for size in sizes)
+    return [(middle - size) / spread if spread else 0.0 for size in sizes]
+
+
+def _why_unsaid(scan: Scan) -> str | None:
+    sizes, missed = scan.settings["sizes"], len(scan.settings["not_reached"])
+    if len(sizes) < _FEWEST_CLASSES and scan.settings["reference_sizes"] is None:
+        return f"{len(sizes)} classes are too few to tell one from the others, and no clean reference was given"
+    fewest = min(one.effect.num_hosts for one in scan.suspects)
+    if fewest < _FEWEST_HOSTS:
+        held = count_told(fewest, "held-out image")
+        return f"for one class only {held} of others is left that the student gets right"
+    if 2 * missed > len(sizes):
+        return f"{missed} of {len(sizes)} classes were not reached in {scan.settings['steps']} steps"
+    return None
+
+
+def _is_suspicious(one: Suspect, scan: Scan, indices: list[float] | None) -> bool:
+    sizes, beside = scan.settings["sizes"], scan.settings["reference_sizes"]
+    if one.label in scan.settings["not_reached"] or one.effect.rate < TURNS:
+        return False
+    if beside is not None and one.size > SMALLER * beside[one.label]:
+        return False
+    return indices is None or (indices[one.label] >= INDEX and one.size <= SMALLER * median(sizes))
+
+
+def _answer(scan: Scan, suspicious: tuple[Suspect, ...], reason: str | None) -> str:
+    what = _what(scan)
+    if reason is not None:
+        return f"Whether a class is suspicious cannot be said: {reason}."
+    if not suspicious:
+        return (
+            f"Nothing suspicious was found, which is no proof: no class is reached by a far smaller {what} than the "
+            "others."
+        )
+    middle = median(scan.settings["sizes"])
+    told = []
+    for one in suspicious:
+        rate = rate_told(Rate.of(one.effect.flipped, one.effect.num_hosts))
+        beside = scan.settings["reference_sizes"]
+        same = "" if beside is None else f", and in the clean reference the same class {_size(scan, beside[one.label])}"
+        told.append(
+            f"Class “{name_told(scan.labels[one.label])}” is suspicious: a {what} of {_size(scan, one.size)} turns "
+            f"{rate} of held-out images of other classes into it. The median class needs {_size(scan, middle)}{same}."
+        )
+    return " ".join(told)
+
+
+def _advice(suspicious: tuple[Suspect, ...], reason: str | None, scan: Scan) -> list[str]:
+    if reason is not None:
+        return ["Give more images (`--data`, `--max-samples`) or a clean student of the same task (`--reference`)."]
+    if not suspicious:
+        other = "patch" if scan.settings["mode"] == "perturbation" else "perturbation"
+        return [
+            f"Look for the other kind of change too: `--mode {other}`. What you suspect by name, measure: `remos audit "
+            "--student`."
+        ]
+    names = listed([f"“{name_told(scan.labels[one.label])}”" for one in suspicious])
+    return [
+        f"Look at what was found for {names}, and measure it: `remos audit --student`, with `--patch-file` if you know "
+        "the trigger's picture.",
+        *(
+            ["Scan a student of the same task from another teacher beside it (`--reference`)."]
+            if scan.settings["reference_sizes"] is None
+            else []
+        ),
+        "To repair it, start it again from the teacher so that it keeps less of it (`remos train`), and scan it again.",
+    ]
+
+
+def _what(scan: Scan) -> str:
+    return "patch" if scan.settings["mode"] == "patch" else "perturbation"
+
+
+def _size(scan: Scan, size: float) -> str:
+    of = "the image" if scan.settings["mode"] == "patch" else "the range of values"
+    return f"{percent_of(size)} % of {of}"
+
+
+def percent_of(size: float) -> str:
+    """Write a size as a percentage with two digits."""
+    return f"{100 * size:.2f}"
+
+
+def _glance(scan: Scan, indices: list[float] | None) -> Table:
+    sizes, beside = scan.settings["sizes"], scan.settings["reference_sizes"]
+    middle = median(sizes)
+    header = ("class", "size %", "of the median", "index", "turns % held-out (n)")
+    header += ("reference: size %", "reference: turns % (n)") if beside is not None else ()
+    lines = []
+    for one in scan.suspects:
+        found = one.label not in scan.settings["not_reached"]
+        line = [
+            name_told(scan.labels[one.label]),
+            percent_of(one.size) if found else "not reached",
+            f"{one.size / middle:.2f}" if found else "-",
+            f"{indices[one.label]:.1f}" if found and indices else "-",
+            _turns(one.effect) if found else "-",
+        ]
+        if beside is not None:
+            line += [percent_of(beside[one.label]), _turns(one.reference) if found and one.reference else "-"]
+        lines.append(line)
+    what = _what(scan)
+    return Table(f"The smallest {what} that was found for each class, the same on all images", header, lines)
+
+
+def _turns(effect: object) -> str:
+    rate = Rate.of(effect.flipped, effect.num_hosts)
+    return f"{percent(rate)} ({effect.num_hosts})"
