@@ -124,7 +124,7 @@ def _new_starts() -> tuple[dict[str, Any], dict[str, Any]]:
         "own_backdoors 0.9": own(slice_ratio=0.9),
         "activation 0.95": relevance(score="activation", slice_ratio=0.95),
         "gradient 0.95": relevance(score="gradient", slice_ratio=0.95),
-        "seam": STRATEGIES["seam"](),
+        "seam 0.7": STRATEGIES["seam"](slice_ratio=0.7),
     }
     quick = {
         "hardened": hardened(),

@@ -1,8 +1,7 @@
 """ReMoS with another relevance in place of coverage: how strongly neurons act, or how much the loss asks of weights."""
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,7 +15,6 @@ from remos_hf.profiling.data_pass import observe
 from remos_hf.profiling.observers import Activation, Observer, Slot
 from remos_hf.slicing.ordinal import Entry, Selection, select
 from remos_hf.slicing.rules import Rule, keep_highest, num_to_reset
-from remos_hf.strategies.base import Preparation
 from remos_hf.strategies.short_runs import Samples, check_counts, mean_gradient, part_of, with_trained_head
 from remos_hf.strategies.slice_and_reset import SliceAndReset
 from remos_hf.strategies.student_data import StudentData
@@ -63,23 +61,15 @@ class Relevance(SliceAndReset):
             raise ValueError("Relevance scores no embedding rows. Leave embeddings=True out, or take Remos.")
         check_counts(self, head_steps=0)
 
-    def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
-        """Score the weights on the student's data, reset those of the lowest score in place."""
-        start = time.perf_counter()
-        details: dict[str, Any] = {"score": self.score}
-        if self.score == "activation":
-            seen = MeanActivations()
-            batches = data.batches(data.max_samples)
-            passed = observe(student, batches, [seen], head=self.head, max_samples="all", across_processes=True)
-            details["samples"] = passed.num_samples
-            rule = activation_rule(seen.means())
-        else:
+    def _decided_by(self, student: nn.Module, data: StudentData) -> tuple[Rule, Mapping[str, Any]]:
+        """Score the weights on the student's data."""
+        if self.score == "gradient":
             gradients, told = self._gradients(student, data)
-            details |= told
-            rule = gradient_rule(gradients)
-        scored = time.perf_counter() - start
-        done = self._prepared(student, data, rule)
-        return replace(done, seconds={"score": scored, **done.seconds}, details={"relevance": details})
+            return gradient_rule(gradients), {"relevance": {"score": self.score, **told}}
+        seen = MeanActivations()
+        batches = data.batches(data.max_samples)
+        passed = observe(student, batches, [seen], head=self.head, max_samples="all", across_processes=True)
+        return activation_rule(seen.means()), {"relevance": {"score": self.score, "samples": passed.num_samples}}
 
     def _gradients(self, student: nn.Module, data: StudentData) -> tuple[dict[str, Tensor], dict[str, int]]:
         first = next(student.parameters())

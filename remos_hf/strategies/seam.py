@@ -1,8 +1,7 @@
 """SeaM: keep the weights that a mask, learned on the student's task, leaves standing."""
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +13,6 @@ from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.slicing.competition import competing_layers
 from remos_hf.slicing.ordinal import Selection
 from remos_hf.slicing.rules import Rule, keep_highest
-from remos_hf.strategies.base import Preparation
 from remos_hf.strategies.short_runs import Samples, check_counts, labelled_loss, part_of, short_run, with_trained_head
 from remos_hf.strategies.slice_and_reset import SliceAndReset
 from remos_hf.strategies.student_data import StudentData
@@ -71,13 +69,10 @@ class SeaM(SliceAndReset):
             raise ValueError(f"mask_rate is a learning rate, above 0, but got {self.mask_rate}.")
         check_counts(self, steps=1, head_steps=0, batch_size=1)
 
-    def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
-        """Learn the masks, reset what they give up in place."""
-        start = time.perf_counter()
+    def _decided_by(self, student: nn.Module, data: StudentData) -> tuple[Rule, Mapping[str, Any]]:
+        """Learn the masks."""
         masks, details = self._learned(student, data)
-        learned = time.perf_counter() - start
-        done = self._prepared(student, data, mask_rule(masks))
-        return replace(done, seconds={"masks": learned, **done.seconds}, details={"seam": details})
+        return mask_rule(masks), {"seam": details}
 
     def _learned(self, student: nn.Module, data: StudentData) -> tuple[dict[str, Tensor], dict[str, Any]]:
         seed = data.seed if self.seed is None else self.seed

@@ -84,10 +84,6 @@ class SliceAndReset(Strategy):
 
     def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
         """Profile if the rule needs it, choose the slice, reset the rest in place."""
-        return self._prepared(student, data, self.rule)
-
-    def _prepared(self, student: nn.Module, data: StudentData, rule: str | Rule) -> Preparation:
-        """Do what `prepare` does, by a rule that may be one of this student alone."""
         seed = data.seed if self.seed is None else self.seed
         rankable_layers(adapter_for(student, self.head).layers(embeddings=self.embeddings))
         start = time.perf_counter()
