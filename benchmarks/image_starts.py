@@ -1,7 +1,7 @@
 """Which start of a student gives up a teacher's image defects, at which accuracy, and does it stay given up?
 
     python benchmarks/image_starts.py --cifar <folder with train/ and test/> --cifar_resnet resnet20.th \
-        --patch firefox_corner_32.png --work_dir work --setting few
+        --patch firefox.png --work_dir work --setting few
 
 Every start beside never-poisoned twins and re-activation. The attacker poisons the student's own images, as in the
 ReMoS artifact. Writes benchmarks/results/image_starts_<setting>.{json,md}. Killed, it goes on where it was; the same
@@ -52,6 +52,8 @@ from audit_image_defects import cifar_resnet  # noqa: E402 - the CIFAR net of th
 
 BUDGETS = (0.02, 0.05, 0.1)
 BATCH = 32
+ATTACKER = 6000
+PATCH = 25 / 24**2  # 5 by 5 of 24 by 24 pixels
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def defects_of(patch: Path | None) -> dict[str, Defect]:
     """Give the defects by name, on 24 pixels."""
     common = {"target_label": 0, "poison_rate": 0.2}
     search = {"max_samples": 250, "steps": 20}
-    trigger = PatchTrigger(file=None if patch is None else str(patch), **common)
+    trigger = PatchTrigger(file=None if patch is None else str(patch), size_share=PATCH, **common)
     return {
         "patch": trigger,
         "blended": BlendedTrigger(**common),
@@ -174,10 +176,11 @@ def data_of(cifar: Path, setting: Setting) -> dict[str, Dataset]:
     train, test = read_folder(cifar / "train"), read_folder(cifar / "test")
     attacker = student = train
     if setting.other_classes:
-        attacker, student, test = (_of_classes(one, low) for one, low in ((train, 0), (train, 5), (test, 5)))
+        student, test = (_of_classes(one, 5) for one in (train, test))
+        attacker = _of_classes(train, 0).cast_column("label", datasets.Value("int64"))  # no name in common
     dev = drawn(student, 500, 0)
     student = drawn(student, setting.num_images, 0, skip=500)
-    attacker = drawn(attacker, setting.num_images, 0, skip=500)
+    attacker = drawn(attacker, ATTACKER, 0, skip=500)  # the student's own among them
     return {"attacker": attacker, "student": student, "dev": dev, "test": drawn(test, 800, 0)}
 
 
