@@ -53,7 +53,7 @@ demo: install
 
 # What is rendered from measured files and from the code: the README's figure and audit page, the API reference, and what
 # the notebook prints.
-AUDIT ?= benchmarks/results/seven_defects.json
+AUDIT ?= benchmarks/results/audit_sst2.json
 docs: install
 	$(VENV)/bin/python tools/readme_figure.py
 	$(VENV)/bin/python tools/api_reference.py

@@ -20,8 +20,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import DistilBertConfig, DistilBertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.main import get_command
 
-from remos_hf import RelevantSlice
+from remos_hf import DefectReport, RelevantSlice
 from remos_hf.cli.commands import app
+from remos_hf.judging.judgement import judged
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -293,7 +294,10 @@ def test_the_figure_was_drawn_from_the_report_that_is_there():
 def test_the_audit_page_is_small_and_whole():
     page = ROOT / "docs" / "audit.html"
     assert page.stat().st_size < 2_000_000
-    assert not re.search(r"""(?:src|href)=["'](?!data:|#|https?:)""", page.read_text(encoding="utf-8"))
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"""(?:src|href)=["'](?!data:|#|https?:)""", text)
+    answer = judged(DefectReport.load(ROOT / "benchmarks" / "results" / "audit_sst2.json")).answer
+    assert answer in text, "make docs"
 
 
 STYLE = """body{margin:0;font:16px/1.5 -apple-system,"Segoe UI","Noto Sans",Helvetica,Arial,sans-serif}

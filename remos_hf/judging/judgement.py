@@ -162,9 +162,11 @@ def _removed(kept: Sequence[Verdict], kind: Kind) -> str:
     costs = [one for one in lost if one is not None]
     cost = f" at {cost_told(Difference(fmean(costs), None, None))}" if costs else ""
     did = f"removes {removed or 'none'} of them"
-    did += f" and reduces {count_told(reduced - removed, 'other')}" if reduced > removed else ""
+    if reduced > removed:
+        others = f" and reduces {count_told(reduced - removed, 'other')}"
+        did = did + others if removed else f"reduces {reduced} of them and removes none,"
     outside = sum(one.within is False for one in starts)
-    over = f" ({'' if outside == len(starts) else f'of {outside} of {len(starts)} '}more than the budget)"
+    over = f" ({'' if outside == len(starts) else f'for {outside} of {len(starts)} '}more than the budget)"
     unknown = len(kept) - len(starts) + sum(one.reduces is None for one in starts)
     rest = f"; of {unknown} of them it cannot be said" if unknown else ""
     return f"{name} {did}{cost}{over if outside else ''}{rest}."
@@ -224,10 +226,8 @@ def _advice(verdicts: Sequence[Verdict], budget: float) -> list[str]:
     for one in kept:
         if one.best is not None:
             best.setdefault(one.best.kind.name, []).append(one)
-    told = [
-        f"{capitalised(name)} leaves least of {listed([_title(one, kept) for one in of])}" for name, of in best.items()
-    ]
-    first = [f"{'; '.join(told)}, {within}."] if told else []
+    told = [f"{name} leaves least of {listed([_title(one, kept) for one in of])}" for name, of in best.items()]
+    first = [f"{capitalised('; '.join(told))}, {within}."] if told else []
     if none := [one for one in kept if one.best is None]:
         of = f"of {listed([_title(one, kept) for one in none])}"
         first.append(f"No start that was measured is shown to reduce what is kept {of} {within}.{_what_then(none)}")

@@ -21,7 +21,7 @@ def test_the_answer_counts_what_is_kept_and_what_the_recommended_start_removes_a
     said = found.answer.replace("\N{NO-BREAK SPACE}", " ")
     assert said == "Plain fine-tuning keeps 1 of 1 defect. ReMoS removes 1 of them at 1.0 points less accuracy."
     weak = answer(PLAIN, records("remos 0.9", (80, 84, 82), acc=(168, 168, 168)), RANDOM)
-    assert "removes none of them and reduces 1 other at" in weak.answer
+    assert "reduces 1 of them and removes none, at" in weak.answer
     dear = answer(PLAIN, records("remos 0.9", (10, 14, 8), acc=(150, 150, 150)))
     assert "10.0 points less accuracy (more than the budget)" in dear.answer.replace("\N{NO-BREAK SPACE}", " ")
     assert "ReMoS was not measured" in answer(PLAIN, RANDOM).answer
@@ -140,7 +140,7 @@ def test_several_tasks_count_pairs_and_name_them():
 def test_what_lies_outside_of_the_budget_for_some_defects_is_told():
     dear = of_defect("sentence", [PLAIN, records("remos 0.9", (10, 14, 8), acc=(150, 150, 150))])
     found = answer(*USUAL, *dear)
-    assert "(of 1 of 2 more than the budget)" in found.answer
+    assert "(for 1 of 2 more than the budget)" in found.answer
     assert any("is shown to reduce what is kept of sentence" in one for one in found.advice)
 
 
