@@ -6,8 +6,12 @@ from typing import Any
 
 from remos_hf.strategies.base import Strategy
 from remos_hf.strategies.composed import as_strategy
+from remos_hf.strategies.distilled import Distilled
+from remos_hf.strategies.guided import Guided
+from remos_hf.strategies.hardened import Hardened
 from remos_hf.strategies.plain import Finetune, Retrain
 from remos_hf.strategies.slice_and_reset import MagPrune, Random, Remos, TopMagnitude
+from remos_hf.strategies.subspace import Subspace
 
 _RULES = {
     "random": (Random, "model"),
@@ -16,6 +20,8 @@ _RULES = {
     "remos": (Remos, "model"),
     "remos_layer": (Remos, "layer"),
 }
+# Starts without a slice ratio, by the name that a command gives them; joined by "+" they are one student.
+_STARTS = {"subspace": Subspace, "hardened": Hardened, "guided": Guided, "distilled": Distilled}
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,9 @@ def standard_students(
         curves_for: Defects that get the other slice ratios too; None for all.
         rows: Also fine-tuning with the embedding rows of unseen tokens reset (texts).
         reactivate: Measure re-activation on the students of the first slice ratio.
-        rules: Ways to choose what is reset, by name, all of them by default; the other students are always made.
+        rules: Ways to choose what is reset, by name, all of them by default; the other students are always made. Also
+            starts without a slice ratio, "subspace", "hardened", "guided", "distilled", or several joined by "+", which
+            get the learning rate of the others.
 
     Returns:
         Plans by the student's name. Plain fine-tuning is "finetune".
@@ -76,9 +84,11 @@ def standard_students(
         raise ValueError(
             f"high_lr_factor is that of the honest rival's learning rate, at least 3, but got {high_lr_factor}."
         )
-    unknown = [name for name in rules if name not in _RULES]
+    starts = [name for name in rules if name not in _RULES]
+    unknown = [name for name in starts if not set(name.split("+")) <= set(_STARTS)]
     if unknown:
-        raise ValueError(f"The rules are {', '.join(_RULES)}, but got {unknown[0]!r}.")
+        known = f"{', '.join(_RULES)}; {', '.join(_STARTS)}, or several of these joined by +"
+        raise ValueError(f"The rules are {known}, but got {unknown[0]!r}.")
     if not slice_ratios:
         raise ValueError("slice_ratios names the shares of weights to keep, at least one.")
     students = {
@@ -91,10 +101,13 @@ def standard_students(
         only = None if first or curves_for is None else tuple(curves_for)
         if only == ():
             continue
-        for name in rules:
+        for name in (one for one in rules if one in _RULES):
             rule, scope = _RULES[name]
             strategy = rule(slice_ratio=ratio, scope=scope)
             students[f"{name} {ratio:g}"] = StudentPlan(strategy, defects=only, reactivate=first and reactivate)
+    for name in starts:
+        strategy = as_strategy([_STARTS[part]() for part in name.split("+")])
+        students[name.replace("+", " + ")] = StudentPlan(strategy, reactivate=reactivate)
     if rows:
         students["finetune, rows mean"] = StudentPlan(Finetune(embedding_rows="mean"), reactivate=reactivate)
     return students

@@ -325,7 +325,8 @@ class AuditOptions:
         list[str],
         Option(
             help="How students choose what to reset: random remos, and if named top_magnitude mag_prune remos_layer. "
-            "Plain fine-tuning at two rates and training from scratch are always made."
+            "Or how they start otherwise: subspace hardened guided distilled, or several joined by +. Plain "
+            "fine-tuning at two rates and training from scratch are always made."
         ),
     ] = field(default_factory=lambda: ["random", "remos"])
     seeds: Annotated[list[int], Option(min=0, help="A run each. Below three, students cannot be compared.")] = field(

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from remos_hf.auditing.students import StudentPlan, standard_students
-from remos_hf.strategies import Finetune, MagPrune, Random, Remos, Retrain, TopMagnitude
+from remos_hf.strategies import Finetune, MagPrune, Random, Remos, Retrain, Subspace, TopMagnitude
 
 
 def test_the_table_holds_all_that_must_be_beaten():
@@ -56,3 +56,12 @@ def test_a_list_of_strategies_is_one_and_its_parts_take_the_students_seed():
     assert plan.to_dict()["strategy"]["name"] == "Random + Finetune"
     assert plan.strategy.with_seed(3).strategies[0] == Random(0.9, seed=3)
     assert standard_students([0.9])["random 0.9"].strategy.seed is None
+
+
+def test_starts_without_a_ratio_are_named_like_rules_and_joined_by_plus():
+    students = standard_students([0.9, 0.7], rules=["random", "subspace", "subspace+hardened"], reactivate=True)
+    assert [name for name in students if "subspace" in name] == ["subspace", "subspace + hardened"]
+    assert students["subspace"].strategy == Subspace() and students["subspace"].reactivate
+    assert students["subspace + hardened"].strategy.to_dict()["name"] == "Subspace + Hardened"
+    with pytest.raises(ValueError, match="but got 'subspace\\+nonesuch'"):
+        standard_students([0.9], rules=["subspace+nonesuch"])

@@ -20,7 +20,7 @@ def made(kind, **given):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_option_has_a_help_and_every_command_a_sentence(kind):
-    assert kind.__doc__.strip() and len(KINDS) == 7
+    assert kind.__doc__.strip() and len(KINDS) == 8
     for one in fields(kind):
         (told,) = one.type.__metadata__
         assert told.help, one.name
