@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from remos_hf.activations import alter, capture, evaluating, watch, watch_products, without_fast_path
+from remos_hf.activations import alter, capture, evaluating, standing_in, watch, watch_products, without_fast_path
 from tests import tiny
 
 
@@ -109,3 +109,18 @@ def test_torchs_fast_path_is_put_back():
         assert not torch.backends.mha.get_fastpath_enabled()
         raise RuntimeError
     assert torch.backends.mha.get_fastpath_enabled() == before
+
+
+def test_a_module_that_is_stood_in_for_does_not_run_and_runs_again_afterwards():
+    model, inputs = tiny.mlp(), torch.randn(2, 5)
+    whole = model(inputs)
+    own = lambda given: given + 1  # noqa: E731 - what accelerate puts over a module's own forward
+    model[1].forward = own
+    with standing_in({model[0]: torch.zeros(2, 7), model[1]: torch.ones(2, 7)}):
+        made = model(None)
+    assert torch.equal(made, model[2:](torch.ones(2, 7)))
+    assert model[1].forward is own and "forward" not in model[0].__dict__
+    del model[1].forward
+    with pytest.raises(ZeroDivisionError), standing_in({model[0]: torch.zeros(2, 7)}):
+        raise ZeroDivisionError
+    assert torch.equal(model(inputs), whole)
