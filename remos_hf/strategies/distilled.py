@@ -11,7 +11,7 @@ from remos_hf.activations import capture
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.strategies.base import Hold, Run, Strategy
 from remos_hf.strategies.distillation import feature_modules, features_of, unexplained_share
-from remos_hf.strategies.perturbed_inputs import rows_of
+from remos_hf.strategies.perturbed_inputs import rows_of, without_adapters
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ class _Followed(Hold):
         self.layers = feature_modules(self.teacher, recipe.layers)
 
     def loss(self, model: nn.Module, inputs: Any, run: Run) -> tuple[Tensor, Any]:  # noqa: ANN401
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # adapters lie around the layers
-        modules = {name: base.get_submodule(name) for name in self.layers}
+        modules = {name: without_adapters(model).get_submodule(name) for name in self.layers}
         with capture(modules) as made:
             loss, outputs = run(inputs)
         _check_gradient(modules, made)

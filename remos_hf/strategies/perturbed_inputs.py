@@ -162,15 +162,23 @@ def real_positions(batch: Mapping[str, Any], tokens: Tensor) -> Tensor:
     return torch.ones_like(tokens, dtype=torch.bool) if found is None else found
 
 
+def without_adapters(model: nn.Module) -> nn.Module:
+    """Give the model that adapters lie around, with them inside its layers; a model without them is itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def token_embedding(model: nn.Module) -> nn.Module:
     """Find the module that turns tokens into embeddings.
 
     Raises:
         UnsupportedModelError: The model does not say which it is.
     """
-    encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    owner = without_adapters(model)
     try:
-        return (model.get_encoder() if encodes else model).get_input_embeddings()
+        if getattr(getattr(owner, "config", None), "is_encoder_decoder", False):
+            # In transformers 4 a body says which its encoder is, and not every model around it does.
+            owner = (owner if hasattr(owner, "get_encoder") else owner.base_model).get_encoder()
+        return owner.get_input_embeddings()
     except (AttributeError, NotImplementedError) as error:
         raise UnsupportedModelError(
             f"Tokens are perturbed in their embeddings, but {type(model).__name__} does not say which module makes "

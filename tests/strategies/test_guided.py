@@ -9,7 +9,7 @@ from remos_hf.errors import UnsupportedModelError
 from remos_hf.strategies.composed import Composed
 from remos_hf.strategies.guided import Guided
 from remos_hf.strategies.hardened import Hardened
-from remos_hf.strategies.perturbed_inputs import Perturbing, embedding_rows
+from remos_hf.strategies.perturbed_inputs import Perturbing, embedding_rows, token_embedding
 from tests import tiny
 from tests.strategies.test_hardened import image_run, text_run
 
@@ -62,13 +62,11 @@ def test_texts_move_in_the_embeddings_of_their_real_tokens_alone(make, no_hooks_
 
     def run(given):
         assert torch.equal(given["input_ids"], batch["input_ids"])
-        embedding = model.get_encoder().get_input_embeddings() if make is tiny.bart else model.get_input_embeddings()
-        made.append(embedding(given["input_ids"]) - plain)
+        made.append(token_embedding(model)(given["input_ids"]) - plain)
         outputs = model(**given)
         return outputs.loss, outputs
 
-    owner = model.get_encoder() if make is tiny.bart else model
-    plain = owner.get_input_embeddings()(batch["input_ids"]).detach()
+    plain = token_embedding(model)(batch["input_ids"]).detach()
     hold.loss(model, batch, run)[0].backward()
     real = batch["attention_mask"].bool()
     size = 0.5 * embedding_rows(teacher).square().mean().sqrt()
