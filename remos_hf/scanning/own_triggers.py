@@ -3,7 +3,7 @@
 All is made of the student's clean data and of chance: there is no argument that takes an attack.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,11 @@ from remos_hf.activations import evaluating
 from remos_hf.adapters.base import Adapter
 from remos_hf.adapters.sequences import LABEL_KEYS
 from remos_hf.adapters.transformers_models import adapter_for
-from remos_hf.errors import NonFiniteError, UnsupportedModelError
+from remos_hf.errors import UnsupportedModelError
 from remos_hf.profiling.batches import count_samples, input_tensors, take
 from remos_hf.profiling.processes import in_processes, told_by_all
 from remos_hf.profiling.tokens import input_embeddings, seen_tokens
 
-_PIECES = 2  # of a step's samples, each from another batch: batches of sorted data hold one label
 _PATCH_SIDE = 0.2  # of the shorter side of an image; 5 of 24 pixels
 _TOKENS = 3
 
@@ -42,6 +41,16 @@ class OwnTrigger:
     def to_dict(self) -> dict[str, Any]:
         """Describe it in JSON values."""
         raise NotImplementedError
+
+    def taught(self, batch: Any) -> Any | None:  # noqa: ANN401 - any batch
+        """Give the samples of other labels with the trigger and its label; None if there is none."""
+        hosts = take_hosts(batch, self)
+        if hosts is None:
+            return None
+        made, labels = self.put_into(hosts), torch.full_like(_labels_of(hosts), self.label)
+        if not isinstance(made, Mapping):
+            return type(made)([made[0], labels.to(made[1].device), *made[2:]])
+        return {**made, **{key: labels.to(made[key].device) for key in LABEL_KEYS & made.keys()}}
 
 
 @dataclass(frozen=True)
@@ -69,10 +78,10 @@ class OwnTokens(OwnTrigger):
                 f"{tuple(ids.shape)} with {sorted(batch)}."
             )
         mask = batch.get("attention_mask")
-        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        real = torch.ones(ids.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
         width = max(ids.shape[1], min(ids.shape[1] + len(self.tokens), self.longest))
-        places = [self._places(row, mine, width) for row, mine in zip(ids, real, strict=True)]
-        source, new = (torch.stack(part) for part in zip(*places, strict=True))
+        places = [self._places(row, mine, width) for row, mine in zip(ids.cpu(), real, strict=True)]
+        source, new = (torch.stack(part).to(ids.device) for part in zip(*places, strict=True))
         made = dict(batch)
         for key, value in batch.items():
             if isinstance(value, Tensor) and value.shape == ids.shape and key not in LABEL_KEYS:
@@ -137,23 +146,6 @@ def _images_of(batch: Any) -> tuple[str, Tensor]:  # noqa: ANN401 - any batch
     return found[0]
 
 
-def gathered_batches(batches: Iterable) -> list:
-    """Hold the batches of all processes in memory, in the order that one process would read them.
-
-    Raises:
-        ValueError: There is none.
-        TypeError: A batch has no labels of classes.
-    """
-    mine = list(batches)
-    shares = told_by_all(mine) if in_processes() else [mine]
-    held = [share[at] for at in range(max(map(len, shares))) for share in shares if at < len(share)]
-    if not held:
-        raise ValueError("The student's data holds no sample to teach an own trigger with.")
-    for batch in held:
-        _labels_of(batch)
-    return held
-
-
 def draw_triggers(model: nn.Module, batches: Sequence, num: int, seed: int) -> tuple[OwnTrigger, ...]:
     """Draw triggers that the student's data does not hold: tokens that it never shows, or patches of random pixels.
 
@@ -161,7 +153,7 @@ def draw_triggers(model: nn.Module, batches: Sequence, num: int, seed: int) -> t
 
     Args:
         model: The student before it trains.
-        batches: Its clean data, labelled, on the CPU.
+        batches: This process's share of its clean data, labelled, on the CPU.
         num: How many.
         seed: Seed of all that is drawn; labels are drawn in rounds of all that occur.
 
@@ -170,36 +162,48 @@ def draw_triggers(model: nn.Module, batches: Sequence, num: int, seed: int) -> t
         ValueError: It has one label only.
     """
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.cat([_labels_of(batch) for batch in batches]).unique()
+    mine = _facts(batches)
+    told = [one for one in (told_by_all(mine) if in_processes() else [mine]) if one is not None]
+    labels = torch.tensor(sorted(set().union(*(one[0] for one in told))))
     if len(labels) < 2:
         raise ValueError(f"An own trigger turns a sample towards another label, but all have {labels.tolist()}.")
     rounds = [labels[torch.randperm(len(labels), generator=generator)] for _ in range(-(-num // len(labels)))]
     targets = torch.cat(rounds)[:num].tolist()
-    if isinstance(batches[0], Mapping) and "input_ids" in batches[0]:
-        return _drawn_tokens(model, batches, targets, generator)
-    images = [_images_of(batch)[1] for batch in batches]
-    low = torch.stack([one.amin((0, 2, 3)) for one in images]).amin(0)[:, None, None]
-    high = torch.stack([one.amax((0, 2, 3)) for one in images]).amax(0)[:, None, None]
-    side = max(1, round(_PATCH_SIDE * min(images[0].shape[2:])))
+    if told[0][1] is not None:
+        return _drawn_tokens(model, batches, targets, max(one[1] for one in told), generator)
+    low, high = torch.stack([one[2] for one in told]).amin(0), torch.stack([one[3] for one in told]).amax(0)
+    side = max(1, round(_PATCH_SIDE * min(one[4] for one in told)))
     drawn = []
     for label in targets:
         bright = torch.rand(len(low), side, side, generator=generator) < 0.5
         place = torch.rand(2, generator=generator).tolist()
-        drawn.append(OwnPatch(label, torch.where(bright, high, low), tuple(place)))
+        drawn.append(OwnPatch(label, torch.where(bright, high[:, None, None], low[:, None, None]), tuple(place)))
     return tuple(drawn)
 
 
+def _facts(batches: Sequence) -> tuple | None:
+    """Say what this process's batches hold: labels; most positions, or the ends of the pixels and the shorter side."""
+    if not batches:
+        return None
+    labels = {int(label) for batch in batches for label in _labels_of(batch)}
+    if isinstance(batches[0], Mapping) and "input_ids" in batches[0]:
+        return labels, max(batch["input_ids"].shape[-1] for batch in batches), None, None, None
+    images = [_images_of(batch)[1] for batch in batches]
+    low = torch.stack([one.amin((0, 2, 3)) for one in images]).amin(0)
+    high = torch.stack([one.amax((0, 2, 3)) for one in images]).amax(0)
+    return labels, None, low, high, min(min(one.shape[2:]) for one in images)
+
+
 def _drawn_tokens(
-    model: nn.Module, batches: Sequence, targets: list[int], generator: torch.Generator
+    model: nn.Module, batches: Sequence, targets: list[int], longest: int, generator: torch.Generator
 ) -> tuple[OwnTokens, ...]:
-    seen = seen_tokens(model, batches)
+    seen = seen_tokens(model, batches, across_processes=True)
     padding = {input_embeddings(model).padding_idx, getattr(getattr(model, "config", None), "pad_token_id", None)}
     for token in padding - {None}:
         seen[token] = True
     unseen = (~seen).nonzero().flatten()
     enough = len(unseen) >= _TOKENS * len(targets)
     pool = unseen if enough else torch.tensor([token for token in range(len(seen)) if token not in padding])
-    longest = max(batch["input_ids"].shape[-1] for batch in batches)
     drawn = []
     for label in targets:
         tokens = pool[torch.randperm(len(pool), generator=generator)[:_TOKENS]]
@@ -208,70 +212,12 @@ def _drawn_tokens(
     return tuple(drawn)
 
 
-def teach(
-    model: nn.Module,
-    batches: Sequence,
-    triggers: Sequence[OwnTrigger] = (),
-    *,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-) -> nn.Module:
-    """Fine-tune a model, in place, on clean samples, and on copies of them with a trigger and its label.
-
-    Two runs of one seed see the same clean samples in the same order, so their difference is what the triggers taught.
-    The model runs in eval mode: no dropout and no moving norm statistics are in that difference either.
-
-    Args:
-        model: In float32.
-        batches: Clean data, labelled, on the CPU.
-        triggers: Taught in turn, one with each half of a step's samples; () for clean samples alone.
-        steps: Steps of AdamW, at one rate, without weight decay.
-        batch_size: Clean samples in a step.
-        learning_rate: The rate.
-        seed: Seed of the samples' order.
-
-    Returns:
-        The model.
-
-    Raises:
-        NonFiniteError: The loss became NaN or infinite.
-    """
-    generator, adapter = torch.Generator().manual_seed(seed), adapter_for(model, ())
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, learning_rate, weight_decay=0.0)
-    turn = 0
-    with evaluating(model), torch.enable_grad():
-        for step in range(steps):
-            optimizer.zero_grad()
-            total = 0.0
-            for piece in _pieces(batches, batch_size, generator):
-                loss = _loss(adapter, piece, _labels_of(piece))
-                if triggers:
-                    trigger = triggers[turn % len(triggers)]
-                    turn += 1
-                    hosts = take_hosts(piece, trigger)
-                    if hosts is not None:
-                        taught = trigger.put_into(hosts)
-                        loss = loss + _loss(adapter, taught, torch.full_like(_labels_of(taught), trigger.label))
-                (loss / _PIECES).backward()
-                total += float(loss.detach())
-            if not total < float("inf"):
-                raise NonFiniteError(
-                    f"The loss of an own trigger became {total} at step {step}. Lower the learning rate of own "
-                    f"triggers, which is {learning_rate:g}."
-                )
-            optimizer.step()
-    return model
-
-
 @torch.no_grad()
 def count_flips(model: nn.Module, batches: Iterable, trigger: OwnTrigger) -> tuple[int, int]:
     """Count the samples of other labels that a trigger turns to its own, of those that the model gets right without.
 
     Returns:
-        How many flip, and of how many.
+        How many flip, and of how many, in this process's batches.
     """
     adapter, flipped, hosts = adapter_for(model, ()), 0, 0
     with evaluating(model):
@@ -292,14 +238,6 @@ def take_hosts(batch: Any, trigger: OwnTrigger) -> Any | None:  # noqa: ANN401 -
     return take(batch, rows, count_samples(batch)) if len(rows) else None
 
 
-def _pieces(batches: Sequence, batch_size: int, generator: torch.Generator) -> Iterator:
-    for _ in range(_PIECES):
-        batch = batches[int(torch.randint(len(batches), (), generator=generator))]
-        samples = count_samples(batch)
-        rows = torch.randperm(samples, generator=generator)[: max(1, batch_size // _PIECES)]
-        yield take(batch, rows, samples)
-
-
 def _labels_of(batch: Any) -> Tensor:  # noqa: ANN401 - any batch
     found = batch.get("labels", batch.get("label")) if isinstance(batch, Mapping) else None
     if isinstance(batch, (tuple, list)) and len(batch) > 1:
@@ -308,11 +246,6 @@ def _labels_of(batch: Any) -> Tensor:  # noqa: ANN401 - any batch
         what = "none" if not isinstance(found, Tensor) else f"{found.dtype} of shape {tuple(found.shape)}"
         raise TypeError(f"Own triggers need one class a sample as its label, a whole number from 0 on, but got {what}.")
     return found.long().cpu()
-
-
-def _loss(adapter: Adapter, batch: Any, labels: Tensor) -> Tensor:  # noqa: ANN401 - any batch
-    logits = _logits(adapter, batch)
-    return nn.functional.cross_entropy(logits.float(), labels.to(logits.device))
 
 
 def _logits(adapter: Adapter, batch: Any) -> Tensor:  # noqa: ANN401 - any batch

@@ -1,9 +1,10 @@
 """Reset the channels that backdoors of the defender's own change most (after BD-VAX)."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, cycle
 from typing import Any, ClassVar
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.layers import Layer
+from remos_hf.profiling.batches import count_samples
 from remos_hf.profiling.processes import in_processes, told_by_all
-from remos_hf.scanning.own_triggers import OwnTrigger, count_flips, draw_triggers, gathered_batches, teach
+from remos_hf.scanning.own_triggers import OwnTrigger, count_flips, draw_triggers
 from remos_hf.slicing.ordinal import Selection
 from remos_hf.slicing.rules import Rule, num_to_reset
+from remos_hf.strategies.short_runs import Samples, check_counts, free_copy, labelled_loss, short_run
 from remos_hf.strategies.slice_and_reset import SliceAndReset
 from remos_hf.strategies.student_data import StudentData
 
@@ -62,43 +65,89 @@ class OwnBackdoors(SliceAndReset):
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""
         super().__post_init__()
-        for name, least in (("num", 2), ("steps", 1), ("batch_size", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is a whole number of at least {least}, but got {value!r}.")
+        check_counts(self, num=2, steps=1, batch_size=1)
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is above 0, but got {self.learning_rate!r}.")
 
     def _decided_by(self, student: nn.Module, data: StudentData) -> tuple[Rule, Mapping[str, Any]]:
         seed = data.seed if self.seed is None else self.seed
-        batches = gathered_batches(data.batches(data.max_samples))
-        scores, told = self._scores(student, batches, seed)
-        if in_processes():  # their devices may round otherwise
-            scores, told = told_by_all((scores, told))[0]
-        return rule_of_scores(scores, attention=self.attention), {"own_backdoors": told}
-
-    def _scores(self, student: nn.Module, batches: Sequence, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Score the channels of every layer by name, and say which triggers were learned."""
-        triggers = draw_triggers(student, batches, self.num, seed)
-        samples = sum(len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0]) for batch in batches)
+        samples = Samples(data, next(student.parameters()).device, seed)
+        triggers = draw_triggers(student, samples.batches, self.num, seed)
+        count = _over_all(sum(map(count_samples, samples.batches)))[0]
         run = {
-            "steps": min(self.steps, max(1, -(-2 * samples // self.batch_size))),
+            "steps": min(self.steps, max(1, math.ceil(2 * count / self.batch_size))),
             "batch_size": self.batch_size,
             "learning_rate": self.learning_rate,
         }
-        start = copy.deepcopy(student).float().requires_grad_(True)
-        for module in start.modules():
-            if isinstance(module, nn.Embedding):
-                module.requires_grad_(False)
-        teach(start, batches, **run, seed=seed)
-        clean = teach(copy.deepcopy(start), batches, **run, seed=seed + 1)
+        start = teach(free_copy(student), samples, **run, seed=seed, embeddings=False)
+        clean = teach(copy.deepcopy(start), samples, **run, seed=seed + 1, embeddings=False)
         differences, learned = [], []
         for trigger in triggers:
-            model = teach(copy.deepcopy(start), batches, (trigger,), **run, seed=seed + 1)
+            model = teach(copy.deepcopy(start), samples, (trigger,), **run, seed=seed + 1, embeddings=False)
             differences.append(_differences(model, clean, self.head))
-            learned.append(_learned(model, clean, batches[:_PROBED], trigger))
+            learned.append(_learned(model, clean, samples.batches[:_PROBED], trigger))
         scores = {name: score_of([one[name] for one in differences]) for name in differences[0]}
-        return scores, {**run, "samples": samples, "triggers": learned}
+        if in_processes():  # their devices may round otherwise
+            scores = told_by_all(scores)[0]
+        told = {**run, "samples": count, "triggers": learned}
+        return rule_of_scores(scores, attention=self.attention), {"own_backdoors": told}
+
+
+def teach(
+    model: nn.Module,
+    samples: Samples,
+    triggers: Sequence[OwnTrigger] = (),
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    embeddings: bool = True,
+) -> nn.Module:
+    """Fine-tune a model, in place, on clean samples, and on copies of them with a trigger and its label.
+
+    Two runs of one seed see the same clean samples in the same order, without dropout and moving norm statistics, so
+    their difference is what the triggers taught.
+
+    Args:
+        model: In float32. Nothing in it trains afterwards.
+        samples: Clean, labelled.
+        triggers: Taught in turn, each to some of a step's samples; () for clean samples alone.
+        steps: Steps of AdamW, at one rate, without weight decay.
+        batch_size: Clean samples in a step.
+        learning_rate: The rate.
+        seed: Seed of the samples' order.
+        embeddings: Whether embeddings train too.
+
+    Returns:
+        The model.
+
+    Raises:
+        NonFiniteError: A loss or its gradient became NaN or infinite.
+    """
+    spared = (
+        set()
+        if embeddings
+        else {id(one) for module in model.modules() if isinstance(module, nn.Embedding) for one in module.parameters()}
+    )
+    turns = cycle(triggers)
+
+    def loss(batch: Any) -> Tensor:  # noqa: ANN401 - any batch
+        trigger = next(turns, None)
+        taught = None if trigger is None else trigger.taught(batch)
+        found = labelled_loss(model, batch)
+        return found if taught is None else found + labelled_loss(model, taught)
+
+    trained = [one for one in model.parameters() if one.is_floating_point() and id(one) not in spared]
+    optimizer = torch.optim.AdamW(trained, learning_rate, weight_decay=0.0)
+    samples.generator.manual_seed(seed)
+    short_run(model, samples, loss, optimizer, steps=steps, batch_size=batch_size)
+    return model
+
+
+def _over_all(*counts: int) -> list[int]:
+    """Add counts up over all processes."""
+    return [sum(column) for column in zip(*(told_by_all(counts) if in_processes() else [counts]), strict=True)]
 
 
 def _differences(model: nn.Module, clean: nn.Module, head: tuple[str, ...] | None) -> dict[str, Tensor]:
@@ -111,15 +160,9 @@ def _differences(model: nn.Module, clean: nn.Module, head: tuple[str, ...] | Non
 
 
 def _learned(model: nn.Module, clean: nn.Module, batches: Sequence, trigger: OwnTrigger) -> dict[str, Any]:
-    flipped, hosts = count_flips(model, batches, trigger)
-    floor, floor_hosts = count_flips(clean, batches, trigger)
-    return {
-        **trigger.to_dict(),
-        "flipped": flipped,
-        "hosts": hosts,
-        "flipped_without": floor,
-        "hosts_without": floor_hosts,
-    }
+    counts = _over_all(*count_flips(model, batches, trigger), *count_flips(clean, batches, trigger))
+    names = ("flipped", "hosts", "flipped_without", "hosts_without")
+    return {**trigger.to_dict(), **dict(zip(names, counts, strict=True))}
 
 
 def score_of(differences: Sequence[Tensor]) -> Tensor:

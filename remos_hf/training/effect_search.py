@@ -25,11 +25,13 @@ from remos_hf.errors import RemosError
 from remos_hf.evaluation.measures import Rate
 from remos_hf.layers import is_below
 from remos_hf.randomness import own_randomness
-from remos_hf.scanning.own_triggers import OwnTrigger, draw_triggers, gathered_batches, teach
+from remos_hf.scanning.own_triggers import OwnTrigger, draw_triggers
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Strategy
 from remos_hf.strategies.composed import Composed, as_strategy
+from remos_hf.strategies.own_backdoors import teach
 from remos_hf.strategies.plain import Finetune
+from remos_hf.strategies.short_runs import Samples, check_counts, free_copy
 from remos_hf.strategies.student_data import StudentData
 from remos_hf.training.held_out import predicted_labels
 from remos_hf.training.moments import Moments
@@ -87,9 +89,7 @@ class EffectSearch:
         for name in ("accuracy_budget", "effect_budget", "share_of_steps", "learning_rate"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} is above 0 and at most 1, but got {getattr(self, name)}.")
-        for name in ("num", "implant_steps", "batch_size", "failures_in_a_row"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, but got {getattr(self, name)}.")
+        check_counts(self, num=1, implant_steps=1, batch_size=1, failures_in_a_row=1)
         if self.settings is not None:
             object.__setattr__(self, "settings", tuple(self.settings))
             if not self.settings or len(set(self.settings)) < len(self.settings):
@@ -215,12 +215,12 @@ def _implanted(
     teacher: nn.Module, template: Strategy, search: EffectSearch, data: StudentData
 ) -> tuple[nn.Module, tuple[OwnTrigger, ...]]:
     """Teach own triggers to a copy, and give it the teacher's head back: that of a student was never trained."""
-    batches = gathered_batches(data.batches(data.max_samples))
-    triggers = draw_triggers(teacher, batches, search.num, data.seed)
+    samples = Samples(data, next(teacher.parameters()).device, data.seed)
+    triggers = draw_triggers(teacher, samples.batches, search.num, data.seed)
     with own_randomness(data.seed):
         taught = teach(
-            copy.deepcopy(teacher).float().requires_grad_(True),
-            batches,
+            free_copy(teacher),
+            samples,
             triggers,
             steps=search.implant_steps,
             batch_size=search.batch_size,

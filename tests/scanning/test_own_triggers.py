@@ -3,21 +3,18 @@ import inspect
 import pytest
 import torch
 
-from remos_hf.errors import NonFiniteError, UnsupportedModelError
+from remos_hf.errors import UnsupportedModelError
 from remos_hf.profiling.tokens import seen_tokens
 from remos_hf.scanning.own_triggers import (
     OwnPatch,
     OwnTokens,
     count_flips,
     draw_triggers,
-    gathered_batches,
     take_hosts,
-    teach,
 )
 from tests import tiny
 
 TOKENS = OwnTokens(1, (57, 58, 59), seed=4, longest=64, unseen=True)
-RUN = {"steps": 3, "batch_size": 8, "learning_rate": 1e-2}
 
 
 def real_of(batch, row):
@@ -96,29 +93,38 @@ def test_a_patch_of_any_size_lies_where_it_should():
     assert lit[0, 0, 5:, :2].eq(9).all() and int(lit.count_nonzero()) == 4
 
 
-def test_a_taught_trigger_turns_samples_and_an_untaught_one_does_not():
-    batches = [tiny.pad(tiny.dataset(48)[at : at + 8]) for at in range(0, 48, 8)]
-    run = {"steps": 30, "batch_size": 16, "learning_rate": 2e-2, "seed": 0}
-    taught = teach(tiny.bert(layers=1), batches, (TOKENS,), **run)
-    clean = teach(tiny.bert(layers=1), batches, **run)
-    flipped, hosts = count_flips(taught, batches, TOKENS)
-    untaught, others = count_flips(clean, batches, TOKENS)
-    assert flipped >= 0.9 * hosts > 10 and untaught <= 0.5 * others
+def test_flips_are_counted_of_samples_of_other_labels_that_are_right_without():
+    class Answers(torch.nn.Module):
+        """Says 0, or 1 where the trigger stands, and always 1 of samples that begin with 9."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, input_ids):
+            says = (input_ids == 57).any(1) | (input_ids[:, 0] == 9)
+            return {"logits": torch.stack([~says, says], 1).float() + self.weight}
+
+    ids = torch.tensor([[1, 2], [9, 2], [3, 4], [5, 6]])
+    batch = {"input_ids": ids, "labels": torch.tensor([0, 0, 0, 1])}
+    assert count_flips(Answers(), [batch, batch], TOKENS) == (4, 4)
 
 
-def test_runs_of_one_seed_are_the_same_and_leave_the_random_state_and_the_mode_alone():
-    batches, model = tiny.text_batches(), tiny.bert().train()
-    state = torch.random.get_rng_state()
-    one = teach(model, batches, **RUN, seed=1).state_dict()
-    other = teach(tiny.bert().train(), batches, **RUN, seed=1).state_dict()
-    assert all(torch.equal(one[name], other[name]) for name in one) and model.training
-    assert torch.equal(torch.random.get_rng_state(), state)
+def test_what_is_taught_are_the_hosts_with_the_trigger_and_its_label():
+    batch = tiny.text_batches(1, size=8)[0]
+    taught = TOKENS.taught(batch)
+    assert len(taught["labels"]) == int((batch["labels"] == 0).sum()) and taught["labels"].eq(1).all()
+    assert (taught["input_ids"] == 57).any(1).all()
+    patch = OwnPatch(2, torch.ones(3, 2, 2), (0.0, 0.0))
+    made, labels = patch.taught((torch.zeros(4, 3, 8, 8), torch.tensor([2, 0, 1, 2])))
+    assert labels.tolist() == [2, 2] and made[:, :, :2, :2].eq(1).all()
 
 
 def test_only_samples_of_other_labels_are_hosts():
     batch = tiny.text_batches(1, size=8)[0]
     assert take_hosts(batch, TOKENS)["labels"].eq(0).all()
-    assert take_hosts({**batch, "labels": torch.ones(8, dtype=torch.int64)}, TOKENS) is None
+    ones = {**batch, "labels": torch.ones(8, dtype=torch.int64)}
+    assert take_hosts(ones, TOKENS) is None and TOKENS.taught(ones) is None
 
 
 @pytest.mark.parametrize(
@@ -131,7 +137,7 @@ def test_only_samples_of_other_labels_are_hosts():
 )
 def test_data_without_a_class_a_sample_is_refused(batch, error, told):
     with pytest.raises(error, match=told):
-        gathered_batches([batch])
+        draw_triggers(tiny.bert(), [batch], 2, seed=0)
 
 
 def test_what_cannot_be_triggered_is_refused():
@@ -139,18 +145,9 @@ def test_what_cannot_be_triggered_is_refused():
         draw_triggers(tiny.mlp(), [(torch.rand(4, 5), torch.arange(4))], 2, seed=0)
     with pytest.raises(ValueError, match=r"another label, but all have \[0\]"):
         draw_triggers(tiny.ConvNet(), [(torch.rand(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))], 2, seed=0)
-    with pytest.raises(ValueError, match="no sample"):
-        gathered_batches([])
     batch = tiny.text_batches(1)[0]
     with pytest.raises(UnsupportedModelError, match="without position_ids"):
         TOKENS.put_into({**batch, "position_ids": batch["input_ids"]})
-
-
-def test_a_run_that_diverges_is_refused():
-    model = tiny.bert()
-    model.classifier.weight.data.fill_(torch.nan)
-    with pytest.raises(NonFiniteError, match="nan at step 0. Lower the learning rate"):
-        teach(model, tiny.text_batches(), **RUN, seed=0)
 
 
 def test_nothing_that_shows_an_attack_can_be_given():

@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from remos_hf.layers import sliceable_layers
+from remos_hf.scanning.own_triggers import OwnTokens, count_flips
 from remos_hf.slicing.ordinal import unpack
-from remos_hf.strategies.own_backdoors import OwnBackdoors, rule_of_scores, score_of
+from remos_hf.strategies.own_backdoors import OwnBackdoors, rule_of_scores, score_of, teach
+from remos_hf.strategies.short_runs import Samples, free_copy
 from remos_hf.strategies.slice_and_reset import Random, SliceAndReset
 from tests import tiny
 
@@ -52,6 +54,27 @@ def test_attention_goes_last_unless_it_competes(attention):
     touched = {layer.name for layer, bits in zip(layers, kept, strict=True) if not bits.all()}
     assert any("query" in name for name in touched) is attention
     assert any("attention" not in name for name in touched) is not attention
+
+
+def test_a_taught_trigger_turns_samples_and_an_untaught_one_does_not():
+    trigger, student = OwnTokens(1, (0, 1, 2), seed=4, longest=64, unseen=True), tiny.bert(layers=1)
+    samples = Samples(data(), student.device, 0)
+    run = {"steps": 20, "batch_size": 16, "learning_rate": 3e-2, "seed": 0}
+    taught, clean = teach(free_copy(student), samples, (trigger,), **run), teach(free_copy(student), samples, **run)
+    flipped, hosts = count_flips(taught, samples.batches, trigger)
+    untaught, others = count_flips(clean, samples.batches, trigger)
+    assert flipped >= 0.9 * hosts > 5 and untaught <= 0.5 * others
+
+
+def test_runs_of_one_seed_are_the_same_and_leave_the_random_state_and_embeddings_alone():
+    models = [free_copy(tiny.bert(layers=1)) for _ in range(3)]
+    samples, state = Samples(data(), torch.device("cpu"), 0), torch.random.get_rng_state()
+    run = {"steps": 2, "batch_size": 8, "learning_rate": 1e-2, "seed": 1, "embeddings": False}
+    one, other = (teach(model, samples, **run).state_dict() for model in models[:2])
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    changed = {name for name, value in models[2].state_dict().items() if not torch.equal(value, one[name])}
+    assert changed and not any("embeddings.weight" in name for name in changed)
 
 
 def test_the_slice_is_as_large_as_any_rules_and_the_rest_of_the_student_is_left_alone():

@@ -3,10 +3,12 @@ import json
 import math
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
+from accelerate import debug_launcher
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
@@ -224,7 +226,7 @@ def test_auto_is_searched_by_effect_unless_said_otherwise(tmp_path):
         ({"accuracy_budget": 0}, "accuracy_budget is above 0 .* but got 0"),
         ({"effect_budget": math.nan}, "effect_budget .* but got nan"),
         ({"share_of_steps": 1.1}, "share_of_steps"),
-        ({"num": 0}, "num is at least 1, but got 0"),
+        ({"num": 0}, "num is a whole number, at least 1, but got 0"),
         ({"settings": ()}, "settings are numbers to try"),
         ({"settings": (0.9, 0.9)}, "each once"),
     ],
@@ -232,6 +234,20 @@ def test_auto_is_searched_by_effect_unless_said_otherwise(tmp_path):
 def test_settings_that_no_search_could_use_are_refused(wrong, told):
     with pytest.raises(ValueError, match=told):
         EffectSearch(**wrong)
+
+
+def _search_on_each_process(folder):
+    ours = trainer(Path(folder))
+    ours.train()
+    rank = torch.distributed.get_rank()
+    (Path(folder) / f"rank{rank}.json").write_text(json.dumps(record_of(ours)))
+    torch.distributed.barrier()
+
+
+def test_two_processes_choose_the_same(tmp_path):
+    debug_launcher(_search_on_each_process, args=(str(tmp_path),), num_processes=2)
+    one, other = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    assert one == other and one["setting"] == 0.8
 
 
 def test_a_search_is_told_by_what_is_clean():
