@@ -190,13 +190,14 @@ class Words:
         else:
             asked = chosen(real, self.masked, self.generator)
             given, wanted = self._corrupted(tokens, asked), tokens[asked]
-        return functional.cross_entropy(self.scores({**batch, "input_ids": given}, asked), wanted)
+        scores = self.scores({**batch, "input_ids": given}, asked)
+        return functional.cross_entropy(scores, wanted, reduction="sum") / max(1, len(wanted))
 
     def scores(self, batch: Mapping[str, Any], asked: Tensor) -> Tensor:
         """Give the scores of all words at the positions asked for. Shape (positions, vocabulary)."""
         if self.own_head is None:
             return self.adapter.forward(batch)["logits"][asked]
-        return self.own_head(self.hidden(batch)[asked])
+        return self.own_head(self.hidden(batch)[asked], self.embeddings)
 
     def hidden(self, batch: Mapping[str, Any]) -> Tensor:
         """Give the last hidden states. Shape (samples, positions, width)."""
@@ -232,14 +233,13 @@ class _TiedHead(nn.Module):
 
     def __init__(self, width: int, embeddings: Tensor) -> None:
         super().__init__()
-        self.turn = nn.Linear(width, embeddings.shape[1], device=embeddings.device)
-        nn.init.eye_(self.turn.weight)
-        nn.init.zeros_(self.turn.bias)
-        self.bias = nn.Parameter(torch.zeros(len(embeddings), device=embeddings.device))
-        self.embeddings = (embeddings,)  # in a tuple, so that it is no parameter of this module
+        words, size = embeddings.shape
+        self.turn = nn.Parameter(torch.eye(size, width, device=embeddings.device))
+        self.shift = nn.Parameter(torch.zeros(size, device=embeddings.device))
+        self.bias = nn.Parameter(torch.zeros(words, device=embeddings.device))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return functional.linear(self.turn(hidden), self.embeddings[0], self.bias)
+    def forward(self, hidden: Tensor, embeddings: Tensor) -> Tensor:
+        return functional.linear(functional.linear(hidden, self.turn, self.shift), embeddings, self.bias)
 
 
 def chosen(real: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -249,9 +249,9 @@ def chosen(real: Tensor, share: float, generator: torch.Generator) -> Tensor:
 
 
 def _is_causal(words: Words, samples: Samples) -> bool:
-    """Whether no batch's first hidden states depend on later tokens, over all processes: the model is a decoder."""
-    ahead = together(
-        lambda: {"ahead": torch.tensor([float(words.looks_ahead(batch)) for batch in samples.some(8)[:1]]).sum()},
-        samples.device,
-    )
-    return not bool(ahead["ahead"])
+    """Whether hidden states never depend on later tokens, on any process: the model is a decoder."""
+
+    def ahead() -> dict[str, Tensor]:
+        return {"ahead": torch.tensor(float(any(words.looks_ahead(batch) for batch in samples.some(8))))}
+
+    return not bool(together(ahead, samples.device)["ahead"])

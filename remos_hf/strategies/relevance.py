@@ -96,27 +96,24 @@ class MeanActivations(Observer):
         self.layers = layers
 
     def see(self, slot: Slot, activation: Activation) -> None:
-        """Add up one activation, once for all layers that share it.
+        """Add up one activation.
 
         Raises:
             NonFiniteError: It holds NaN or infinity at a real position.
         """
-        if id(activation) not in self._reduced:
-            rows = activation.rows()
-            sums = rows.abs().sum(0, dtype=torch.float64)
-            if not bool(sums.isfinite().all()):
-                raise NonFiniteError(
-                    f"The {slot.end} of '{slot.name}' holds NaN or infinity on this data. Check the data, or run the "
-                    "teacher in float32."
-                )
-            whole = (sums / _UNIT).round().long()
-            self._reduced[id(activation)] = activation, torch.cat([whole, whole.new_tensor([len(rows)])]).cpu()
-        self._seen.append((slot, self._reduced[id(activation)][1]))
+        rows = activation.rows()
+        sums = rows.abs().sum(0, dtype=torch.float64)
+        if not bool(sums.isfinite().all()):
+            raise NonFiniteError(
+                f"The {slot.end} of '{slot.name}' holds NaN or infinity on this data. Check the data, or run the "
+                "teacher in float32."
+            )
+        whole = (sums / _UNIT).round().long()
+        self._seen.append((slot, torch.cat([whole, whole.new_tensor([len(rows)])]).cpu()))
 
     def drop_batch(self) -> None:
         """Forget the batch."""
         self._seen: list[tuple[Slot, Tensor]] = []
-        self._reduced: dict[int, tuple[Activation, Tensor]] = {}  # holds the activation: an id is reused when it dies
 
     def close_batch(self) -> None:
         """Add up the batch."""

@@ -57,7 +57,9 @@ def test_the_loss_is_the_one_of_three_slow_passes(make, left):
     hold = Crow(weight=1e4, eps=0.03).hold(model, model)
     loss, outputs = hold.loss(model, batch, run_of(model))
     added = (loss - model(**batch).loss).item()
-    assert added == pytest.approx(1e4 * slowly(model, batch, 0.03).item(), rel=1e-4)
+    assert added == pytest.approx(
+        1e4 * slowly(model, batch, 0.03).item(), rel=2e-3
+    )  # 1 - cosine of nearly equal states
     assert outputs.logits.shape[0] == 4
     loss.backward()
     assert all(one.grad is not None for one in model.get_input_embeddings().parameters())

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from remos_hf.errors import UnsupportedModelError
+from remos_hf.strategies import recipe
 from remos_hf.strategies.recipe import Recipe, Words, chosen
+from remos_hf.strategies.short_runs import free_copy
 from remos_hf.strategies.student_data import StudentData
 from tests import tiny
 
@@ -32,6 +34,15 @@ def test_only_the_first_matrices_of_the_mlps_change(make, trained):
     }
     assert told["matrices"] == len(changed) and told["steps"] == 3
     assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+def test_nothing_else_trains_on_the_copy_either(monkeypatch):
+    made = []
+    monkeypatch.setattr(recipe, "free_copy", lambda student: made.append(free_copy(student)) or made[0])
+    prepared(tiny.bert(), norm_weight=0.0)
+    teacher = tiny.bert().state_dict()
+    changed = {name for name, value in made[0].state_dict().items() if not torch.equal(value, teacher[name])}
+    assert changed == {name for name in teacher if name.endswith("intermediate.dense.weight")}
 
 
 def test_the_norms_shrink_when_they_are_paid_for():

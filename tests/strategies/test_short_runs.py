@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from remos_hf.errors import NonFiniteError
+from remos_hf.errors import NonFiniteError, RemosError
+from remos_hf.strategies import short_runs
 from remos_hf.strategies.short_runs import (
     Samples,
     check_counts,
@@ -116,3 +117,26 @@ def test_what_gives_no_loss_is_refused_in_plain_words():
 def test_counts_are_whole_numbers(value):
     with pytest.raises(ValueError, match="steps is a whole number, at least 1, but got"):
         check_counts(type("Recipe", (), {"steps": value}), steps=1)
+
+
+class Failed(Exception):
+    pass
+
+
+def test_a_failure_on_one_process_ends_the_run_on_all(monkeypatch):
+    told = []
+
+    def added_up(state, device):  # of a group in which another process failed too
+        told.append({name: float(value) for name, value in state.items()})
+        return {"failed": state["failed"] + 1}
+
+    def fails():
+        raise Failed
+
+    monkeypatch.setattr(short_runs, "in_processes", lambda: True)
+    monkeypatch.setattr(short_runs, "added_up", added_up)
+    with pytest.raises(RemosError, match="Another process failed"):
+        short_runs.together(lambda: {"rows": torch.tensor(3)}, CPU)
+    with pytest.raises(Failed):
+        short_runs.together(fails, CPU)
+    assert told == [{"rows": 3, "failed": 0}, {"failed": 1}]
