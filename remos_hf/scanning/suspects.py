@@ -51,12 +51,13 @@ class Suspect:
     Attributes:
         label: That label.
         what: What it is, for people: the tokens as text, or where the patch is.
-        margin: Mean gap of logits on the hosts that were searched on; what ranks the suspects of a label.
+        margin: Mean gap of logits on the hosts that were searched on.
         effect: On the student's held-out hosts.
         reference: On the same hosts, of those that the clean reference gets right, in the reference; None without one.
         token_ids: The tokens, in their order; () of a patch.
         seen: Whether the student's data shows each of the tokens; a patch is never in it.
         size: Of a patch, its size as the scan measures it; None of tokens.
+        reference_margin: As `margin`, in the clean reference; None without one.
     """
 
     label: int
@@ -67,15 +68,25 @@ class Suspect:
     token_ids: tuple[int, ...] = ()
     seen: bool = False
     size: float | None = None
+    reference_margin: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no scan gives."""
         _check_count("label", self.label)
         _check_number("margin", self.margin)
-        _check_number("size", self.size, missing=self.size is None)
+        for name in ("size", "reference_margin"):
+            _check_number(name, getattr(self, name), missing=getattr(self, name) is None)
         object.__setattr__(self, "token_ids", tuple(self.token_ids))
         for one in self.token_ids:
             _check_count("a token", one)
+
+    @property
+    def lead(self) -> float | None:
+        """Share of the hosts that turn, less the share in the reference if there is one; None without hosts."""
+        if self.reference is None:
+            return self.effect.rate
+        both = (self.effect.rate, self.reference.rate)
+        return None if None in both else both[0] - both[1]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Suspect":
@@ -91,7 +102,7 @@ class Scan:
 
     Attributes:
         kind: Of its inputs: "tokens" or "patch".
-        suspects: The strongest of each label, the largest margin first; labels in their order.
+        suspects: The strongest of each label, the largest lead first; labels in their order.
         labels: Names of the labels, by number.
         num_scanned: Inputs that were tried one by one: rows of the vocabulary, or patches.
         left_out: How many were not tried, by reason.

@@ -11,6 +11,7 @@ from remos_hf.strategies.plain import Finetune, Retrain
 from remos_hf.strategies.recipe import Recipe
 from remos_hf.strategies.relevance import Relevance
 from remos_hf.strategies.renofeation import Renofeation
+from remos_hf.strategies.repair_rows import RepairRows
 from remos_hf.strategies.seam import SeaM
 from remos_hf.strategies.slice_and_reset import MagPrune, Random, Remos, TopMagnitude
 from remos_hf.strategies.subspace import Subspace
@@ -34,4 +35,5 @@ STRATEGIES = {
     "recipe": Recipe,
     "disec": DiSec,
     "crow": Crow,
+    "repair_rows": RepairRows,
 }

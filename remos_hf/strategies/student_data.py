@@ -35,6 +35,8 @@ class StudentData:
         is_stream: The data may have no end, so that nothing asks for all of it unasked.
         mask_token: Id of the mask token of the tokenizer that made the data; None where there is none, or none is
             known.
+        held_out: Called, gives this process's batches of clean data that the student does not train on; None if there
+            are none.
     """
 
     def __init__(
@@ -46,9 +48,11 @@ class StudentData:
         num_samples: int | None = None,
         is_stream: bool = False,
         mask_token: int | None = None,
+        held_out: Callable[[], Iterable] | None = None,
     ) -> None:
         self._batches, self.seed, self.max_samples = batches, seed, max_samples
-        self.num_samples, self.is_stream, self.mask_token = num_samples, is_stream, mask_token
+        self.num_samples, self.is_stream = num_samples, is_stream
+        self.mask_token, self.held_out = mask_token, held_out
         self._profiles: dict[str, CoverageProfile] = {}
 
     def batches(self, max_samples: int | None = None) -> Iterable:

@@ -20,6 +20,8 @@ def trainer_data(trainer: Trainer) -> StudentData:
     given = getattr(trainer, "profile_dataset", None)
     data = trainer.train_dataset if given is None else given
     stream = isinstance(data, IterableDataset)
+    several = trainer.eval_dataset
+    held_out = next(iter(several.values()), None) if isinstance(several, dict) else several
     return StudentData(
         lambda samples: student_batches(trainer, samples),
         seed=trainer.args.seed,
@@ -27,6 +29,7 @@ def trainer_data(trainer: Trainer) -> StudentData:
         num_samples=None if stream or data is None else len(data),
         is_stream=stream,
         mask_token=getattr(trainer.processing_class, "mask_token_id", None),
+        held_out=None if held_out is None else lambda: _batches_of(trainer, held_out, None),
     )
 
 
@@ -72,6 +75,14 @@ def student_batches(trainer: Trainer, max_samples: int | None = None) -> Iterabl
         if given is None:
             raise
         raise ValueError(_unprepared(trainer)) from error
+    return _shared_out(trainer, data, prepared, max_samples)
+
+
+def _batches_of(trainer: Trainer, data: Dataset, max_samples: int | None) -> Iterable:
+    return _shared_out(trainer, data, trainer.get_test_dataloader(data), max_samples)
+
+
+def _shared_out(trainer: Trainer, data: Dataset, prepared: DataLoader, max_samples: int | None) -> Iterable:
     args = trainer.args
     sharded = isinstance(prepared.dataset, IterableDataset) and args.world_size > 1
     return ordered_batches(
