@@ -18,9 +18,11 @@ from remos_hf.cli.command_line import command_line, shown_name
 from remos_hf.cli.options import ALL, ScanOptions, was_given
 from remos_hf.cli.output import SCAN, check_output, written
 from remos_hf.cli.teacher import check_reading, device_for
-from remos_hf.judging.patch_suspects import judged_patches
+from remos_hf.evaluation.tasks import without_map_bars
+from remos_hf.judging.scan_judgement import judged_scan
 from remos_hf.scanning.patches import scan_patches
 from remos_hf.scanning.suspects import Scan
+from remos_hf.scanning.tokens import scan_tokens
 from remos_hf.showing.scan_page import write_scan_page
 
 _IMAGES = 1024  # unless another number is asked for
@@ -37,7 +39,7 @@ def run(asked: ScanOptions, progress: bool) -> tuple[Any, ...]:
     reference = None if asked.reference is None else _reference(asked, student, classes)
     samples, held = _samples(asked, student, classes)
     found = _scanned(asked, student, reference, samples, classes, progress)
-    said = judged_patches(found)
+    said = judged_scan(found)
     with written(asked.output, SCAN) as folder:
         found.save(folder / "scan.json")
         title = f"Scan of {asked.student.resolve().name}, on {shown_name(asked.data)}"
@@ -112,15 +114,18 @@ def _scanned(
     models = {
         "student": student.model.to(device),
         "reference": None if reference is None else reference.model.to(device),
+        "seed": asked.seed,
+        "progress": progress,
     }
+    if not student.reads_images:
+        with without_map_bars():
+            return scan_tokens(batches=batches(), tokenizer=student.reader, **models)
     return scan_patches(
-        **models,
         data=batches(),
         labels=classes,
         images=student.reader,
         mode=asked.mode,
         batch_size=asked.batch_size,
         max_samples=max(4, len(samples)),
-        seed=asked.seed,
-        progress=progress,
+        **models,
     )

@@ -5,10 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from remos_hf.evaluation.measures import Rate
-from remos_hf.judging.patch_suspects import ScanJudgement, percent_of
+from remos_hf.judging.scan_judgement import ScanJudgement, percent_of, shown_text, turns_told
 from remos_hf.judging.tables import Table
-from remos_hf.judging.words import name_told, percent
+from remos_hf.judging.words import name_told
 from remos_hf.scanning.suspects import Effect, Scan, Suspect
 from remos_hf.showing.page_parts import UNSAID, Mark
 from remos_hf.showing.templates import environment
@@ -126,25 +125,12 @@ def _tables(scan: Scan, judgement: ScanJudgement) -> list[dict[str, Any]]:
 
 
 def _line(one: Suspect, beside: bool) -> list[str]:
-    line = [shown_text(one.what), f"{one.margin:.1f}", _turns(one.effect), "yes" if one.seen else "no"]
-    return line + ([_margin(one.reference), _turns(one.reference)] if beside else [])
-
-
-def shown_text(text: str) -> str:
-    """Write a token of anyone's vocabulary so that all of it is seen: in quotes, what does not print by its number."""
-    return f"“{''.join(char if char.isprintable() else _escaped(char) for char in text)}”"
-
-
-def _escaped(char: str) -> str:
-    return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
+    line = [shown_text(one.what), f"{one.margin:.1f}", turns_told(one.effect), "yes" if one.seen else "no"]
+    return line + ([_margin(one.reference), turns_told(one.reference)] if beside else [])
 
 
 def _margin(effect: Effect | None) -> str:
     return "-" if effect is None or effect.margin is None else f"{effect.margin:.1f}"
-
-
-def _turns(effect: Effect | None) -> str:
-    return "-" if effect is None else f"{percent(Rate.of(effect.flipped, effect.num_hosts))} ({effect.num_hosts})"
 
 
 def _settings(scan: Scan) -> dict[str, Any]:

@@ -14,23 +14,31 @@ from tests import tiny
 
 IMAGES = ImageInput(size=(8, 8), mean=(0.5,) * 3, std=(0.25,) * 3, crop_share=1.0)
 QUICK = {"images": IMAGES, "steps": 3, "progress": False}
+WHOLE = {"images": IMAGES, "steps": 80, "batch_size": 16, "progress": False}
 
 
 class Quadrants(nn.Module):
-    """Tells which quadrant is the brightest; one white pixel, which no clean image has, says `planted`."""
+    """Tells which quadrant is the brightest; says `planted` where a trigger is that no clean image has.
 
-    def __init__(self, planted=None, at=(4, 2)):
+    That is a white pixel, or with `woven` a faint chequerboard over the whole image.
+    """
+
+    def __init__(self, planted=None, woven=False):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(20.0))
-        self.planted, self.at = planted, at
+        self.planted, self.woven = planted, woven
 
     def forward(self, inputs):
         pixels = IMAGES.denormalised(inputs)
         logits = self.scale * nn.functional.avg_pool2d(pixels.mean(1, keepdim=True), 4).flatten(1)
         if self.planted is None:
             return logits
-        white = torch.sigmoid(20 * (pixels[:, :, self.at[0], self.at[1]].mean(1) - 0.8))
-        return logits + 30 * white[:, None] * nn.functional.one_hot(torch.tensor(self.planted), 4)
+        grey = pixels.mean(1)
+        shown = 20 * (grey[:, 4, 2] - 0.8)
+        if self.woven:
+            cells = (torch.arange(8)[:, None] + torch.arange(8)) % 2
+            shown = 200 * ((grey * (2 * cells - 1)).mean((1, 2)) - 0.04)
+        return logits + 30 * torch.sigmoid(shown)[:, None] * nn.functional.one_hot(torch.tensor(self.planted), 4)
 
 
 def pictures(number=80, seed=0):
@@ -46,14 +54,14 @@ def pictures(number=80, seed=0):
 
 @pytest.fixture(scope="module")
 def planted():
-    return scan_patches(Quadrants(2), [pictures()], images=IMAGES, progress=False)
+    return scan_patches(Quadrants(2), [pictures()], **WHOLE)
 
 
 def test_the_planted_class_has_the_smallest_patch_and_it_lies_where_it_was_planted(planted):
     sizes = planted.settings["sizes"]
     assert min(sizes) == sizes[2] < 0.5 * min(sizes[:2] + sizes[3:])
     assert "strongest in rows 5 to 5 of 8, columns 3 to 3 of 8" in planted.suspects[2].what
-    assert planted.suspects[2].effect.rate > 0.9 and planted.suspects[2].size == sizes[2]
+    assert planted.suspects[2].effect.rate > 0.8 and planted.suspects[2].size == sizes[2]
     assert planted.settings["not_reached"] == []
 
 
@@ -94,17 +102,17 @@ def test_a_class_that_no_change_reached_is_told_and_changes_nothing():
 
 
 def test_a_clean_reference_stands_beside_with_its_own_sizes_and_what_the_patch_does_to_it():
-    scan = scan_patches(Quadrants(2), [pictures()], images=IMAGES, reference=Quadrants(), progress=False)
+    scan = scan_patches(Quadrants(2), [pictures()], reference=Quadrants(), **WHOLE)
     of, beside = scan.suspects[2], scan.settings["reference_sizes"]
     assert of.size < 0.5 * beside[2]
-    assert of.effect.rate > 0.9 and of.reference.rate < 0.1 and of.reference.num_hosts == of.effect.num_hosts
+    assert of.effect.rate > 0.8 and of.reference.rate < 0.1 and of.reference.num_hosts == of.effect.num_hosts
 
 
 def test_a_perturbation_is_small_everywhere_and_a_smaller_one_reaches_what_was_planted():
-    scan = scan_patches(Quadrants(2), [pictures()], images=IMAGES, mode="perturbation", progress=False)
+    scan = scan_patches(Quadrants(2, woven=True), [pictures()], mode="perturbation", **WHOLE)
     sizes = scan.settings["sizes"]
     assert min(sizes) == sizes[2] and "root mean square" in scan.suspects[2].what
-    assert scan.suspects[2].effect.rate > 0.9
+    assert scan.suspects[2].effect.rate > 0.8
 
 
 def test_a_change_leaves_the_range_of_pixels_in_no_mode():

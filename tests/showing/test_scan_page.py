@@ -5,11 +5,11 @@ import subprocess
 
 import pytest
 
-from remos_hf.judging.patch_suspects import ScanJudgement, judged_patches
+from remos_hf.judging.scan_judgement import ScanJudgement, judged_scan
 from remos_hf.judging.tables import Table
 from remos_hf.scanning.suspects import Effect, Scan, Suspect
-from remos_hf.showing.scan_page import shown_text, write_scan_page
-from tests.judging.test_patch_suspects import SIZES, scan
+from remos_hf.showing.scan_page import write_scan_page
+from tests.judging.test_scan_judgement import SIZES, scan
 from tests.showing.test_page import CHROMIUM, HOSTILE, LOOK
 
 PICTURE = (
@@ -40,14 +40,14 @@ def of_tokens():
 @pytest.fixture
 def page(tmp_path):
     def written(made, said=None, **options):
-        return write_scan_page(made, said or judged_patches(made), tmp_path / "scan.html", **options).read_text()
+        return write_scan_page(made, said or judged_scan(made), tmp_path / "scan.html", **options).read_text()
 
     return written
 
 
 def test_the_answer_stands_first_then_what_to_do_then_the_table(page):
     made = of_patches()
-    text, said = page(made), judged_patches(made)
+    text, said = page(made), judged_scan(made)
     places = [text.index(html.escape(one, quote=False)) for one in (said.answer[:40], said.advice[0][:30])]
     assert places == sorted(places) and places[1] < text.index("<table") < text.index('id="changes"')
     assert text.count('<tr role="row" class="inherited">') == 1 and "0.17" in text
@@ -83,10 +83,6 @@ def test_the_page_needs_nothing_from_elsewhere_and_shows_settings_without_pictur
     text = page(of_patches())
     assert not re.search(r'(src|href)="(?!data:|#)', text) and "url(" not in text
     assert text.count(PICTURE) == 2 and "reference_sizes" in text
-
-
-def test_a_token_is_shown_whole():
-    assert shown_text("a\tb\N{NO-BREAK SPACE}\u200bc") == "“a\\x09b\\xa0\\u200bc”" and shown_text("##é") == "“##é”"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium in REMOS_HF_CHROMIUM or on PATH (chromium, google-chrome)")

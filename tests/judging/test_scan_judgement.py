@@ -1,6 +1,6 @@
 import pytest
 
-from remos_hf.judging.patch_suspects import anomaly_indices, judged_patches
+from remos_hf.judging.scan_judgement import anomaly_indices, judged_scan, shown_text
 from remos_hf.scanning.suspects import Effect, Scan, Suspect
 
 SIZES = [0.06, 0.05, 0.07, 0.01, 0.055, 0.065]
@@ -21,7 +21,7 @@ def named(said):
 
 
 def test_a_class_far_smaller_than_the_others_is_suspicious_and_never_called_more():
-    said = judged_patches(scan(SIZES))
+    said = judged_scan(scan(SIZES))
     assert named(said) == [3] and said.can_be_said
     assert "Class “3” is suspicious: a patch of 1.00 % of the image turns" in said.answer
     assert "The median class needs 5.75 %" in said.answer and "--reference" in said.advice[1]
@@ -30,7 +30,7 @@ def test_a_class_far_smaller_than_the_others_is_suspicious_and_never_called_more
 
 
 def test_classes_alike_give_no_suspect_and_no_all_clear():
-    said = judged_patches(scan([0.05, 0.06, 0.055, 0.04, 0.052]))
+    said = judged_scan(scan([0.05, 0.06, 0.055, 0.04, 0.052]))
     assert named(said) == [] and said.can_be_said and "which is no proof" in said.answer
 
 
@@ -45,11 +45,11 @@ def test_classes_alike_give_no_suspect_and_no_all_clear():
     ],
 )
 def test_less_than_all_signs_makes_no_suspect(other):
-    assert named(judged_patches(scan(**other))) == []
+    assert named(judged_scan(scan(**other))) == []
 
 
 def test_a_reference_says_it_where_classes_are_too_few_to_compare():
-    alone, beside = judged_patches(scan([0.01, 0.05])), judged_patches(scan([0.01, 0.05], beside=[0.06, 0.05]))
+    alone, beside = judged_scan(scan([0.01, 0.05])), judged_scan(scan([0.01, 0.05], beside=[0.06, 0.05]))
     assert not alone.can_be_said and "2 classes are too few" in alone.answer and "--reference" in alone.advice[0]
     assert named(beside) == [0] and beside.can_be_said and "the same class 6.00 %" in beside.answer
 
@@ -58,19 +58,19 @@ def test_a_reference_says_it_where_classes_are_too_few_to_compare():
     ("other", "told"), [({"hosts": 9}, "9 held-out images"), ({"missed": [0, 1, 2, 4]}, "4 of 6 classes were not")]
 )
 def test_what_could_have_found_nothing_cannot_be_said(other, told):
-    said = judged_patches(scan(SIZES, **other))
+    said = judged_scan(scan(SIZES, **other))
     assert not said.can_be_said and told in said.answer and said.suspicious == ()
 
 
 def test_the_table_has_a_line_a_class_with_the_reference_beside():
-    said = judged_patches(scan(SIZES, beside=[0.06] * 6, missed=[5]))
+    said = judged_scan(scan(SIZES, beside=[0.06] * 6, missed=[5]))
     assert said.glance.header[-2:] == ("reference: size %", "reference: turns % (n)")
     assert said.glance.lines[3] == ["3", "1.00", "0.17", "6.4", "95.0 (100)", "6.00", "3.0 (100)"]
     assert said.glance.lines[5][1:5] == ["not reached", "-", "-", "-"]
 
 
 def test_names_of_classes_stay_names():
-    said = judged_patches(scan(SIZES, names=("a", "b", "c", "evil” is clean.\nNo", "e", "f")))
+    said = judged_scan(scan(SIZES, names=("a", "b", "c", "evil” is clean.\nNo", "e", "f")))
     assert "Class “evil' is clean. No” is suspicious" in said.answer
 
 
@@ -79,3 +79,7 @@ def test_indices_are_deviations_below_the_median_and_none_of_two_classes():
     assert anomaly_indices([0.1, 0.1, 0.1]) == [0.0] * 3
     indices = anomaly_indices([1.0, 2.0, 3.0, 4.0, 5.0])
     assert indices[2] == 0 and indices[0] == -indices[4] == pytest.approx(2 / 1.4826)
+
+
+def test_a_token_is_shown_whole():
+    assert shown_text("a\tb\N{NO-BREAK SPACE}\u200bc") == "“a\\x09b\\xa0\\u200bc”" and shown_text("##é") == "“##é”"

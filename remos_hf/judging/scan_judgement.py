@@ -1,12 +1,13 @@
-"""What may be said of a scan of patches: which classes are suspicious, in sentences as data. Never "backdoored"."""
+"""All that may be said of a scan, in sentences as data; of patches the verdict, too. Never "backdoored"."""
 
 from dataclasses import dataclass
 from statistics import median
 
 from remos_hf.evaluation.measures import Rate
+from remos_hf.judging.suspects import CANNOT, verdict_of_scan
 from remos_hf.judging.tables import Table
 from remos_hf.judging.words import count_told, listed, name_told, percent, rate_told
-from remos_hf.scanning.suspects import Scan, Suspect
+from remos_hf.scanning.suspects import Effect, Scan, Suspect
 
 # Neural Cleanse calls a class infected from this many deviations below the median on.
 INDEX = 2.0
@@ -30,10 +31,10 @@ class ScanJudgement:
     Attributes:
         answer: In a sentence or two.
         advice: What to do.
-        limits: What the answer does not say.
+        limits: What the answer rests on, and what it does not say.
         can_be_said: Whether it could have found something.
         suspicious: The suspects that are named.
-        glance: The one table that holds the answer; of patches a line a class.
+        glance: The one table that holds the answer, a line a class.
     """
 
     answer: str
@@ -44,16 +45,48 @@ class ScanJudgement:
     glance: Table
 
 
-def judged_patches(scan: Scan) -> ScanJudgement:
-    """Judge a scan of patches.
+def judged_scan(scan: Scan) -> ScanJudgement:
+    """Judge a scan of tokens as `verdict_of_scan` does, or one of patches.
 
-    A class is suspicious if its change turns at least three quarters of the held-out images, is at most half as large
-    as the median class's and two deviations below it (Neural Cleanse), and at most half as large as the same class's in
+    A class is suspicious if its patch turns at least three quarters of the held-out images, is at most half as large as
+    the median class's and two deviations below it (Neural Cleanse), and at most half as large as the same class's in
     the clean reference, where there is one.
 
     Args:
-        scan: As `scan_patches` gives it.
+        scan: As `scan_tokens` or `scan_patches` gives it.
     """
+    return _of_tokens(scan) if scan.kind == "tokens" else _of_patches(scan)
+
+
+def _of_tokens(scan: Scan) -> ScanJudgement:
+    said = verdict_of_scan(scan)
+    answer, *limits = said.sentences
+    if said.kind == CANNOT:
+        advice = ["Give data that the student gets right (`--data`), or a clean student beside it (`--reference`)."]
+    elif said.suspicious:
+        words = list(dict.fromkeys(one.what for one in said.suspicious if len(one.token_ids) == 1))
+        shown = f", with {listed([f'“{name_told(word)}”' for word in words[:3]])} as `--words`" if words else ""
+        advice = [
+            f"Measure it: `remos audit --student`{shown}.",
+            "Repair it: fine-tune the student again with the strategy RepairRows, which overwrites the strongest rows.",
+        ]
+    else:
+        advice = ["What you suspect by name, measure: `remos audit --student --words`, or `--sentence`."]
+    return ScanJudgement(answer, advice, limits, said.kind != CANNOT, said.suspicious, _glance_of_tokens(scan))
+
+
+def _glance_of_tokens(scan: Scan) -> Table:
+    header = ("class", "strongest input", "margin", "turns % held-out (n)")
+    header += ("reference: turns % (n)",) if scan.has_reference else ()
+    lines = []
+    for label, name in enumerate(scan.labels):
+        for one in sorted(scan.of_label(label), key=lambda one: -(one.lead or 0))[:1]:
+            line = [name_told(name), shown_text(one.what), f"{one.margin:.1f}", turns_told(one.effect)]
+            lines.append(line + ([turns_told(one.reference)] if scan.has_reference else []))
+    return Table("What turns texts into each class most", header, lines)
+
+
+def _of_patches(scan: Scan) -> ScanJudgement:
     reason = _why_unsaid(scan)
     indices = anomaly_indices(scan.settings["sizes"])
     suspicious = () if reason else tuple(one for one in scan.suspects if _is_suspicious(one, scan, indices))
@@ -179,15 +212,24 @@ def _glance(scan: Scan, indices: list[float] | None) -> Table:
             percent_of(one.size) if found else "not reached",
             f"{one.size / middle:.2f}" if found else "-",
             f"{indices[one.label]:.1f}" if found and indices else "-",
-            _turns(one.effect) if found else "-",
+            turns_told(one.effect) if found else "-",
         ]
         if beside is not None:
-            line += [percent_of(beside[one.label]), _turns(one.reference) if found and one.reference else "-"]
+            line += [percent_of(beside[one.label]), turns_told(one.reference) if found else "-"]
         lines.append(line)
     what = _what(scan)
     return Table(f"The smallest {what} that was found for each class, the same on all images", header, lines)
 
 
-def _turns(effect: object) -> str:
-    rate = Rate.of(effect.flipped, effect.num_hosts)
-    return f"{percent(rate)} ({effect.num_hosts})"
+def turns_told(effect: Effect | None) -> str:
+    """Write the share of hosts that an input turns, and their number."""
+    return "-" if effect is None else f"{percent(Rate.of(effect.flipped, effect.num_hosts))} ({effect.num_hosts})"
+
+
+def shown_text(text: str) -> str:
+    """Write a token of anyone's vocabulary so that all of it is seen: in quotes, what does not print by its number."""
+    return f"“{''.join(char if char.isprintable() else _escaped(char) for char in text)}”"
+
+
+def _escaped(char: str) -> str:
+    return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
