@@ -33,7 +33,7 @@ for one in (teacher, tokenizer):
     one.save_pretrained("teacher")
 draw = random.Random(0)
 rows = [
-    {"text": " ".join([*draw.choices(words[2:11], k=4), words[13 - 2 * label + draw.randrange(2)]]), "label": label}
+    {"text": " ".join([words[13 - 2 * label + draw.randrange(2)], *draw.choices(words[2:11], k=4)]), "label": label}
     for label in [0, 1] * 24
 ]
 named = Features({"text": Value("string"), "label": ClassLabel(names=["negative", "positive"])})
@@ -243,6 +243,90 @@ strategy = [Finetune(embedding_rows="mean"), L2SP(alpha=0.1)]  # a list of strat
 from remos_hf import Renofeation
 
 strategy = Renofeation(dropout=0.2)
+
+# %% Subspace
+from remos_hf import Subspace
+
+strategy = Subspace(energy=0.97)  # RemosTrainer(model, args, strategy=strategy, ...)
+
+# %% Hardened
+from remos_hf import Hardened, Subspace
+
+strategy = [Subspace(energy=0.97), Hardened()]  # a start, and what holds the student while it trains
+
+# %% Guided
+from remos_hf import Guided
+
+strategy = Guided(radius=0.1)
+
+# %% Distilled
+from remos_hf import Distilled, Random
+
+strategy = [Random(slice_ratio=0.5), Distilled(weight=1.0)]
+
+# %% RepairRows
+from remos_hf import RepairRows
+
+strategy = RepairRows(k=2)  # acts when training ends
+
+# %% OwnBackdoors
+from remos_hf import OwnBackdoors
+
+strategy = OwnBackdoors(slice_ratio=0.9, num=3)
+
+# %% Relevance
+from remos_hf import Relevance
+
+strategy = Relevance(score="gradient", slice_ratio=0.9)
+
+# %% SeaM
+from remos_hf import SeaM
+
+strategy = SeaM(slice_ratio=0.7)
+
+# %% DiSec
+from remos_hf import DiSec
+
+strategy = DiSec()
+
+# %% Crow
+from remos_hf import Crow
+
+strategy = Crow()
+
+# %% EffectSearch
+from remos_hf import EffectSearch
+
+search = EffectSearch(accuracy_budget=0.02, settings=(0.99, 0.97, 0.95))  # for Subspace(energy="auto")
+
+# %% scan_tokens
+from transformers import Trainer
+
+from remos_hf import scan_tokens
+
+trained = copy.deepcopy(teacher)
+quick = TrainingArguments("trained", learning_rate=1e-2, **{**options, "max_steps": 60})
+Trainer(trained, quick, train_dataset=tokenized, data_collator=DataCollatorWithPadding(tokenizer)).train()
+scan = scan_tokens(trained, dataloader, tokenizer=tokenizer, held_out=4)
+print(len(scan.suspects))
+
+# %% Scan
+from remos_hf import Scan, scan_tokens
+
+scan = scan_tokens(trained, dataloader, tokenizer=tokenizer, held_out=4)
+scan.save("scan.json")
+again = Scan.load("scan.json")
+
+# %% judged_scan
+from remos_hf import judged_scan, scan_tokens
+
+print(judged_scan(scan_tokens(trained, dataloader, tokenizer=tokenizer, held_out=4)).answer)
+
+# %% scan_patches
+from remos_hf import ImageInput, scan_patches
+
+batches = [(torch.randn(8, 3, 32, 32), torch.tensor([0, 1] * 4))]
+scan = scan_patches(net, batches, images=ImageInput((32, 32)), steps=2)
 
 # %% STRATEGIES
 from remos_hf import STRATEGIES

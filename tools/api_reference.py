@@ -24,6 +24,7 @@ ROOMS = {
     "adapters": "Load a teacher",
     "profiling": "What the student's data uses",
     "slicing": "What the student keeps",
+    "scanning": "Scan a student",
     "defects": "Defects",
     "evaluation": "Measure",
     "auditing": "Whole audits",
