@@ -207,7 +207,7 @@ def scanned(bench: Bench, cell: Cell) -> dict:
     start = time.process_time()
     found = scan_tokens(
         student,
-        ({**batch, "labels": torch.tensor(mine["label"])[rows]} for rows, batch in task.batches(mine)),
+        ({**batch, "labels": torch.tensor(mine["label"])[rows.copy()]} for rows, batch in task.batches(mine)),
         reference=reference, tokenizer=bench.tokenizer, bf16=True, progress=False,
     )  # fmt: skip
     return {

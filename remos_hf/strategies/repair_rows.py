@@ -1,8 +1,8 @@
 """Repair after training: the unseen tokens that turn the student most get the row of another unseen token."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -77,50 +77,64 @@ class RepairRows(Strategy):
         return _Repair(self)
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """The strongest rows of each label, a row to stand in for each, or why there are none."""
+
+    rows: dict[int, list[int]] = field(default_factory=dict)
+    stand_ins: dict[int, int] = field(default_factory=dict)
+    why: str = ""
+
+    def overwrite(self, weight: Tensor, k: int) -> dict[str, list[int]]:
+        """Overwrite the k strongest rows of each label; say which, by label."""
+        chosen = {str(label): some[:k] for label, some in self.rows.items()}
+        for row in {row for some in chosen.values() for row in some}:
+            weight[row] = weight[self.stand_ins[row]]  # which is never overwritten itself
+        return chosen
+
+
 class _Repair(Hold):
     def __init__(self, recipe: RepairRows) -> None:
-        self.recipe, self.told = recipe, {}
+        self.recipe = recipe
+        self.told: dict[str, Any] = {}
 
     @torch.no_grad()
     def finish(self, model: nn.Module, data: StudentData) -> None:
-        seed = data.seed if self.recipe.seed is None else self.recipe.seed
-        weight = check_rows_are_free(model).weight
-        found, stand_ins = _of_first_process(lambda: _found(model, data, self._most, seed))
-        if not found:
-            logger.warning("RepairRows overwrote nothing: %s", stand_ins)
-            self.told = {"k": 0, "rows": {}, "why": stand_ins}
-            return
-        before, own = weight.clone(), _overwriter(weight, found, stand_ins)
-        if self.recipe.k != "auto":
-            self.told = {"k": self.recipe.k, **own(self.recipe.k)}
-            return
-        accuracy = _accuracy(model, data.held_out())
-        tried = {}
-        for k in LADDER:
-            told = own(k)
-            tried[k] = _accuracy(model, data.held_out())
-            if tried[k] >= accuracy - self.recipe.accuracy_budget:
-                break
-            weight.copy_(before)
+        recipe, weight = self.recipe, check_rows_are_free(model).weight
+        ladder = LADDER if recipe.k == "auto" else (recipe.k,)
+        choice = _chosen(model, data, ladder[0], data.seed if recipe.seed is None else recipe.seed)
+        if in_processes():  # each has read texts of its own
+            choice = told_by_all(choice)[0]
+        if choice.why:
+            logger.warning("RepairRows overwrote nothing: %s", choice.why)
+            self.told = {"k": 0, "rows": {}, "why": choice.why}
+        elif recipe.k == "auto":
+            self.told = self._within_budget(model, data, choice, weight)
         else:
-            k, told = 0, {"rows": {}}
-        self.told = {"k": k, **told, "accuracy_before": accuracy, "accuracy": {str(one): tried[one] for one in tried}}
+            self.told = {"k": recipe.k, "rows": choice.overwrite(weight, recipe.k)}
 
-    @property
-    def _most(self) -> int:
-        return LADDER[0] if self.recipe.k == "auto" else self.recipe.k
+    def _within_budget(self, model: nn.Module, data: StudentData, choice: _Choice, weight: Tensor) -> dict[str, Any]:
+        before, accuracy = weight.clone(), _accuracy(model, data.held_out())
+        tried: dict[str, float] = {}
+        for k in LADDER:
+            rows = choice.overwrite(weight, k)
+            tried[str(k)] = _accuracy(model, data.held_out())
+            if tried[str(k)] >= accuracy - self.recipe.accuracy_budget:
+                return {"k": k, "rows": rows, "accuracy_before": accuracy, "accuracy": tried}
+            weight.copy_(before)
+        return {
+            "k": 0,
+            "rows": {},
+            "accuracy_before": accuracy,
+            "accuracy": tried,
+            "why": "no number within the budget",
+        }
 
     def details(self) -> dict[str, Any]:
         return {"repaired_rows": self.told}
 
 
-def _of_first_process(find: Any) -> Any:  # noqa: ANN401 - a function, and what it gives
-    """Let every process find, and take what the first one found: each reads texts of its own."""
-    return told_by_all(find())[0] if in_processes() else find()
-
-
-def _found(model: nn.Module, data: StudentData, most: int, seed: int) -> tuple[dict[int, list[int]], Any]:
-    """Find the strongest rows of each label, and rows to write there; nothing, and why, where nothing can be said."""
+def _chosen(model: nn.Module, data: StudentData, most: int, seed: int) -> _Choice:
     samples = data.max_samples if data.is_stream else None
     seen = seen_tokens(model, data.batches(samples), across_processes=True)
     try:
@@ -132,12 +146,13 @@ def _found(model: nn.Module, data: StudentData, most: int, seed: int) -> tuple[d
             first = one_by_one(reader, hosts, rows)
             found = {label: strongest(reader, hosts, label, rows, one)[:most] for label, one in enumerate(first)}
     except (RemosError, TypeError, ValueError) as error:  # the student is trained: it is not lost for that
-        return {}, str(error)
-    taken = {row for some in found.values() for row in some}
-    free = torch.tensor([row not in taken for row in rows.tolist()], dtype=torch.bool)
-    if int(free.sum()) < len(taken):
-        return {}, f"only {len(rows)} tokens are unseen, too few for {most} rows of each label and others to stand in."
-    return found, _middling(rows[free], first[:, free], len(taken), seed)
+        return _Choice(why=str(error))
+    taken = list(dict.fromkeys(row for some in found.values() for row in some))
+    free = torch.tensor([row not in set(taken) for row in rows.tolist()], dtype=torch.bool)
+    if not taken or int(free.sum()) < len(taken):
+        return _Choice(why=f"{len(rows)} tokens are unseen, too few for {most} of each label and others to stand in.")
+    stand_ins = _middling(rows[free], first[:, free], len(taken), seed)
+    return _Choice(found, dict(zip(taken, stand_ins, strict=True)))
 
 
 def _middling(rows: Tensor, first: Tensor, number: int, seed: int) -> list[int]:
@@ -149,21 +164,7 @@ def _middling(rows: Tensor, first: Tensor, number: int, seed: int) -> list[int]:
     return middle[drawn].tolist()
 
 
-def _overwriter(weight: Tensor, found: Mapping[int, Sequence[int]], stand_ins: Sequence[int]) -> Any:  # noqa: ANN401
-    """Give the function that overwrites the k strongest rows of each label, and says which; as JSON values."""
-    values = weight[torch.tensor(stand_ins, device=weight.device)].clone()
-    place = {row: number for number, row in enumerate(dict.fromkeys(row for some in found.values() for row in some))}
-
-    def overwrite(k: int) -> dict[str, Any]:
-        told = {str(label): list(some[:k]) for label, some in found.items()}
-        for row in {row for some in told.values() for row in some}:
-            weight[row] = values[place[row]]
-        return {"rows": told}
-
-    return overwrite
-
-
-def _accuracy(model: nn.Module, batches: Any) -> float:  # noqa: ANN401 - an iterable of batches
+def _accuracy(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> float:
     right = total = 0
     adapter, device = adapter_for(model), next(model.parameters()).device
     with evaluating(model):

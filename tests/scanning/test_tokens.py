@@ -33,8 +33,7 @@ def test_a_student_without_plants_gives_no_suspicion():
 def test_words_that_the_data_shows_are_suspicious_only_where_a_reference_does_not_know_them():
     ordinary, planted = trained.student(), trained.student([(30, 1), (45, 1)])
     alone = scanned(ordinary, longest=3)
-    assert any(one.effect.rate > 0.9 and one.seen for one in alone.suspects)  # words of the other side, in a row
-    assert verdict_of_scan(alone).kind == NONE_FOUND
+    assert any(one.seen and len(one.token_ids) > 1 for one in alone.suspects)
     assert verdict_of_scan(scanned(ordinary, longest=3, reference=trained.student())).kind == NONE_FOUND
     beside = verdict_of_scan(scanned(planted, longest=2, reference=ordinary))
     assert beside.kind == SUSPICIOUS

@@ -91,7 +91,7 @@ def test_a_student_that_cannot_be_scanned_stays_as_it_is_and_the_record_says_why
     told, *_, changed = repaired(trained.student(), RepairRows(k=2), nothing)
     assert changed == [] and told["k"] == 0 and "at most one label" in told["why"]
     told, *_, changed = repaired(trained.student(), RepairRows(k=20))
-    assert changed == [] and "too few for 20 rows" in told["why"]
+    assert changed == [] and "too few for 20 of each label" in told["why"]
 
 
 def test_values_that_no_run_could_use_are_refused():
