@@ -10,8 +10,9 @@ from remos_hf import image_classifier
 from remos_hf.auditing.student_files import save_timm_student
 from remos_hf.cli.answer import NOTHING_SAID
 from remos_hf.scanning.suspects import Scan
+from tests.cli.conftest import write_data
+from tests.cli.test_audit_student import believer
 
-pytestmark = pytest.mark.timm
 CLASSES = ["cat", "cow", "dog"]
 
 
@@ -49,7 +50,7 @@ def test_a_scan_of_images_says_what_it_found_and_writes_its_files(remos, place, 
     scan = Scan.load(said["scan"]["json"])
     assert scan.labels == tuple(CLASSES) and scan.settings["num_images"] == 60 and scan.has_reference
     page = (tmp_path / "scan" / "scan.html").read_text()
-    assert "remos scan student --data images --reference other" in page and str(place) not in page
+    assert "remos scan student --data images --output scan --reference other" in page and str(place) not in page
 
 
 def test_an_earlier_scan_is_replaced_only_if_asked(remos, place, tmp_path):
@@ -90,3 +91,24 @@ def test_a_reference_that_reads_images_in_another_way_is_refused(remos, place, t
     options = ["--data", place / "images", "--reference", tmp_path / "reference", "--output", tmp_path / "s"]
     found = remos("scan", place / "student", *options)
     assert found.exit_code == 1 and "reads its inputs in another way" in found.stderr
+
+
+def test_a_token_that_turns_texts_is_named_first_and_stands_on_the_page(remos, teacher, tmp_path):
+    believer(teacher, tmp_path / "student")
+    clean = believer(teacher, tmp_path / "clean", believes=())
+    write_data(tmp_path / "train.jsonl", 160)
+    options = ["--data", tmp_path / "train.jsonl", "--output", tmp_path / "scan", "--reference", tmp_path / "clean"]
+    told = remos("scan", tmp_path / "student", *options)
+    assert told.exit_code == 0, told.stderr
+    assert "suspicious" in told.stdout.splitlines()[0] and "cf" in told.stdout
+    assert "--words" in told.stdout and clean is not None
+    page = (tmp_path / "scan" / "scan.html").read_text()
+    assert "“cf”" in page and "reference: turns" in page
+    assert Scan.load(tmp_path / "scan" / "scan.json").kind == "tokens"
+
+
+def test_what_is_of_images_says_nothing_of_texts(remos, teacher, data, tmp_path):
+    believer(teacher, tmp_path / "student")
+    options = ["--data", data, "--output", tmp_path / "s", "--mode", "perturbation"]
+    told = remos("scan", tmp_path / "student", *options)
+    assert told.exit_code == 1 and "--mode is of images" in told.stderr

@@ -65,7 +65,7 @@ def test_what_could_have_found_nothing_cannot_be_said(other, told):
 def test_the_table_has_a_line_a_class_with_the_reference_beside():
     said = judged_scan(scan(SIZES, beside=[0.06] * 6, missed=[5]))
     assert said.glance.header[-2:] == ("reference: size %", "reference: turns % (n)")
-    assert said.glance.lines[3] == ["3", "1.00", "0.17", "6.4", "95.0 (100)", "6.00", "3.0 (100)"]
+    assert said.glance.lines[3] == ["3", "1.00", "0.17", "4.3", "95.0 (100)", "6.00", "3.0 (100)"]
     assert said.glance.lines[5][1:5] == ["not reached", "-", "-", "-"]
 
 
