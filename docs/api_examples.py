@@ -325,7 +325,7 @@ print(judged_scan(scan_tokens(trained, dataloader, tokenizer=tokenizer, held_out
 # %% scan_patches
 from remos_hf import ImageInput, scan_patches
 
-batches = [(torch.randn(8, 3, 32, 32), torch.tensor([0, 1] * 4))]
+batches = [(torch.zeros(8, 3, 32, 32), torch.tensor([0, 1] * 4))]  # normalised, as the student takes them
 scan = scan_patches(net, batches, images=ImageInput((32, 32)), steps=2)
 
 # %% STRATEGIES
