@@ -31,28 +31,32 @@ class OwnBackdoors(SliceAndReset):
     For each own trigger (random tokens that the data never shows, or a patch of random pixels; a random label), the
     teacher under the student's head is fine-tuned shortly on the student's clean data with the trigger, and without it.
     The difference D_i of the two is what a backdoor is made of here. A channel j (an output row of a weight) scores by
-    the size of its differences, sum_i |D_i,j| over the root of its length, times how far they agree, the mean over
-    pairs of max(0, cos(D_i,j, D_k,j)). The rows of the highest score are given up, the last of them in part, so that
-    just as much is kept as by other rules. Nothing can be given that shows an attack.
+    the mean size of its differences D_i,j, plus how far they agree, the mean over pairs of max(0, cos(D_i,j, D_k,j)).
+    The rows of the highest score are given up, the last of them in part, so that just as much is kept as by other
+    rules. Nothing can be given that shows an attack.
 
-    It costs num + 2 short runs, told in `seconds`, and holds num + 2 copies of the body's weights in memory.
+    It costs num + 2 short runs, told in `seconds`, and holds num + 3 copies of the body's weights in memory.
 
     Attributes:
         num: Own triggers, at least 2.
         steps: Steps of a short run; fewer where the samples, `max_samples` of the run, would be shown more than twice.
         batch_size: Samples in a step.
         learning_rate: AdamW's in the short runs.
+        agreement: Weight of the agreement, where sizes are in units of their mean over all channels.
         attention: Whether the rows of attention's weights compete with the others. If not, they are given up last.
 
     Source:
-        BD-VAX, as its site tells it: 8 % of the MLP channels of 13B models are re-initialised.
-        Differs: how size and agreement are combined, and the length of runs, are not published, and ours. The head is
-        new, so a run on clean data comes first; the run without a trigger is one for all, of the same samples as
-        those with one. Input embeddings do not train in these runs: a row that no data shows could hold the whole
-        backdoor. Weights are reset, biases are not.
+        BD-VAX, ICLR 2026: fresh values for the gate and up projections of the channels above a threshold.
+        Differs: the weight of the agreement is not known to us, nor the unit of sizes; a size here is over the root of
+        the row's length, and every row outside attention competes. Classifiers only. The head is new, so a run on
+        clean data comes first; the run without a trigger is one for all, of the same samples as those with one. Input
+        embeddings do not train in these runs: a row that no data shows could hold the whole backdoor. Biases stay.
     """
 
-    citation: ClassVar[str] = "@misc{bdvax, title={{BD-VAX}}, note={scores channels by the defender's own backdoors}}"
+    citation: ClassVar[str] = (
+        "@inproceedings{li2026purifying, title={Purifying Generative {LLMs} from Backdoors without Prior Knowledge or "
+        "Clean Reference}, author={Li, Jianwei and Kim, Jung-Eun}, booktitle={ICLR}, year={2026}}"
+    )
 
     rule: ClassVar[str] = "own_backdoors"
 
@@ -60,14 +64,18 @@ class OwnBackdoors(SliceAndReset):
     steps: int = 40
     batch_size: int = 16
     learning_rate: float = 3e-4
+    agreement: float = 1.0
     attention: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""
         super().__post_init__()
         check_counts(self, num=2, steps=1, batch_size=1)
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is above 0, but got {self.learning_rate!r}.")
+        if not self.learning_rate > 0 or not self.agreement >= 0:
+            raise ValueError(
+                "learning_rate is above 0 and agreement at least 0, but got "
+                f"{self.learning_rate!r} and {self.agreement!r}."
+            )
 
     def _decided_by(self, student: nn.Module, data: StudentData) -> tuple[Rule, Mapping[str, Any]]:
         seed = data.seed if self.seed is None else self.seed
@@ -86,7 +94,7 @@ class OwnBackdoors(SliceAndReset):
             model = teach(copy.deepcopy(start), samples, (trigger,), **run, seed=seed + 1, embeddings=False)
             differences.append(_differences(model, clean, self.head))
             learned.append(_learned(model, clean, samples.batches[:_PROBED], trigger))
-        scores = {name: score_of([one[name] for one in differences]) for name in differences[0]}
+        scores = scores_of(differences, self.agreement)
         if in_processes():  # their devices may round otherwise
             scores = told_by_all(scores)[0]
         told = {**run, "samples": count, "triggers": learned}
@@ -165,19 +173,25 @@ def _learned(model: nn.Module, clean: nn.Module, batches: Sequence, trigger: Own
     return {**trigger.to_dict(), **dict(zip(names, counts, strict=True))}
 
 
-def score_of(differences: Sequence[Tensor]) -> Tensor:
-    """Score the channels of a layer by what own backdoors change of it.
+def scores_of(differences: Sequence[Mapping[str, Tensor]], agreement: float) -> dict[str, Tensor]:
+    """Score the channels of layers by what own backdoors change of them.
 
     Args:
-        differences: One of each own backdoor. Shape (out, columns).
+        differences: By layer, one of each own backdoor, at least two. Shape (out, columns).
+        agreement: Weight of the agreement.
 
     Returns:
-        Sum of the differences' sizes over the root of the columns, times the mean over pairs of max(0, cos). Shape
-        (out,).
+        By layer: mean size of the differences, over the root of the columns, in units of its mean over all channels,
+        plus `agreement` times the mean over pairs of max(0, cos). Shape (out,).
     """
-    size = sum(one.norm(dim=1) for one in differences) / differences[0].shape[1] ** 0.5
-    pairs = list(combinations(differences, 2))
-    return size * sum(nn.functional.cosine_similarity(*pair, dim=1).clamp(min=0) for pair in pairs) / len(pairs)
+    sizes, agreed = {}, {}
+    for name in differences[0]:
+        several = [one[name] for one in differences]
+        sizes[name] = torch.stack([one.norm(dim=1) for one in several]).mean(0) / several[0].shape[1] ** 0.5
+        cosines = [nn.functional.cosine_similarity(*pair, dim=1) for pair in combinations(several, 2)]
+        agreed[name] = torch.stack(cosines).clamp(min=0).mean(0)
+    unit = float(torch.cat(list(sizes.values())).mean()) or 1.0
+    return {name: size / unit + agreement * agreed[name] for name, size in sizes.items()}
 
 
 def rule_of_scores(scores: Mapping[str, Tensor], *, attention: bool = False) -> Callable[..., Selection]:

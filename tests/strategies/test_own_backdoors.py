@@ -8,7 +8,7 @@ from torch import nn
 from remos_hf.layers import sliceable_layers
 from remos_hf.scanning.own_triggers import OwnTokens, count_flips
 from remos_hf.slicing.ordinal import unpack
-from remos_hf.strategies.own_backdoors import OwnBackdoors, rule_of_scores, score_of, teach
+from remos_hf.strategies.own_backdoors import OwnBackdoors, rule_of_scores, scores_of, teach
 from remos_hf.strategies.short_runs import Samples, free_copy
 from remos_hf.strategies.slice_and_reset import Random, SliceAndReset
 from tests import tiny
@@ -25,10 +25,17 @@ def kept_by(rule, layers, share):
 
 
 def test_channels_score_by_the_size_of_what_backdoors_change_and_by_how_far_they_agree():
-    one = torch.tensor([[3.0, 4.0], [1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
-    other = torch.tensor([[3.0, 4.0], [0.0, 1.0], [-1.0, 0.0], [0.0, 0.0]])
-    assert torch.allclose(score_of([one, other]), torch.tensor([10 / 2**0.5, 0, 0, 0]))
-    assert torch.allclose(score_of([one, one, other])[1], torch.tensor(3 / 2**0.5 / 3))
+    one = {"a": torch.tensor([[3.0, 4.0], [1.0, 0.0], [1.0, 0.0]]), "b": torch.tensor([[1.0]])}
+    other = {"a": torch.tensor([[3.0, 4.0], [0.0, 1.0], [-1.0, 0.0]]), "b": torch.tensor([[0.0]])}
+    root = 2**0.5
+    unit = (5 / root + 1 / root + 1 / root + 0.5) / 4
+    found = scores_of([one, other], 3.0)
+    assert torch.allclose(found["a"], torch.tensor([5, 1, 1]) / root / unit + torch.tensor([3.0, 0, 0]))
+    assert torch.allclose(found["b"], torch.tensor([0.5 / unit]))
+    assert torch.allclose(
+    with_it, without = (scores_of([one, one, other], weight)["a"] for weight in (3.0, 0.0))
+    assert torch.allclose(with_it - without, torch.tensor([3.0, 1.0, 1.0]))
+    )
 
 
 def test_the_rows_of_the_highest_score_go_and_just_as_many_weights_as_asked_for():
@@ -126,4 +133,4 @@ def test_values_that_no_run_could_use_are_refused(wrong, told):
 
 def test_nothing_that_shows_an_attack_can_be_given():
     ours, theirs = ({one.name for one in dataclasses.fields(kind)} for kind in (OwnBackdoors, SliceAndReset))
-    assert ours - theirs == {"num", "steps", "batch_size", "learning_rate", "attention"}
+    assert ours - theirs == {"num", "steps", "batch_size", "learning_rate", "agreement", "attention"}
