@@ -80,9 +80,11 @@ def measured(model: nn.Module, batches: Callable, args: argparse.Namespace) -> d
     trained(copy.deepcopy(model), some[:2])
     before = timed(lambda: trained(copy.deepcopy(model), some))
     student = copy.deepcopy(model)
-    data = StudentData(lambda count: batches(READ_BATCH, count), max_samples=args.max_samples)
+    data = StudentData(lambda count: batches(READ_BATCH, count))
     found: dict[str, object] = {}
-    start = timed(lambda: found.update(start=Subspace(args.energy).prepare(student, data)))
+    start = timed(
+        lambda: found.update(start=Subspace(args.energy, max_samples=args.max_samples).prepare(student, data))
+    )
     after = timed(lambda: trained(student, some))
     steps = EPOCHS * len(every) / len(some)
     fine_tuning = {key: steps * (before[key] + after[key]) / 2 for key in before}
@@ -107,7 +109,7 @@ def main() -> None:
     parser.add_argument("--teacher", required=True, help="folder or Hub id of an encoder")
     parser.add_argument("--data", type=Path, required=True, help="tsv with a header: sentence, label")
     parser.add_argument("--samples", type=int, default=2000, help="samples of the student's task")
-    parser.add_argument("--max-samples", type=int, default=None, help="samples that the start reads; all if not said")
+    parser.add_argument("--max-samples", type=int, default=512, help="samples that the start reads")
     parser.add_argument("--energy", type=float, default=0.97)
     parser.add_argument("--steps", type=int, default=40, help="steps of fine-tuning timed before and after")
     parser.add_argument("--only", choices=["minilm", "resnet18_32px", "resnet18_64px"])

@@ -315,10 +315,10 @@ def test_values_that_no_run_could_use_are_refused_when_the_strategy_is_made(opti
 
 def test_max_samples_are_asked_for():
     asked = []
-    for max_samples in (7, "all", None):
-        data = StudentData(lambda samples: asked.append(samples) or [torch.randn(9, 5)], max_samples=5)
-        Subspace(head=(), max_samples=max_samples).prepare(tiny.mlp(), data)
-    assert asked == [7, None, 5]
+    data = StudentData(lambda samples: asked.append(samples) or [torch.randn(9, 5)], max_samples=5)
+    for options in ({}, {"max_samples": 7}, {"max_samples": "all"}, {"max_samples": None}):
+        Subspace(head=(), **options).prepare(tiny.mlp(), data)
+    assert asked == [512, 7, None, 5]
 
 
 def _start(rank, world):
