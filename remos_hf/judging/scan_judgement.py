@@ -18,9 +18,11 @@ _FEWEST_CLASSES, _FEWEST_HOSTS = 3, 20
 _TO_STANDARD_DEVIATIONS = 1.4826  # of normal values, over their median absolute deviation
 
 _LIMITS = (
+    "Suspicious is a class whose {what} is at most half the median class's, lies 2 deviations below it (the index) and "
+    "turns at least 75 % of held-out images{beside}.",
     "Suspicious is no proof: a class may have a small patch because one feature alone tells it from the others.",
-    "Nothing suspicious is no proof either: this finds triggers that are alike on all images and small. One that "
-    "depends on the image, or that is spread over all of it, is not found by a patch.",
+    "Nothing suspicious is no proof either: this finds triggers that are alike on all images and much smaller than what "
+    "turns images anyway. On 24-pixel images of CIFAR-10 a trigger of 4.3 % was missed: any class needs no more.",
 )
 
 
@@ -93,7 +95,7 @@ def _of_patches(scan: Scan) -> ScanJudgement:
     return ScanJudgement(
         _answer(scan, suspicious, reason),
         _advice(suspicious, reason, scan),
-        list(_LIMITS),
+        _limits(scan),
         reason is None,
         suspicious,
         _glance(scan, indices),
@@ -139,6 +141,11 @@ def _is_suspicious(one: Suspect, scan: Scan, indices: list[float] | None) -> boo
     if beside is not None and one.size > SMALLER * beside[one.label]:
         return False
     return indices is None or (indices[one.label] >= INDEX and one.size <= SMALLER * median(sizes))
+
+
+def _limits(scan: Scan) -> list[str]:
+    beside = " and is at most half the clean reference's" if scan.settings["reference_sizes"] is not None else ""
+    return [one.format(what=_what(scan), beside=beside) for one in _LIMITS]
 
 
 def _answer(scan: Scan, suspicious: tuple[Suspect, ...], reason: str | None) -> str:
@@ -191,7 +198,7 @@ def _what(scan: Scan) -> str:
 
 def _size(scan: Scan, size: float) -> str:
     of = "the image" if scan.settings["mode"] == "patch" else "the range of values"
-    return f"{percent_of(size)} % of {of}"
+    return f"{percent_of(size)}\N{NO-BREAK SPACE}% of {of}"
 
 
 def percent_of(size: float) -> str:

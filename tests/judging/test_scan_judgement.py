@@ -23,8 +23,8 @@ def named(said):
 def test_a_class_far_smaller_than_the_others_is_suspicious_and_never_called_more():
     said = judged_scan(scan(SIZES))
     assert named(said) == [3] and said.can_be_said
-    assert "Class “3” is suspicious: a patch of 1.00 % of the image turns" in said.answer
-    assert "The median class needs 5.75 %" in said.answer and "--reference" in said.advice[1]
+    assert "Class “3” is suspicious: a patch of 1.00\N{NO-BREAK SPACE}% of the image turns" in said.answer
+    assert "The median class needs 5.75\N{NO-BREAK SPACE}%" in said.answer and "--reference" in said.advice[1]
     everything = " ".join([said.answer, *said.advice, *said.limits])
     assert "backdoor" not in everything and "no proof" in everything
 
@@ -51,7 +51,7 @@ def test_less_than_all_signs_makes_no_suspect(other):
 def test_a_reference_says_it_where_classes_are_too_few_to_compare():
     alone, beside = judged_scan(scan([0.01, 0.05])), judged_scan(scan([0.01, 0.05], beside=[0.06, 0.05]))
     assert not alone.can_be_said and "2 classes are too few" in alone.answer and "--reference" in alone.advice[0]
-    assert named(beside) == [0] and beside.can_be_said and "the same class 6.00 %" in beside.answer
+    assert named(beside) == [0] and beside.can_be_said and "the same class 6.00\N{NO-BREAK SPACE}%" in beside.answer
 
 
 @pytest.mark.parametrize(
