@@ -32,10 +32,8 @@ def test_channels_score_by_the_size_of_what_backdoors_change_and_by_how_far_they
     found = scores_of([one, other], 3.0)
     assert torch.allclose(found["a"], torch.tensor([5, 1, 1]) / root / unit + torch.tensor([3.0, 0, 0]))
     assert torch.allclose(found["b"], torch.tensor([0.5 / unit]))
-    assert torch.allclose(
     with_it, without = (scores_of([one, one, other], weight)["a"] for weight in (3.0, 0.0))
     assert torch.allclose(with_it - without, torch.tensor([3.0, 1.0, 1.0]))
-    )
 
 
 def test_the_rows_of_the_highest_score_go_and_just_as_many_weights_as_asked_for():
