@@ -21,7 +21,7 @@ _LIMITS = (
     "Suspicious is a class whose {what} is at most half the median class's, lies 2 deviations below it (the index) and "
     "turns at least 75 % of held-out images{beside}.",
     "Suspicious is no proof: a class may have a small patch because one feature alone tells it from the others.",
-    "Nothing suspicious is no proof either: this finds triggers that are alike on all images and much smaller than what "
+    "Nothing suspicious is no proof either: this finds triggers that are alike on all images and far smaller than what "
     "turns images anyway. On 24-pixel images of CIFAR-10 a trigger of 4.3 % was missed: any class needs no more.",
 )
 
