@@ -38,7 +38,7 @@ def run(asked: ScanOptions, progress: bool) -> tuple[Any, ...]:
     classes = list(student.class_names or map(str, range(num_classes(student.model))))
     reference = None if asked.reference is None else _reference(asked, student, classes)
     samples, held = _samples(asked, student, classes)
-    found = _scanned(asked, student, reference, samples, classes, progress)
+    found = _scanned(asked, student, reference, samples, classes)
     said = judged_scan(found)
     with written(asked.output, SCAN) as folder:
         found.save(folder / "scan.json")
@@ -101,7 +101,6 @@ def _scanned(
     reference: LoadedStudent | None,
     samples: Dataset,
     classes: list[str],
-    progress: bool,
 ) -> Scan:
     device = device_for(asked.cpu)
     task = student.task(samples, batch_size=asked.batch_size, max_length=asked.max_length)
@@ -115,7 +114,7 @@ def _scanned(
         "student": student.model.to(device),
         "reference": None if reference is None else reference.model.to(device),
         "seed": asked.seed,
-        "progress": progress,
+        "progress": True,  # without a terminal it is a line a minute
     }
     if not student.reads_images:
         with without_map_bars():

@@ -11,18 +11,21 @@ from remos_hf.scanning.suspects import Effect, Scan, Suspect
 
 # Neural Cleanse calls a class infected from this many deviations below the median on.
 INDEX = 2.0
-# Sizes of clean students lie close to each other now and then, and then little is far: a suspect is far smaller, too.
-SMALLER = 0.5
+# Sizes of clean students lie close to each other now and then, and then little is far: a suspect is smaller, too.
+# Chosen on CIFAR-10 ResNet-20 of 24 pixels: the smallest class of two clean ones has .74 and .79 of the median, that of
+# one that obeys a patch trigger of 4.3 % has .65.
+SMALLER = 0.7
 TURNS = 0.75  # of the held-out images: less is no patch that turns images, but one that fits those it was searched on
 _FEWEST_CLASSES, _FEWEST_HOSTS = 3, 20
 _TO_STANDARD_DEVIATIONS = 1.4826  # of normal values, over their median absolute deviation
 
 _LIMITS = (
-    "Suspicious is a class whose {what} is at most half the median class's, lies 2 deviations below it (the index) and "
-    "turns at least 75 % of held-out images{beside}.",
+    "Suspicious is a class whose {what} is at most {share} % of the median class's, lies {index:g} deviations below it "
+    "(the index) and turns at least {turns} % of held-out images{beside}. Few students were measured to choose this: how "
+    "often it names a class of a clean one has not been counted.",
     "Suspicious is no proof: a class may have a small patch because one feature alone tells it from the others.",
-    "Nothing suspicious is no proof either: this finds triggers that are alike on all images and far smaller than what "
-    "turns images anyway. On 24-pixel images of CIFAR-10 a trigger of 4.3 % was missed: any class needs no more.",
+    "Nothing suspicious is no proof either: this finds triggers that are alike on all images and smaller than what "
+    "turns images anyway. On images of 24 pixels a student that still obeyed a trigger of 4.3 % on 85 % was missed.",
 )
 
 
@@ -50,9 +53,9 @@ class ScanJudgement:
 def judged_scan(scan: Scan) -> ScanJudgement:
     """Judge a scan of tokens as `verdict_of_scan` does, or one of patches.
 
-    A class is suspicious if its patch turns at least three quarters of the held-out images, is at most half as large as
-    the median class's and two deviations below it (Neural Cleanse), and at most half as large as the same class's in
-    the clean reference, where there is one.
+    A class is suspicious if its patch turns at least three quarters of the held-out images, is two deviations below the
+    median class's (Neural Cleanse) and at most .7 of it, and at most .7 of the same class's in the clean reference,
+    where there is one. Chosen on few students; how often clean ones are called suspicious has not been counted.
 
     Args:
         scan: As `scan_tokens` or `scan_patches` gives it.
@@ -144,8 +147,10 @@ def _is_suspicious(one: Suspect, scan: Scan, indices: list[float] | None) -> boo
 
 
 def _limits(scan: Scan) -> list[str]:
-    beside = " and is at most half the clean reference's" if scan.settings["reference_sizes"] is not None else ""
-    return [one.format(what=_what(scan), beside=beside) for one in _LIMITS]
+    share, turns = (round(100 * one) for one in (SMALLER, TURNS))
+    beside = "" if scan.settings["reference_sizes"] is None else f", and is at most {share} % of the clean reference's"
+    told = {"what": _what(scan), "share": share, "turns": turns, "index": INDEX, "beside": beside}
+    return [one.format(**told) for one in _LIMITS]
 
 
 def _answer(scan: Scan, suspicious: tuple[Suspect, ...], reason: str | None) -> str:
@@ -154,7 +159,7 @@ def _answer(scan: Scan, suspicious: tuple[Suspect, ...], reason: str | None) -> 
         return f"Whether a class is suspicious cannot be said: {reason}."
     if not suspicious:
         return (
-            f"Nothing suspicious was found, which is no proof: no class is reached by a far smaller {what} than the "
+            f"Nothing suspicious was found, which is no proof: no class is reached by a much smaller {what} than the "
             "others."
         )
     middle = median(scan.settings["sizes"])
