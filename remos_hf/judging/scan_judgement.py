@@ -21,8 +21,8 @@ _TO_STANDARD_DEVIATIONS = 1.4826  # of normal values, over their median absolute
 
 _LIMITS = (
     "Suspicious is a class whose {what} is at most {share} % of the median class's, lies {index:g} deviations below it "
-    "(the index) and turns at least {turns} % of held-out images{beside}. Few students were measured to choose this: how "
-    "often it names a class of a clean one has not been counted.",
+    "(the index) and turns at least {turns} % of held-out images{beside}. Few students were measured to choose this: "
+    "how often it names a class of a clean one has not been counted.",
     "Suspicious is no proof: a class may have a small patch because one feature alone tells it from the others.",
     "Nothing suspicious is no proof either: this finds triggers that are alike on all images and smaller than what "
     "turns images anyway. On images of 24 pixels a student that still obeyed a trigger of 4.3 % on 85 % was missed.",
