@@ -1,6 +1,6 @@
 """How often does the scan of a student call an input suspicious that nobody planted, and how often one that was?
 
-    python benchmarks/scan_false_alarms.py --teacher <MiniLM> --data <folder> --work_dir work
+    python benchmarks/scan_false_alarms.py --teacher <MiniLM> --data <folder> --work_dir work [--share 0 2]
 
 Small students of one encoder on six tasks, several seeds, started from the public teacher and from one that was
 fine-tuned on other samples of the task; and students of teachers with implanted backdoors. Each is scanned by itself
@@ -268,12 +268,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/scan_false_alarms"))
     parser.add_argument("--report_only", action="store_true")
+    parser.add_argument(
+        "--share", type=int, nargs=2, default=(0, 1), help="this process's number, and how many there are"
+    )
     args = parser.parse_args()
     disable_progress_bars()
     disable_progress_bar()
     args.work_dir.mkdir(parents=True, exist_ok=True)
     bench = Bench(args.teacher, args.data, args.work_dir, AutoTokenizer.from_pretrained(args.teacher))
-    for cell in CELLS:
+    number, processes = args.share
+    for cell in CELLS[number::processes]:
         place = args.work_dir / f"{cell.name}.json"
         wanted = any(one in f"{cell.part} {cell.name}" for one in args.only)
         if wanted and not args.report_only and not place.is_file():
