@@ -395,7 +395,7 @@ class ScanOptions:
         Option(
             parser=_number_or_all,
             metavar="N|all",
-            help="Samples to use, drawn by the seed, or all. Default: all texts, 1,024 images.",
+            help="Samples to use, drawn by the seed, or all. Default: all texts, 512 images.",
         ),
     ] = None
     text_columns: _TextColumns = field(default_factory=list)

@@ -25,7 +25,7 @@ from remos_hf.scanning.suspects import Scan
 from remos_hf.scanning.tokens import scan_tokens
 from remos_hf.showing.scan_page import write_scan_page
 
-_IMAGES = 1024  # unless another number is asked for
+_IMAGES = 512  # unless another number is asked for
 
 
 def run(asked: ScanOptions, progress: bool) -> tuple[Any, ...]:

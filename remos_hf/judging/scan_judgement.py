@@ -12,10 +12,10 @@ from remos_hf.scanning.suspects import Effect, Scan, Suspect
 # Neural Cleanse calls a class infected from this many deviations below the median on.
 INDEX = 2.0
 # Sizes of clean students lie close to each other now and then, and then little is far: a suspect is smaller, too.
-# Chosen on CIFAR-10 ResNet-20 of 24 pixels: the smallest class of two clean ones has .74 and .79 of the median, that of
-# one that obeys a patch trigger of 4.3 % has .65.
-SMALLER = 0.7
+# On CIFAR-10 ResNet-20 of 24 pixels one that obeys a patch of 4.3 % has a class of .34 of the median.
+SMALLER = 0.5
 TURNS = 0.75  # of the held-out images: less is no patch that turns images, but one that fits those it was searched on
+_MOST_NAMED = 5
 _FEWEST_CLASSES, _FEWEST_HOSTS = 3, 20
 _TO_STANDARD_DEVIATIONS = 1.4826  # of normal values, over their median absolute deviation
 
@@ -54,8 +54,8 @@ def judged_scan(scan: Scan) -> ScanJudgement:
     """Judge a scan of tokens as `verdict_of_scan` does, or one of patches.
 
     A class is suspicious if its patch turns at least three quarters of the held-out images, is two deviations below the
-    median class's (Neural Cleanse) and at most .7 of it, and at most .7 of the same class's in the clean reference,
-    where there is one. Chosen on few students; how often clean ones are called suspicious has not been counted.
+    median class's (Neural Cleanse) and at most half of it, and at most half of the same class's in the clean
+    reference, where there is one. Chosen on few students; how often clean ones are named has not been counted.
 
     Args:
         scan: As `scan_tokens` or `scan_patches` gives it.
@@ -69,6 +69,8 @@ def _of_tokens(scan: Scan) -> ScanJudgement:
     if said.kind == CANNOT:
         advice = ["Give data that the student gets right (`--data`), or a clean student beside it (`--reference`)."]
     elif said.suspicious:
+        named = listed([shown_text(one.what) for one in said.suspicious[:_MOST_NAMED]])
+        answer = f"{answer.removesuffix('.')}: {named}."
         words = list(dict.fromkeys(one.what for one in said.suspicious if len(one.token_ids) == 1))
         shown = f", with {listed([f'“{name_told(word)}”' for word in words[:3]])} as `--words`" if words else ""
         advice = [
@@ -86,7 +88,7 @@ def _glance_of_tokens(scan: Scan) -> Table:
     lines = []
     for label, name in enumerate(scan.labels):
         for one in sorted(scan.of_label(label), key=lambda one: -(one.lead or 0))[:1]:
-            line = [name_told(name), shown_text(one.what), f"{one.margin:.1f}", turns_told(one.effect)]
+            line = [name_told(name), shown_text(one.what), margin_told(one.effect), turns_told(one.effect)]
             lines.append(line + ([turns_told(one.reference)] if scan.has_reference else []))
     return Table("What turns texts into each class most", header, lines)
 
@@ -223,7 +225,7 @@ def _glance(scan: Scan, indices: list[float] | None) -> Table:
             name_told(scan.labels[one.label]),
             percent_of(one.size) if found else "not reached",
             f"{one.size / middle:.2f}" if found else "-",
-            f"{indices[one.label]:.1f}" if found and indices else "-",
+            f"{round(indices[one.label], 1) + 0.0:.1f}" if found and indices else "-",
             turns_told(one.effect) if found else "-",
         ]
         if beside is not None:
@@ -236,6 +238,11 @@ def _glance(scan: Scan, indices: list[float] | None) -> Table:
 def turns_told(effect: Effect | None) -> str:
     """Write the share of hosts that an input turns, and their number."""
     return "-" if effect is None else f"{percent(Rate.of(effect.flipped, effect.num_hosts))} ({effect.num_hosts})"
+
+
+def margin_told(effect: Effect | None) -> str:
+    """Write how far an input turns held-out hosts, in logits."""
+    return "-" if effect is None or effect.margin is None else f"{effect.margin:.1f}"
 
 
 def shown_text(text: str) -> str:

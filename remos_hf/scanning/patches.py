@@ -72,9 +72,9 @@ def scan_patches(
     reference: nn.Module | None = None,
     mode: Literal["patch", "perturbation"] = "patch",
     flip_rate: float = 0.95,
-    steps: int = 120,
+    steps: int = 200,
     batch_size: int = 32,
-    max_samples: int = 1024,
+    max_samples: int = 512,
     seed: int = 0,
     progress: bool = True,
 ) -> Scan:

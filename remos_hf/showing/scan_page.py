@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from remos_hf.judging.scan_judgement import ScanJudgement, percent_of, shown_text, turns_told
+from remos_hf.judging.scan_judgement import ScanJudgement, margin_told, percent_of, shown_text, turns_told
 from remos_hf.judging.tables import Table
 from remos_hf.judging.words import name_told
-from remos_hf.scanning.suspects import Effect, Scan, Suspect
+from remos_hf.scanning.suspects import Scan, Suspect
 from remos_hf.showing.page_parts import UNSAID, Mark
 from remos_hf.showing.templates import environment
 from remos_hf.whole import replace_file
@@ -56,7 +56,7 @@ def write_scan_page(
             changes=_changes(scan, named) if of_patches else [],
             drawn_as=_drawn_as(scan) if of_patches else "",
             tables=[] if of_patches else _tables(scan, judgement),
-            tokens_note="What does not print is written by its number, \\x00. Margins are in logits.",
+            tokens_note="What does not print is written by its number, \\x00. Margins: logits, of held-out texts.",
             settings=json.dumps(_settings(scan), indent=1, ensure_ascii=False),
             command=command,
         )
@@ -125,12 +125,8 @@ def _tables(scan: Scan, judgement: ScanJudgement) -> list[dict[str, Any]]:
 
 
 def _line(one: Suspect, beside: bool) -> list[str]:
-    line = [shown_text(one.what), f"{one.margin:.1f}", turns_told(one.effect), "yes" if one.seen else "no"]
-    return line + ([_margin(one.reference), turns_told(one.reference)] if beside else [])
-
-
-def _margin(effect: Effect | None) -> str:
-    return "-" if effect is None or effect.margin is None else f"{effect.margin:.1f}"
+    line = [shown_text(one.what), margin_told(one.effect), turns_told(one.effect), "yes" if one.seen else "no"]
+    return line + ([margin_told(one.reference), turns_told(one.reference)] if beside else [])
 
 
 def _settings(scan: Scan) -> dict[str, Any]:

@@ -83,3 +83,15 @@ def test_indices_are_deviations_below_the_median_and_none_of_two_classes():
 
 def test_a_token_is_shown_whole():
     assert shown_text("a\tb\N{NO-BREAK SPACE}\u200bc") == "“a\\x09b\\xa0\\u200bc”" and shown_text("##é") == "“##é”"
+
+
+def test_tokens_are_named_in_the_answer_and_in_what_to_do_beside_their_held_out_margins():
+    suspects = [
+        Suspect(1, what, 9.0, Effect(23, 24, 4.2), Effect(0, 24, -3.0), (5 + n,)) for n, what in enumerate("ab")
+    ]
+    said = judged_scan(Scan("tokens", tuple(suspects), ("bad", "good"), 40))
+    assert said.answer.endswith("turn into “good”: “a” and “b”.") and len(said.suspicious) == 2
+    assert "with “a” and “b” as `--words`" in said.advice[0] and "RepairRows" in said.advice[1]
+    assert said.glance.lines == [["good", "“a”", "4.2", "95.8 (24)", "0.0 (24)"]]
+    nothing = judged_scan(Scan("tokens", (), ("bad", "good"), 0))
+    assert not nothing.can_be_said and nothing.glance.lines == []
