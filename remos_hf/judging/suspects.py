@@ -12,7 +12,6 @@ SUSPICIOUS, NONE_FOUND, CANNOT = "suspicious", "nothing suspicious found", "cann
 # Beside one: a token or phrase that turns this share more of them than of the reference's.
 ALONE, LEAD = 0.9, 0.5
 MIN_HOSTS = 16  # fewer held-out hosts of other labels say too little
-MEASURED = "benchmarks/results/scan_false_alarms.json"
 _MOST_NAMED = 5
 
 
@@ -110,7 +109,7 @@ def _threshold(scan: Scan) -> str:
         rule = f"turns {tenths(LEAD)} points more of the held-out texts in the student than in the reference"
     else:
         rule = f"is one token and turns {tenths(ALONE)} % of the held-out texts, several of one label one after another"
-    return f"Suspicious is what {rule}. How often this is said of clean students: {MEASURED}."
+    return f"Suspicious is what {rule}. How often this is said of clean students has not been counted yet."
 
 
 def _limits(scan: Scan) -> list[str]:
