@@ -111,7 +111,8 @@ class _Repair(Hold):
         elif recipe.k == "auto":
             self.told = self._within_budget(model, data, choice, weight)
         else:
-            self.told = {"k": recipe.k, "rows": choice.overwrite(weight, recipe.k)}
+            rows = choice.overwrite(weight, recipe.k)
+            self.told = {"k": max(map(len, rows.values())), "rows": rows}
 
     def _within_budget(self, model: nn.Module, data: StudentData, choice: _Choice, weight: Tensor) -> dict[str, Any]:
         before, accuracy = weight.clone(), _accuracy(model, data.held_out())
@@ -120,7 +121,7 @@ class _Repair(Hold):
             rows = choice.overwrite(weight, k)
             tried[str(k)] = _accuracy(model, data.held_out())
             if tried[str(k)] >= accuracy - self.recipe.accuracy_budget:
-                return {"k": k, "rows": rows, "accuracy_before": accuracy, "accuracy": tried}
+                return {"k": max(map(len, rows.values())), "rows": rows, "accuracy_before": accuracy, "accuracy": tried}
             weight.copy_(before)
         return {
             "k": 0,
@@ -141,16 +142,19 @@ def _chosen(model: nn.Module, data: StudentData, most: int, seed: int) -> _Choic
         texts = read_texts(model, data.batches(samples), seed=seed, room=1)
         rows, _ = rows_to_scan(model, texts)
         rows = rows[~seen[rows]]
+        if not len(rows):
+            return _Choice(why="the data shows every token.")
         with reading(model) as reader:
             hosts = hosts_to_search(texts, reader)
             first = one_by_one(reader, hosts, rows)
+            most = min(most, len(rows) // (2 * len(first)))  # as many as there are others to stand in
             found = {label: strongest(reader, hosts, label, rows, one)[:most] for label, one in enumerate(first)}
     except (RemosError, TypeError, ValueError) as error:  # the student is trained: it is not lost for that
         return _Choice(why=str(error))
     taken = list(dict.fromkeys(row for some in found.values() for row in some))
     free = torch.tensor([row not in set(taken) for row in rows.tolist()], dtype=torch.bool)
-    if not taken or int(free.sum()) < len(taken):
-        return _Choice(why=f"{len(rows)} tokens are unseen, too few for {most} of each label and others to stand in.")
+    if not taken:
+        return _Choice(why=f"{len(rows)} tokens are unseen, too few to overwrite some and to have others stand in.")
     stand_ins = _middling(rows[free], first[:, free], len(taken), seed)
     return _Choice(found, dict(zip(taken, stand_ins, strict=True)))
 

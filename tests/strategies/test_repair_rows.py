@@ -90,8 +90,17 @@ def test_a_student_that_cannot_be_scanned_stays_as_it_is_and_the_record_says_why
     nothing = StudentData(lambda samples: [{**one, "labels": 1 - one["labels"]} for one in trained.batches(2)])
     told, *_, changed = repaired(trained.student(), RepairRows(k=2), nothing)
     assert changed == [] and told["k"] == 0 and "at most one label" in told["why"]
-    told, *_, changed = repaired(trained.student(), RepairRows(k=20))
-    assert changed == [] and "too few for 20 of each label" in told["why"]
+
+
+def test_no_more_rows_are_overwritten_than_others_can_stand_in_for():
+    told, *_, changed = repaired(trained.student(), RepairRows(k=64))
+    unseen = len(trained.UNSEEN) + 2
+    assert told["k"] == unseen // 4 and len(changed) <= unseen // 2
+    sees_all = torch.arange(60).repeat(2, 1)[:, :30]
+    batches = [{"input_ids": ids, "labels": torch.tensor([0, 1])} for ids in (sees_all, sees_all + 30)]
+    everything = StudentData(lambda samples: [*trained.batches(), *batches])
+    told, *_, changed = repaired(trained.student(), RepairRows(), everything)
+    assert changed == [] and "shows every token" in told["why"]
 
 
 def test_values_that_no_run_could_use_are_refused():
