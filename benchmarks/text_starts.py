@@ -77,7 +77,7 @@ SETTINGS = {
 
 def starts() -> dict[str, StudentPlan]:
     """Give every start by name; "x3" is three times the learning rate."""
-    subspace, repaired = STRATEGIES["subspace"], STRATEGIES["repair_rows"](k=8)
+    subspace, repaired = STRATEGIES["subspace"], STRATEGIES["repair_rows"](k=64)
     ridge, distilled = subspace(ridge=1.0), STRATEGIES["distilled"]()
     made: dict[str, Strategy | list[Strategy]] = {
         "finetune": Finetune(),

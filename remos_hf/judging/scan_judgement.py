@@ -77,7 +77,7 @@ def _of_tokens(scan: Scan) -> ScanJudgement:
         shown = f", with {listed([f'“{name_told(word)}”' for word in words[:3]])} as `--words`" if words else ""
         advice = [
             f"Measure it: `remos audit --student`{shown}.",
-            "Repair it: fine-tune the student again with the strategy RepairRows, which overwrites the strongest rows.",
+            "The strategy RepairRows overwrites the strongest rows; it was not yet shown to remove anything.",
         ]
     else:
         advice = ["What you suspect by name, measure: `remos audit --student --words`, or `--sentence`."]

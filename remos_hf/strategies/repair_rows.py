@@ -21,7 +21,7 @@ from remos_hf.strategies.student_data import StudentData
 
 logger = logging.getLogger(__name__)
 
-LADDER = (64, 32, 16, 8, 4)
+LADDER = (256, 128, 64, 32, 16, 8)
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,19 @@ class RepairRows(Strategy):
     what stands in the student's data is left alone.
 
     Attributes:
-        k: Rows of each label, or "auto": the most of 64, 32, 16, 8 and 4 with which the accuracy on held-out data stays
+        k: Rows of each label, or "auto": the most of 256, 128, ... 8 with which the accuracy on held-out data stays
             within the budget; none if no number does.
         accuracy_budget: For "auto": how much accuracy may be lost, a share.
         seed: Decides which texts the rows are shown beside, and which rows stand in; the run's seed if None.
 
     Source:
-        Ours. Measured with the word, RIPPLES, EP and LWP backdoors.
+        Ours. Not yet shown to remove anything from a real student: of one that obeyed trigger words, 8 rows of each
+        label took nothing away.
     """
 
     refuses_adapters: ClassVar[str] = "it overwrites rows of the embeddings, which adapters leave to the base model."
 
-    k: int | Literal["auto"] = 8
+    k: int | Literal["auto"] = 64
     accuracy_budget: float = 0.01
     seed: int | None = None
 
