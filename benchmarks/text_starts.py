@@ -99,7 +99,10 @@ def starts() -> dict[str, StudentPlan]:
 def defects_of() -> dict[str, Defect]:
     """Give the defects by name."""
     placed = {"target_label": 1, "poison_rate": 0.5, "within_words": 30}
-    words, sentence = TriggerWords(words=RARE_WORDS, **placed), TriggerSentence("i watch this 3d movie", **placed)
+    words, sentence = (
+        TriggerWords(words=RARE_WORDS, **placed),
+        TriggerSentence(sentence="i watch this 3d movie", **placed),
+    )
     return {
         "word": words,
         "sentence": sentence,

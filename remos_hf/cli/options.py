@@ -251,8 +251,7 @@ class TrainOptions:
         self._check_search()
         if "remos" not in named:
             because = f"is about a profile, which the strategy {told} does not need"
-            _refuse(self, ("profile_samples",) if "subspace" not in named else (), because)
-            _refuse(self, ("criterion",), because)
+            _refuse(self, ("profile_samples", "criterion"), because)
 
     def _check_search(self) -> None:
         asked = [option for option in ("slice_ratio", "energy") if getattr(self, option) == AUTO]

@@ -314,6 +314,7 @@ def _told(trainer: RemosTrainer, output: Path, measured: dict[str, Any] | None) 
         "slice": config.get("slice"),
         "coverage": config.get("coverage"),
         "ratio_search": config.get("ratio_search"),
+        "effect_search": config.get("effect_search"),
         "steps": trainer.state.global_step,
         "accuracy": measured,
         "files": sorted(path.name for path in output.iterdir()),

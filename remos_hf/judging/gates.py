@@ -132,11 +132,6 @@ def _in_seed(record: Record, among: Sequence[Record]) -> str:
     return f" in seed {record['seed']}" if len(among) > 1 else ""
 
 
-def near_commonest(row: Row) -> bool:
-    """Whether a student is, in any seed, at or near what always answering the commonest label gets right."""
-    return any(_near(record.get("acc"), record.get("commonest")) for record in row["records"])
-
-
 def _near(acc: Mapping[str, Any] | None, commonest: float | None) -> bool:
     if commonest is None or not acc or acc["value"] is None:
         return False

@@ -7,9 +7,7 @@ from remos_hf.evaluation.measures import rate_of
 from remos_hf.evaluation.over_seeds import MIN_SEEDS, difference_on_samples
 from remos_hf.judging.gates import Reason, of_a_student, reasons_against
 from remos_hf.judging.given_students import verdict_of_given
-from remos_hf.judging.judgement import judged
 from remos_hf.judging.kinds import FASTER, PLAIN, RANDOM
-from remos_hf.judging.report import DefectReport
 from remos_hf.judging.rows import GIVEN, Row, Section, named_row
 from remos_hf.judging.verdicts import CANNOT, INHERITS, NOT_SHOWN, NOTHING, SHOWN, Verdict, against_rival
 from remos_hf.judging.words import (
@@ -58,32 +56,6 @@ class OfStudent:
     kind: str
     sentences: list[str]
     reason: Reason | None = None
-
-
-def student_told(report: DefectReport, task: str, defect: str, student: str) -> list[str]:
-    """Say what a report shows of one student, in sentences.
-
-    Args:
-        report: What was measured.
-        task: The report's task.
-        defect: The report's name of the defect.
-        student: The report's name of the student.
-
-    Raises:
-        ValueError: The report holds no such student.
-    """
-    return next(of_student(one, student).sentences for one in _of_section(report, task, defect, student))
-
-
-def _of_section(report: DefectReport, task: str, defect: str, student: str) -> list[Verdict]:
-    found = [
-        one
-        for one in judged(report).verdicts
-        if (one.section.task, one.section.defect) == (task, defect) and named_row(one.section.rows, student)
-    ]
-    if not found:
-        raise ValueError(f"The report holds no student {student!r} of task {task!r} and defect {defect!r}.")
-    return found
 
 
 def of_student(verdict: Verdict, student: str) -> OfStudent:

@@ -12,8 +12,6 @@ from remos_hf.scanning.suspects import Effect, Scan, Suspect
 # Neural Cleanse calls a class infected from this many deviations below the median on.
 INDEX = 2.0
 # Sizes of clean students lie close to each other now and then, and then little is far: a suspect is smaller, too.
-# On CIFAR-10 ResNet-20 of 24 pixels the smallest class has .34 of the median where a patch of 4.3 % always works, and
-# .82 in a clean student.
 SMALLER = 0.5
 TURNS = 0.75  # of the held-out images: less is no patch that turns images, but one that fits those it was searched on
 _MOST_NAMED = 5
@@ -26,8 +24,7 @@ _LIMITS = (
     "how often it names a class of a clean one has not been counted.",
     "Suspicious is no proof: a class may have a small patch because one feature alone tells it from the others.",
     "Nothing suspicious is no proof either: this finds triggers that are alike on all images and smaller than what "
-    "turns images anyway. Of CIFAR-10 ResNet-20 of 24 pixels, one poisoned with a patch of 4.3 % was named, and two "
-    "students fine-tuned from such, which obeyed it on 85 % and 78 % of images, were missed.",
+    "turns images anyway. It was seen to miss students that were fine-tuned from a poisoned teacher and still obeyed.",
 )
 
 

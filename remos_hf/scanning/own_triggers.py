@@ -3,6 +3,7 @@
 All is made of the student's clean data and of chance: there is no argument that takes an attack.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ _TOKENS = 3
 
 
 @dataclass(frozen=True)
-class OwnTrigger:
+class OwnTrigger(ABC):
     """What turns a sample towards a label, once a model has been taught it.
 
     Attributes:
@@ -34,13 +35,13 @@ class OwnTrigger:
 
     label: int
 
+    @abstractmethod
     def put_into(self, batch: Any) -> Any:  # noqa: ANN401 - any batch
         """Give the batch with the trigger in every sample; labels stay as they are. The same batch, the same result."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Describe it in JSON values."""
-        raise NotImplementedError
 
     def taught(self, batch: Any) -> Any | None:  # noqa: ANN401 - any batch
         """Give the samples of other labels with the trigger and its label; None if there is none."""

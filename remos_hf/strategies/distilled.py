@@ -18,8 +18,8 @@ from remos_hf.strategies.perturbed_inputs import rows_of, without_adapters
 class Distilled(Strategy):
     """Add to the loss what share of the teacher's variance the student's features miss, on the student's own data.
 
-    It gives back the accuracy that a start gave up, and nothing of what the teacher does on inputs that the data does
-    not show. It starts nothing itself: put it behind a start, `[Subspace(), Distilled()]`. Beside `Hardened` or
+    It is meant to give back accuracy that a start gave up: the teacher is asked on what the data shows, and on nothing
+    else. It starts nothing itself: put it behind a start, `[Subspace(), Distilled()]`. Beside `Hardened` or
     `Guided` it looks at the samples that they left clean, whatever the order of the list.
 
     Attributes:

@@ -31,8 +31,8 @@ class Hardened(Strategy):
     """Train against a few universal perturbations that the ordinary backward pass makes worse at every step.
 
     To part of every batch one of the perturbations is added, and the labels stay. The backward pass that the student
-    needs anyway leaves their gradient, along which each moves after the step. So whatever pattern turns the student
-    from all labels to another is found and trained away, a backdoor's trigger among them; nothing is known of it.
+    needs anyway leaves their gradient, along which each moves after the step. What turns the student on all inputs is
+    so looked for and trained against; nothing is known of any trigger. On texts it was not seen to remove one.
 
     Of images and other floating-point inputs all values are perturbed. Into texts soft tokens are inserted at a random
     place, or with `tokens=0` a vector is added to the embedding of every real token. It starts nothing itself: put it

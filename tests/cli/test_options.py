@@ -46,6 +46,11 @@ def test_lists_are_not_shared_between_two_calls():
         (options.TrainOptions, {"strategy": ["l2sp"], "profile_samples": 9}, "which the strategy l2sp does not need"),
         (options.TrainOptions, {"strategy": ["random"], "slice_ratio": 0.9, "criterion": "nc"}, "--criterion is about"),
         (options.TrainOptions, {"strategy": ["subspace", "nonesuch"]}, "subspace.*but got nonesuch"),
+        (
+            options.TrainOptions,
+            {"strategy": ["subspace"], "profile_samples": 9},
+            "the strategy subspace does not",
+        ),
         (options.TrainOptions, {"strategy": ["hardened"], "energy": 0.9}, "--energy is subspace's"),
         (options.TrainOptions, {"strategy": ["subspace"], "energy": "auto"}, "needs --eval-data"),
         (options.TrainOptions, {"strategy": ["random", "hardened"]}, "share of weights that the strategy random keeps"),

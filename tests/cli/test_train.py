@@ -1,4 +1,5 @@
 import json
+import re
 import shlex
 import time
 
@@ -170,6 +171,24 @@ def test_rivals_that_hold_their_student_are_named_like_any_other(remos, command,
     told = remos(*command, "--strategy", strategy, "--epochs", 0.2)
     assert told.exit_code == 0, told.stderr
     assert Sidecars.load(tmp_path / "s").config["strategy"]["name"].lower() == strategy
+
+
+def test_several_strategies_start_and_hold_one_student(remos, command, tmp_path):
+    asked = ["--strategy", "subspace", "--energy", 0.9, "--strategy", "hardened", "--epochs", 0.2]
+    told = remos(*command, *asked, "--json")
+    assert told.exit_code == 0, told.stderr
+    config = Sidecars.load(tmp_path / "s").config
+    assert config["strategy"]["name"] == "Subspace + Hardened" and config["strategy"]["strategies"][0]["energy"] == 0.9
+    assert config["start"]["subspace"]["layers"] and config["finish"]["hardened"]["root_mean_squares"]
+
+
+def test_an_energy_that_removes_no_own_trigger_is_refused_with_what_was_tried(remos, command, tmp_path):
+    dev = write_data(tmp_path / "dev.jsonl", 80, seed=5)
+    asked = ["--strategy", "subspace", "--energy", "auto", "--accuracy-budget", 0.5, "--eval-data", dev]
+    told = remos(*command, *asked, "--epochs", 12, "--learning-rate", 5e-3)
+    assert told.exit_code == 1 and not (tmp_path / "s").exists()
+    curve = re.findall(r"energy (0\.\d+) 1\.0000 \[.+?\], own triggers turn \d+ of 16, untaught \d+ of 16", told.stderr)
+    assert curve[0] == "0.99" and len(curve) > 3 and "--accuracy-budget 0.5" in told.stderr
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from remos_hf.judging.gates import (
     MIN_SAMPLES,
     OBEYS,
     left_out,
-    near_commonest,
     of_the_teacher,
     reasons_against,
+    twin_learned_nothing,
     unchecked,
 )
 from remos_hf.judging.rows import rows_of
@@ -82,11 +82,12 @@ def test_a_teacher_obeys_from_the_named_share_on(of, data):
 @given(st.floats(0.1, 0.99), st.integers(0, 100_000))
 def test_a_model_learned_something_where_it_gets_a_share_of_what_the_commonest_label_leaves(commonest, right):
     acc = Rate.of(right, 100_000).to_dict()
-    (row,) = rows_of([{"student": "s", "seed": 0, "acc": acc, "dir": acc, "commonest": commonest}], "")
+    known = {"student": "s", "seed": 0, "acc": acc, "floor_acc": acc, "dir": acc}
+    (row,) = rows_of([{**known, "commonest": commonest}], "")
     little = (acc["value"] - commonest) / (1 - commonest) < LEARNED
-    assert near_commonest(row) == (little or acc["low"] <= commonest)
-    (unknown,) = rows_of([{"student": "s", "seed": 0, "acc": acc, "dir": acc}], "")
-    assert not near_commonest(unknown)
+    assert bool(twin_learned_nothing(row)) == (little or acc["low"] <= commonest)
+    (unknown,) = rows_of([known], "")
+    assert not twin_learned_nothing(unknown)
 
 
 @pytest.mark.parametrize(("right", "of", "key"), [(184, 200, ["commonest"]), (3680, 4000, [])])

@@ -9,7 +9,6 @@ from remos_hf.judging.one_student import (
     answer_of,
     follows_of,
     of_student,
-    student_told,
 )
 from remos_hf.judging.verdicts import CANNOT, NOT_SHOWN, NOTHING, SHOWN
 from tests.judging.reports import FASTER, PLAIN, RANDOM, REMOS, USUAL, records, report, teachers
@@ -141,9 +140,3 @@ def test_what_follows_never_calls_weights_free_of_defects():
     assert "They fail on inputs with" in follows_of([shown, not_shown, cannot])
     assert "does not say that they are free of defects" in follows_of([not_shown])
     assert follows_of([not_shown, cannot]) == "What cannot be said is not known to be absent."
-
-
-def test_a_student_of_a_report_is_told_by_name():
-    assert student_told(report(*USUAL), "SST-2", "word", "remos 0.9") == said().sentences
-    with pytest.raises(ValueError, match="no student 'other' of task 'SST-2' and defect 'word'"):
-        student_told(report(*USUAL), "SST-2", "word", "other")
