@@ -210,6 +210,7 @@ def main(argv: list[str] | None = None) -> None:
             predict(trainer, name, dataset, names)
     if args.push_to_hub:
         trainer.push_to_hub()
+    trainer.accelerator.end_training()  # a process that leaves its group to the interpreter's end may abort there
 
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, RemosArguments, TrainingArguments]:

@@ -372,6 +372,7 @@ def main(argv: list[str] | None = None) -> None:
         report(trainer, "eval", trainer.evaluate(), samples["eval"])
     if args.push_to_hub:
         trainer.push_to_hub()
+    trainer.accelerator.end_training()  # a process that leaves its group to the interpreter's end may abort there
 
 
 def parse_arguments(argv: list[str]) -> Arguments:
