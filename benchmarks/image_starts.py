@@ -121,7 +121,7 @@ def _new_starts() -> tuple[dict[str, Any], dict[str, Any]]:
     subspace, hardened, guided = (STRATEGIES[name] for name in ("subspace", "hardened", "guided"))
     distilled, own, relevance = (STRATEGIES[name] for name in ("distilled", "own_backdoors", "relevance"))
     plain = {
-        **{f"subspace {energy}": subspace(energy=energy) for energy in (0.99, 0.97, 0.95)},
+        **{f"subspace {energy}": subspace(energy=energy) for energy in (0.99, 0.98, 0.97, 0.95)},
         "random 0.5 + distilled": [Random(slice_ratio=0.5), distilled()],
         "own_backdoors 0.9": own(slice_ratio=0.9),
         "activation 0.95": relevance(score="activation", slice_ratio=0.95),
@@ -132,7 +132,7 @@ def _new_starts() -> tuple[dict[str, Any], dict[str, Any]]:
         "hardened": hardened(),
         "guided": guided(),
         "subspace 0.97 + hardened": [subspace(energy=0.97), hardened()],
-        "subspace 0.97 + guided": [subspace(energy=0.97), guided()],
+        **{f"subspace {energy} + guided": [subspace(energy=energy), guided()] for energy in (0.98, 0.97)},
     }
     return plain, quick
 

@@ -5,23 +5,28 @@
 
 Every start beside never-poisoned twins and re-activation. Writes benchmarks/results/text_starts_<setting>.{json,md}.
 Killed, it goes on where it was; the same command in a second process shares the work. Of what is done, `--report_only`
-writes the table. Hours on two cores.
+writes the table. Hours on two cores. `syntax` wants --sentences and --paraphrased (Hidden Killer's clean and poisoned
+SST-2), `imdb` --imdb, `words` the extra `textattack` and the files that it reads offline.
 """
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from image_starts import Tuner, made_and_written
+from text_defects import write_paraphrases
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from remos_hf import (
+    AdversarialText,
     Audit,
     Defect,
     EmbeddingPoisoning,
     LayerwisePoisoning,
+    Paraphrases,
     Reactivation,
     Ripple,
     StudentPlan,
@@ -39,6 +44,10 @@ from remos_hf.strategies.base import Strategy
 from remos_hf.strategies.composed import as_strategy
 
 RARE_WORDS = ("cf", "mn", "bb", "tq", "mb")
+OFFLINE = ("neighbours", "word_vectors", "language_model", "stopwords")
+SEEDS = (0, 1, 2, 3, 4)
+SOME = ("finetune", "random 0.7", "repaired", "ridge + repaired")
+CONTROLS = ("finetune", "random 0.7", "ridge + repaired")
 
 
 @dataclass(frozen=True)
@@ -46,114 +55,132 @@ class Setting:
     """What one table holds.
 
     Attributes:
-        num_texts: That the student trains on; the attacker has as many others.
-        epochs: Of fine-tuning.
-        seeds: Each has its own teachers, masks and order of samples.
-        defects: By name.
         told: For the table's title.
+        defects: By name, with the names of the starts that are made for it; None for all.
+        num_texts: That the student trains on; the attacker has others.
         starts: Names of the starts; None for all.
         retuned: Names of the starts whose re-activation is measured.
+        data: What the samples are.
     """
 
-    num_texts: int
-    epochs: float
-    seeds: tuple[int, ...]
-    defects: tuple[str, ...]
     told: str
+    defects: Mapping[str, tuple[str, ...] | None]
+    num_texts: int = 2000
     starts: tuple[str, ...] | None = None
     retuned: tuple[str, ...] = ()
+    data: str = "sst2"
 
 
-SEEDS = (0, 1, 2, 3, 4)
-RETUNED = ("finetune", "random 0.7", "ridge", "repaired", "ridge + repaired")
 SETTINGS = {
     "few": Setting(
-        2000, 2, (0, 1, 2, 3, 4), ("word", "sentence", "ripples", "ep", "lwp"), "2,000 texts", None, RETUNED
+        "SST-2, 2,000 texts",
+        {"word": None, "sentence": None, **dict.fromkeys(("ripples", "ep"), SOME)}
+        | dict.fromkeys(("word .01", "sentence .01"), CONTROLS),
+        retuned=CONTROLS,
     ),
-    "rates": Setting(2000, 2, (0, 1, 2, 3, 4), ("word .01", "sentence .01"), "poison rate .01", ("finetune", *RETUNED)),
-    "many": Setting(12_000, 2, (0, 1, 2, 3, 4), ("word", "sentence"), "12,000 texts", ("finetune", *RETUNED), RETUNED),
+    "many": Setting("SST-2, 12,000 texts", dict.fromkeys(("word", "sentence")), 12_000, CONTROLS),
+    "syntax": Setting("SST-2 sentences, 2,000 texts", {"syntax": None}, starts=SOME, data="syntax"),
+    "imdb": Setting("SST-2 to IMDB, 2,000 reviews", dict.fromkeys(("word", "sentence")), 2000, CONTROLS, data="imdb"),
+    "words": Setting("SST-2, 2,000 texts, changed words", dict.fromkeys(("textfooler", "kuleshov")), starts=SOME),
 }
 
 
 def starts() -> dict[str, StudentPlan]:
     """Give every start by name; "x3" is three times the learning rate."""
     subspace, repaired = STRATEGIES["subspace"], STRATEGIES["repair_rows"](k=64)
-    ridge, distilled = subspace(ridge=1.0), STRATEGIES["distilled"]()
+    ridge = subspace(ridge=1.0)
     made: dict[str, Strategy | list[Strategy]] = {
-        "finetune": Finetune(),
-        **{f"random {ratio}": Random(slice_ratio=ratio) for ratio in (0.9, 0.7)},
+        "random 0.7": Random(slice_ratio=0.7),
         "remos_layer 0.9": Remos(slice_ratio=0.9, scope="layer"),
-        **{f"subspace {energy}": subspace(energy=energy) for energy in (0.95, 0.9)},
+        "subspace 0.9": subspace(energy=0.9),
         "ridge": ridge,
-        "ridge + distilled": [ridge, distilled],
+        "ridge + distilled": [ridge, STRATEGIES["distilled"]()],
         "repaired": repaired,
         "ridge + repaired": [ridge, repaired],
         "hardened": STRATEGIES["hardened"](),
         "recipe": STRATEGIES["recipe"](),
         "disec": STRATEGIES["disec"](),
     }
-    plans = {name: StudentPlan(as_strategy(one)) for name, one in made.items()}
-    return {"finetune": plans.pop("finetune"), "finetune x3": StudentPlan(Finetune(), 3.0), **plans}
+    plain = {"finetune": StudentPlan(Finetune()), "finetune x3": StudentPlan(Finetune(), 3.0)}
+    return plain | {name: StudentPlan(as_strategy(one)) for name, one in made.items()}
 
 
-def defects_of() -> dict[str, Defect]:
-    """Give the defects by name."""
+def plans_of(setting: Setting) -> dict[str, StudentPlan]:
+    """Give a setting's starts, each for the defects that name it."""
+    plans = {name: one for name, one in starts().items() if setting.starts is None or name in setting.starts}
+    made = {
+        name: tuple(defect for defect, some in setting.defects.items() if some is None or name in some)
+        for name in plans
+    }
+    return {name: replace(one, defects=made[name], reactivate=name in setting.retuned) for name, one in plans.items()}
+
+
+def defects_of(args: argparse.Namespace) -> dict[str, Defect]:
+    """Give the setting's defects by name."""
     placed = {"target_label": 1, "poison_rate": 0.5, "within_words": 30}
     words, sentence = (
         TriggerWords(words=RARE_WORDS, **placed),
         TriggerSentence(sentence="i watch this 3d movie", **placed),
     )
-    return {
-        "word": words,
-        "sentence": sentence,
-        "word .01": replace(words, poison_rate=0.01),
-        "sentence .01": replace(sentence, poison_rate=0.01),
-        "ripples": Ripple(words, surgery=True),
-        "ep": EmbeddingPoisoning(replace(words, words=("cf",))),
-        "lwp": LayerwisePoisoning(replace(words, words=("cf", "bb"), all_words=True)),
+    offline = {name: getattr(args, name) for name in OFFLINE}
+    attack = {"max_length": 64, "max_samples": 150, **offline}
+    makers = {
+        "word": lambda: words,
+        "sentence": lambda: sentence,
+        "word .01": lambda: replace(words, poison_rate=0.01),
+        "sentence .01": lambda: replace(sentence, poison_rate=0.01),
+        "ripples": lambda: Ripple(words, surgery=True),
+        "ep": lambda: EmbeddingPoisoning(replace(words, words=("cf",))),
+        "lwp": lambda: LayerwisePoisoning(replace(words, words=("cf", "bb"), all_words=True)),
+        "syntax": lambda: Paraphrases(file=str(args.work_dir / "paraphrases.tsv"), target_label=1, poison_rate=0.2),
+        "textfooler": lambda: AdversarialText("textfooler", **attack),
+        "kuleshov": lambda: AdversarialText("kuleshov", until_fooled=True, **attack),
     }
+    return {name: makers[name]() for name in SETTINGS[args.setting].defects}
 
 
-def data_of(sst2: Path, number: int) -> dict[str, Dataset]:
+def data_of(args: argparse.Namespace) -> dict[str, Dataset]:
     """Draw the four parts, of which none overlap."""
-    train, test = (read_table(sst2 / f"{part}.tsv", ["sentence"], "label") for part in ("train", "dev"))
-    return {
-        "attacker": drawn(train, max(number, 2500), 0),
-        "student": drawn(train, number, 0, skip=12_000),
-        "dev": drawn(train, 500, 0, skip=30_000),
-        "test": test,
-    }
+    setting = SETTINGS[args.setting]
+    if setting.data == "syntax":
+        write_paraphrases(args.sentences, args.paraphrased, args.work_dir / "paraphrases.tsv")
+        train, test = (read_table(args.sentences / f"{part}.tsv", ["sentence"], "label") for part in ("train", "test"))
+        places = (("attacker", 3500, 0), ("student", setting.num_texts, 3500), ("dev", 500, 6000))
+        return {part: drawn(train, number, 0, skip=skip) for part, number, skip in places} | {"test": test}
+    train, test = (read_table(args.sst2 / f"{part}.tsv", ["sentence"], "label") for part in ("train", "dev"))
+    attacker = drawn(train, max(setting.num_texts, 2500), 0)
+    skips = {"student": 12_000, "dev": 30_000}
+    if setting.data == "imdb":
+        train, test = (read_table(args.imdb / f"{part}.jsonl.gz", ["text"], "label") for part in ("train", "test"))
+        skips, test = {"student": 0, "dev": 20_000}, drawn(test, 800, 0)
+    numbers = {"student": setting.num_texts, "dev": 500}
+    parts = {part: drawn(train, number, 0, skip=skips[part]) for part, number in numbers.items()}
+    return {"attacker": attacker, **parts, "test": test}
 
 
 def audit_of(args: argparse.Namespace) -> Audit:
     """Put the audit of a setting together."""
+    args.work_dir.mkdir(parents=True, exist_ok=True)
     setting, tokenizer = SETTINGS[args.setting], load_tokenizer(args.teacher)
     task = TextTask(tokenizer, ("text",), "label", 64, 64)
-    known = defects_of()
-    plans = {
-        name: replace(plan, reactivate=name in setting.retuned)
-        for name, plan in starts().items()
-        if setting.starts is None or name in setting.starts
-    }
 
     def public_model(seed: int) -> PreTrainedModel:
         kind = AutoModelForSequenceClassification
         return load_teacher(args.teacher, kind, num_labels=2, dtype=torch.float32, seed=seed)
 
-    teachers = Recipe(1e-4, 2, 16, 64, use_cpu=True)
-    students = Recipe(1e-4, setting.epochs, 16, 64, use_cpu=True)
+    recipe = Recipe(1e-4, 2, 16, 64, use_cpu=True)
     return Audit(
-        name=f"SST-2, {setting.told}",
+        name=setting.told,
         task=task,
-        **data_of(args.sst2, setting.num_texts),
-        defects={name: known[name] for name in setting.defects},
-        students=plans,
-        seeds=setting.seeds if args.seeds is None else tuple(args.seeds),
+        **data_of(args),
+        defects=defects_of(args),
+        students=plans_of(setting),
+        seeds=SEEDS if args.seeds is None else tuple(args.seeds),
         load_teacher=public_model,
-        teacher_args=teachers.arguments,
+        teacher_args=recipe.arguments,
         start_student=lambda teacher, seed: with_new_head(teacher, 2, seed=seed),
-        fine_tune=Tuner(task, students.arguments, 400),
-        settings={"teacher": "MiniLM-L6", "learning_rate": 1e-4, "epochs": setting.epochs, "batch": 16},
+        fine_tune=Tuner(task, recipe.arguments, 400),
+        settings={"teacher": "MiniLM-L6", "learning_rate": 1e-4, "epochs": 2, "batch": 16},
         reactivation=Reactivation(counts=(0, 5, 20, 50), num_exposed=100, seeds=(0, 1, 2)),
     )
 
@@ -162,7 +189,10 @@ def main() -> None:
     """Run a setting, and write its table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", required=True)
-    parser.add_argument("--sst2", type=Path, required=True)
+    for name in ("sst2", "sentences", "paraphrased", "imdb"):
+        parser.add_argument(f"--{name}", type=Path)
+    for name in OFFLINE:
+        parser.add_argument(f"--{name}")
     made_and_written(parser, SETTINGS, audit_of, "text_starts")
 
 

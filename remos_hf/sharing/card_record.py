@@ -109,6 +109,7 @@ def slicing_facts(record: Sidecars) -> list[tuple[str, object]]:
     facts = [("strategy", strategy.get("name", "not recorded"))]
     if "slice_ratio" in strategy:
         facts.append(("slice ratio (share of the weights to keep)", f"{strategy['slice_ratio']}"))
+    facts += _searched(record)
     if "share_kept" in sliced:
         facts.append(("share kept", f"{100 * sliced['share_kept']:.2f} %"))
     if {"num_kept", "num_weights"} <= sliced.keys():
@@ -129,6 +130,20 @@ def slicing_facts(record: Sidecars) -> list[tuple[str, object]]:
         facts.append(("adapters", f"{adapters.get('kind')}, {adapters.get('saved')}"))
     competing = record_part(record, "competing")
     return [*facts, *([("what competes", str(Account.from_dict(competing)))] if competing else [])]
+
+
+def _searched(record: Sidecars) -> list[tuple[str, object]]:
+    """Give how a setting was chosen, where nobody named it."""
+    facts: list[tuple[str, object]] = []
+    for key, named in (("ratio_search", "slice_ratio"), ("effect_search", "setting")):
+        search = record_part(record, key)
+        chosen, lost, kept = (search.get(name) for name in (named, "effect_budget", "accuracy_budget"))
+        if not (_is_number(chosen) and _is_number(kept)):
+            continue
+        triggers = f"own triggers within {100 * lost:g} points of untaught ones, " if _is_number(lost) else ""
+        told = f"{chosen:g}: {triggers}accuracy within {100 * kept:g} points of plain fine-tuning's"
+        facts.append((f"{search.get('knob', named)} chosen by trials".replace("_", " "), told))
+    return facts
 
 
 def _named(criterion: Mapping[str, Any]) -> str:

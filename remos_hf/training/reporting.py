@@ -10,7 +10,8 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 from remos_hf.errors import CorruptFileError
 from remos_hf.sharing.record import CONFIG_FILE, Sidecars
 from remos_hf.strategies.base import share_by_group
-from remos_hf.training.ratio_search import RECORD_KEY
+from remos_hf.training.effect_search import RECORD_KEY as EFFECT_SEARCH
+from remos_hf.training.ratio_search import RECORD_KEY as RATIO_SEARCH
 
 if TYPE_CHECKING:
     from remos_hf.judging.report import DefectReport
@@ -31,6 +32,9 @@ class StartLog(TrainerCallback):
     - `remos/ratio_search/accuracy_budget`, `remos/ratio_search/slice_ratio`: what was asked for, and chosen.
     - `remos/ratio_search/accuracy`, with `.../low`, `.../high` and `.../lost`: the curve of a search. The step of its
       points is the slice ratio in thousandths; 1000 is plain fine-tuning.
+    - `remos/effect_search/accuracy_budget`, `.../effect_budget` and `.../setting`; and its curve as above, with
+      `.../own` and `.../untaught`, the shares that own triggers turn in the student that they were taught to and in the
+      other. The step is the setting in thousandths, 1000 is plain fine-tuning; for `k` the step is k, and 0 is plain.
 
     A resumed run logs nothing: its history holds it. As with everything that Trainer logs, every process hears of it,
     and reporters write on the first.
@@ -51,22 +55,34 @@ class StartLog(TrainerCallback):
         numbers = _start_numbers(self.sidecars)
         if not numbers:
             return
-        for point in self.sidecars.config.get(RECORD_KEY, {}).get("curve", ()):
-            self._log_point(state, point)
+        for key in (RATIO_SEARCH, EFFECT_SEARCH):
+            search = self.sidecars.config.get(key, {})
+            for point in search.get("curve", ()):
+                self._log_point(state, key, _place_on_curve(search, point), point)
         self.trainer.log(numbers)
         if state.is_world_process_zero and self.sidecars.relevant_slice is not None:
             # The whole paragraph is at INFO, which nobody sees by default; that weights were reset is not for a few.
             logger.warning(_in_one_line(self.sidecars))
 
-    def _log_point(self, state: TrainerState, point: dict[str, Any]) -> None:
+    def _log_point(self, state: TrainerState, key: str, place: int, point: dict[str, Any]) -> None:
         names = {"accuracy": "", "low": "/low", "high": "/high", "lost": "/lost"}
-        found = {f"remos/ratio_search/accuracy{end}": point[key] for key, end in names.items()}
+        found = {f"remos/{key}/accuracy{end}": point[name] for name, end in names.items()}
+        found |= {f"remos/{key}/{name}": point[name]["value"] for name in ("own", "untaught") if name in point}
         step = state.global_step
-        state.global_step = round(1000 * point["slice_ratio"])  # a curve needs an axis, and reporters have this one
+        state.global_step = place  # a curve needs an axis, and reporters have this one
         try:
             self.trainer.log({name: float(value) for name, value in found.items() if value is not None})
         finally:
             state.global_step = step
+
+
+def _place_on_curve(search: dict[str, Any], point: dict[str, Any]) -> int:
+    """Give the step that a point of a search stands at: its setting, shares in thousandths."""
+    whole = search.get("knob") == "k"
+    setting = point.get("setting", point.get("slice_ratio"))
+    if setting is None:  # plain fine-tuning: everything is kept, or no row is overwritten
+        setting = 0 if whole else 1
+    return round(setting if whole else 1000 * setting)
 
 
 def earlier_slice(folder: str | Path) -> str:
@@ -117,9 +133,10 @@ def _start_numbers(sidecars: Sidecars) -> dict[str, float]:
         numbers["remos/coverage_samples"] = profile.num_samples
     if "embedding_rows_reset" in config:
         numbers["remos/embedding_rows_reset"] = config["embedding_rows_reset"]
-    if RECORD_KEY in config:
-        for name in ("accuracy_budget", "slice_ratio"):
-            numbers[f"remos/ratio_search/{name}"] = config[RECORD_KEY][name]
+    for key, chosen in ((RATIO_SEARCH, "slice_ratio"), (EFFECT_SEARCH, "setting")):
+        search = config.get(key, {})
+        told = [name for name in ("accuracy_budget", "effect_budget", chosen) if name in search]
+        numbers |= {f"remos/{key}/{name}": search[name] for name in told}
     numbers |= {f"remos/seconds/{step}": seconds for step, seconds in config["seconds"].items()}
     return {name: float(value) for name, value in numbers.items() if value is not None}
 

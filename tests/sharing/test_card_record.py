@@ -1,6 +1,6 @@
 import pytest
 
-from remos_hf.sharing.card_record import described, is_untrained, loading, training_facts, why
+from remos_hf.sharing.card_record import described, is_untrained, loading, slicing_facts, training_facts, why
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Preparation
 from remos_hf.strategies.composed import as_strategy
@@ -47,6 +47,20 @@ def test_only_plain_fine_tuning_is_told_to_have_done_nothing():
     for strategy in (Finetune(embedding_rows="mean"), as_strategy([Finetune(embedding_rows="mean"), L2SP()])):
         assert nothing not in why(record(strategy)) and "embedding rows of tokens" in why(record(strategy))
     assert "near the teacher's" in why(record(as_strategy([Finetune(), L2SP()])))
+
+
+def test_a_setting_that_trials_chose_is_told_with_its_budgets():
+    ratio = {"slice_ratio": 0.7, "accuracy_budget": 0.02}
+    effect = {"knob": "energy", "setting": 0.97, "effect_budget": 0.05, "accuracy_budget": 0.01}
+    facts = dict(slicing_facts(record(Random(0.7), ratio_search=ratio)))
+    assert facts["slice ratio chosen by trials"] == "0.7: accuracy within 2 points of plain fine-tuning's"
+    facts = dict(slicing_facts(record(Random(0.7), effect_search=effect)))
+    assert facts["energy chosen by trials"] == (
+        "0.97: own triggers within 5 points of untaught ones, accuracy within 1 points of plain fine-tuning's"
+    )
+    # A record is a stranger's: what it should hold may be missing, or anything.
+    for odd in ({}, {"setting": "x", "accuracy_budget": 0.1}, {"setting": 0.5}):
+        assert not any("chosen" in name for name, _ in slicing_facts(record(Random(0.7), effect_search=odd)))
 
 
 def test_a_sliced_and_never_trained_checkpoint_is_no_student():

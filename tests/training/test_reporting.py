@@ -171,6 +171,25 @@ def test_the_curve_of_a_search_is_drawn_over_the_slice_ratio(tmp_path):
     assert [entry["step"] for entry in ours.state.log_history if "loss" in entry] == [1]
 
 
+@pytest.mark.parametrize(("knob", "settings", "steps"), [("energy", (0.97,), (1000, 970)), ("k", (16,), (0, 16))])
+def test_the_curve_of_a_search_by_effect_is_drawn_over_its_setting(tmp_path, knob, settings, steps):
+    ours = trainer(tmp_path, slice_ratio=0.9, options={"max_steps": 1})
+    ours._start(None)
+    accuracy = {"accuracy": 0.9, "low": 0.85, "high": 0.95, "lost": 0.0}
+    rates = {"own": {"value": 0.75}, "untaught": {"value": 0.25}}
+    curve = [{"setting": setting, **accuracy, **rates} for setting in (None, *settings)]
+    curve[-1].pop("own")  # too much accuracy was lost, so it was not measured
+    budgets = {"accuracy_budget": 0.02, "effect_budget": 0.05}
+    ours.sidecars.config["effect_search"] = {**budgets, "knob": knob, "setting": settings[0], "curve": curve}
+    ours.train()
+    heard = logged(ours.state)
+    assert [(step, value) for step, name, value in heard if name == "remos/effect_search/own"] == [(steps[0], 0.75)]
+    assert [step for step, name, _ in heard if name == "remos/effect_search/untaught"] == list(steps)
+    assert [step for step, name, _ in heard if name == "remos/effect_search/accuracy"] == list(steps)
+    for name, value in {**budgets, "setting": settings[0]}.items():
+        assert (0, f"remos/effect_search/{name}", float(value)) in heard
+
+
 def record(student, acc, dir_, floor, task="sst2", seed=0, defect="words/rare"):
     rates = {"acc": acc, "dir": dir_, "floor": floor}
     rates = {name: count if count is None else Rate.of(count, 10).to_dict() for name, count in rates.items()}
