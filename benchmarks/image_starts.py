@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from datasets import Dataset
 from torch import nn
-from transformers import TrainingArguments
+from transformers import AutoModelForImageClassification, TrainingArguments
 from transformers.utils import logging as hf_logging
 
 from remos_hf import (
@@ -36,6 +37,7 @@ from remos_hf import (
     PatchTrigger,
     Reactivation,
     StudentPlan,
+    load_teacher,
     report_of,
     run_audit,
     with_new_head,
@@ -69,6 +71,7 @@ class Setting:
         starts: Names of the starts; None for all.
         retuned: Names of the starts whose re-activation is measured.
         other_classes: The student's task is told apart by other classes than the attacker's.
+        mobilenet: The teacher is that of --mobilenet, at 64 pixels.
     """
 
     num_images: int
@@ -79,11 +82,13 @@ class Setting:
     starts: tuple[str, ...] | None = None
     retuned: tuple[str, ...] = ()
     other_classes: bool = False
+    mobilenet: bool = False
 
 
 ALL = ("patch", "blended", "latent", "penultimate", "away", "coverage")
 BOTH = "subspace 0.97 + hardened x3"
 RETUNED = ("finetune", "random 0.5", "random 0.7 x3", "subspace 0.95", "subspace 0.97", "hardened x3", BOTH)
+SECOND = ("finetune", "finetune x3", "random 0.7 x3", "subspace 0.97", "guided x3", "hardened x3")
 CHOSEN = (
     *("finetune", "finetune x3", "random 0.5 x3", "random 0.7 x3", "remos_layer 0.95"),
     *("subspace 0.95", "subspace 0.97", "guided x3", "hardened x3", BOTH),
@@ -92,6 +97,9 @@ SETTINGS = {
     "few": Setting(1000, 150, (0, 1, 2, 3, 4), ALL, "1,000 images, 150 steps", retuned=RETUNED),
     "many": Setting(6000, 600, (0, 1, 2, 3, 4), ("patch", "blended", "penultimate"), "6,000 images, 600 steps", CHOSEN),
     "other": Setting(3000, 450, (0, 1, 2, 3, 4), ("patch", "penultimate"), "other classes", CHOSEN, other_classes=True),
+    "mobilenet": Setting(
+        *(1000, 150, (0, 1, 2, 3, 4), ("patch", "penultimate"), "1,000 images, MobileNetV2"), SECOND, mobilenet=True
+    ),
 }
 
 
@@ -210,7 +218,10 @@ def audit_of(args: argparse.Namespace) -> Audit:
     setting = SETTINGS[args.setting]
     data = data_of(args.cifar, setting)
     labels = data["student"].features["label"].num_classes
-    task = ImageTask(ImageInput(size=(24, 24), crop_share=0.75), batch_size=100)
+    images = ImageInput(size=(24, 24), crop_share=0.75)
+    if setting.mobilenet:
+        images = ImageInput((64, 64), (0.5,) * 3, (0.5,) * 3, crop_share=1.0)
+    task = ImageTask(images, batch_size=100)
     retuned = setting.retuned
     plans = {
         name: replace(plan, reactivate=name in retuned)
@@ -218,9 +229,12 @@ def audit_of(args: argparse.Namespace) -> Audit:
         if setting.starts is None or name in setting.starts
     }
     known = defects_of(args.patch)
-    rate = 1e-2
+    rate, teacher = 1e-2, "MobileNetV2 (ImageNet)" if setting.mobilenet else "ResNet-20 (CIFAR-10)"
 
-    def load_teacher(seed: int) -> nn.Module:
+    def public_model(seed: int) -> nn.Module:
+        if setting.mobilenet:
+            kind = AutoModelForImageClassification
+            return load_teacher(args.mobilenet, kind, num_labels=labels, dtype=torch.float32, seed=seed)
         model = ImageClassifier(cifar_resnet(args.cifar_resnet), head=("linear",))
         return model if not setting.other_classes else with_new_head(model, 5, seed=seed)
 
@@ -231,11 +245,11 @@ def audit_of(args: argparse.Namespace) -> Audit:
         defects={name: known[name] for name in setting.defects},
         students=plans,
         seeds=setting.seeds if args.seeds is None else tuple(args.seeds),
-        load_teacher=load_teacher,
+        load_teacher=public_model,
         teacher_args=lambda seed, folder: sgd(400, rate, seed, folder),
         start_student=lambda teacher, seed: with_new_head(teacher, labels, seed=seed),
         fine_tune=Tuner(task, lambda seed, folder, factor: sgd(setting.steps, factor * rate, seed, folder), 400),
-        settings={"teacher": "ResNet-20 (CIFAR-10)", "learning_rate": rate, "steps": setting.steps, "batch": BATCH},
+        settings={"teacher": teacher, "learning_rate": rate, "steps": setting.steps, "batch": BATCH},
         reactivation=Reactivation(
             counts=(0, 5, 20, 50), learning_rate=3e-4, batch_size=16, num_exposed=100, seeds=(0, 1, 2)
         ),
@@ -247,6 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cifar", type=Path, required=True)
     parser.add_argument("--cifar_resnet", type=Path, required=True)
+    parser.add_argument("--mobilenet", help="folder of a transformers image classifier, for the setting of that name")
     parser.add_argument("--patch", type=Path, help="image file of the patch; a checkerboard if not given")
     made_and_written(parser, SETTINGS, audit_of, "image_starts")
 

@@ -72,11 +72,11 @@ class Setting:
 
 
 SETTINGS = {
-    "few": Setting(
-        "SST-2, 2,000 texts",
-        {"word": None, "sentence": None, **dict.fromkeys(("ripples", "ep"), SOME)}
-        | dict.fromkeys(("word .01", "sentence .01"), CONTROLS),
-        retuned=CONTROLS,
+    "few": Setting("SST-2, 2,000 texts", dict.fromkeys(("word", "sentence")), retuned=CONTROLS),
+    "more": Setting(
+        "SST-2, 2,000 texts, other backdoors",
+        dict.fromkeys(("ripples", "ep"), SOME) | dict.fromkeys(("word .01", "sentence .01"), CONTROLS),
+        starts=SOME,
     ),
     "many": Setting("SST-2, 12,000 texts", dict.fromkeys(("word", "sentence")), 12_000, CONTROLS),
     "syntax": Setting("SST-2 sentences, 2,000 texts", {"syntax": None}, starts=SOME, data="syntax"),

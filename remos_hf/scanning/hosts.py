@@ -91,9 +91,10 @@ def read_texts(student: nn.Module, batches: Iterable, *, seed: int, room: int) -
 
     Raises:
         TypeError: The student has no input embeddings, or a batch has no `input_ids` or no label of a class.
-        ValueError: There is no sample, or a token that the embeddings have no row for.
+        ValueError: There is no sample, a token that the embeddings have no row for, or a label that is no class.
     """
     number = len(input_embeddings(student).weight)
+    classes = getattr(student.config, "num_labels", None)
     texts = Texts(torch.zeros(number, dtype=torch.int64), max(1, min(_LONGEST, _positions(student) - room)))
     drawn, met = random.Random(seed), {}
     for ids, label in _samples(batches):
@@ -101,6 +102,11 @@ def read_texts(student: nn.Module, batches: Iterable, *, seed: int, room: int) -
             raise ValueError(
                 f"The data holds the token {int(ids.max()):,}, but the student's embeddings have {number:,} rows. "
                 "Tokenize it with the student's own tokenizer."
+            )
+        if label < 0 or (classes is not None and label >= classes):
+            raise ValueError(
+                f"The data holds the label {label}, but the student answers {classes} classes, 0 to {classes - 1}. "
+                "Give data of its own task, whose labels are numbered as the student's."
             )
         texts.counts += torch.bincount(ids, minlength=number)
         texts.num_samples += 1
@@ -241,7 +247,7 @@ def short_hosts(texts: Texts, reader: Reader, number: int, body: int) -> dict[in
     """Choose beginnings of texts that the model is surest of, a few of each label; body: tokens of each."""
     found = {}
     for label, rows in texts.rows.items():
-        body = min(body, texts.limit - texts.start - texts.end)
+        body = max(1, min(body, texts.limit - texts.start - texts.end))
         hosts = [texts.host(label, (row,), body) for row in range(len(rows))]
         gaps = reader.right(hosts)
         order = sorted((place for place, gap in enumerate(gaps) if gap > 0), key=lambda place: -gaps[place])

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from remos_hf.scanning.hosts import margins, read_texts, reading, short_hosts, strong_hosts, turning
@@ -89,3 +90,20 @@ def test_turning_is_the_mean_over_hosts_of_other_labels():
             for label in (0, 1)
         ]  # fmt: skip
         assert torch.allclose(turning(reader, hosts, piece), torch.stack(by_hand), atol=1e-6)
+
+
+@pytest.mark.parametrize("label", [-100, 7])
+def test_a_label_that_is_no_class_of_the_student_is_named(label):
+    batch = {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 10]]), "labels": torch.tensor([0, label])}
+    with pytest.raises(ValueError, match=f"the label {label}, but the student answers 2 classes"):
+        texts([batch])
+
+
+def test_a_long_common_beginning_leaves_a_token_of_each_text():
+    # As of an instruction before every text: longer than a host may be.
+    rows = torch.cat([torch.full((8, 29), 5), torch.arange(10, 26).view(8, 2)], 1)
+    found = texts([{"input_ids": rows, "labels": torch.tensor([0, 1] * 4)}])
+    assert found.start == 29 and found.limit == 29
+    with reading(trained.student()) as reader:
+        searched = short_hosts(found, reader, 4, 4)
+    assert all(len(host.ids) == 30 for some in searched.values() for host in some)
