@@ -40,8 +40,16 @@ TEACHER = Kind("teacher", "the teacher")
 UNKNOWN = Kind("unknown", "a student whose making is not recorded")
 MIXED = Kind("mixed", "students made in several ways under one name")
 
-# What `slice_ratio=` and the commands do unless told otherwise: its row and its accuracy are always shown.
-RECOMMENDED = REMOS
+
+def together(*kinds: Kind) -> Kind:
+    """Give the kind of students that are started and held in several ways at once."""
+    return Kind(" + ".join(one.key for one in kinds), " with ".join(one.name for one in kinds))
+
+
+# What `slice_ratio=` does: its row and its accuracy are always shown.
+PUBLISHED = REMOS
+# What commands do unless told otherwise (cli/options.py): shown first wherever it was measured.
+RECOMMENDED = (together(SUBSPACE, GUIDED),)
 
 _RULES = {
     "Random": RANDOM,
@@ -72,7 +80,7 @@ def kind_of(made: Mapping[str, Any], *, reference: bool = False) -> Kind:
         return PLAIN if reference else UNKNOWN
     kinds = [_kind_of_one(one) for one in parts]
     if len(kinds) > 1:
-        return Kind(" + ".join(one.key for one in kinds), " with ".join(one.name for one in kinds))
+        return together(*kinds)
     if kinds[0] is PLAIN and made.get("lr_factor", 1) > 1:
         return FASTER
     return kinds[0]
