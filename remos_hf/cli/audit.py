@@ -37,7 +37,7 @@ from remos_hf.cli.defects_asked import (
     defects_of_texts,
     target_of,
 )
-from remos_hf.cli.options import ALL, AuditOptions
+from remos_hf.cli.options import ALL, RECOMMENDED_FOR_IMAGES, AuditOptions
 from remos_hf.cli.profile import number_to_profile
 from remos_hf.cli.report import report_files
 from remos_hf.cli.teacher import Teacher, identity
@@ -52,6 +52,7 @@ from remos_hf.judging.words import count_told
 from remos_hf.strategies.plain import Finetune
 
 _DEFAULT_DEFECTS = (("word", "sentence"), ("patch", "blended"))
+_RULES = ["random", "remos"]  # for images also the recommended start
 _MAX_LENGTH = 64
 _SAMPLES = 2000  # of each source: with two rules and three seeds about half an hour on two cores
 _QUICK_SAMPLES = 1000
@@ -207,7 +208,7 @@ def _audit(asked: AuditOptions) -> tuple[Audit, dict[str, Any], Recipe, Recipe]:
         students=standard_students(
             asked.slice_ratios[:1] if asked.quick else asked.slice_ratios,
             reactivate=bool(counts) and not asked.quick,
-            rules=asked.rules,
+            rules=asked.rules or (_RULES + ["+".join(RECOMMENDED_FOR_IMAGES)] * named.reads_images),
         ),
         seeds=asked.seeds[:1] if asked.quick else asked.seeds,
         load_teacher=lambda seed: named.load(num_labels["attacker"], seed, names["attacker"]),

@@ -332,11 +332,12 @@ class AuditOptions:
     rules: Annotated[
         list[str],
         Option(
-            help="How students choose what to reset: random remos, and if named top_magnitude mag_prune remos_layer. "
-            "Or how they start otherwise: subspace hardened guided distilled, or several joined by +. Plain "
-            "fine-tuning at two rates and training from scratch are always made."
+            help="How students choose what to reset: random remos top_magnitude mag_prune remos_layer. Or how they "
+            "start otherwise: subspace hardened guided distilled, or several joined by +. Default: random remos, for "
+            f"images also {'+'.join(RECOMMENDED_FOR_IMAGES)}. Plain fine-tuning at two rates and training from scratch "
+            "are always made."
         ),
-    ] = field(default_factory=lambda: ["random", "remos"])
+    ] = field(default_factory=list)
     seeds: Annotated[list[int], Option(min=0, help="A run each. Below three, students cannot be compared.")] = field(
         default_factory=lambda: [0, 1, 2]
     )

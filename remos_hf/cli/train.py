@@ -285,7 +285,7 @@ def _with_start(asked: TrainOptions, reads_images: bool) -> TrainOptions:
             "Give --slice-ratio, the share of weights to keep, or --strategy: for texts no start is recommended."
         )
     start = list(RECOMMENDED_FOR_IMAGES)
-    tell(f"No start was named: --strategy {' --strategy '.join(start)}, as is recommended for images.")
+    tell(f"No start was named: --strategy {' '.join(start)}, as is recommended for images.")
     return replace(asked, strategy=start)
 
 

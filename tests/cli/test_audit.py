@@ -6,6 +6,8 @@ from datasets import Dataset
 from PIL import Image
 
 import remos_hf.cli.audit as audit
+from remos_hf import image_classifier
+from remos_hf.auditing.student_files import save_timm_student
 from remos_hf.cli.answer import NOTHING_SAID
 from remos_hf.cli.options import AuditOptions
 from remos_hf.judging.report import DefectReport
@@ -253,3 +255,18 @@ def test_reactivation_takes_no_more_poisoned_samples_than_there_are(teacher, tmp
     retuned = {plan.reactivate for plan in planned.students.values()}
     assert retuned == {bool(counts)} and (planned.reactivation.counts == counts or not counts)
     assert ("reactivation_left_out" in planned.told) == (counts != audit._COUNTS)
+
+
+@pytest.mark.timm
+def test_an_audit_of_images_makes_the_recommended_start_too(tmp_path):
+    pytest.importorskip("timm")
+    save_timm_student(image_classifier("test_resnet", 5, seed=1, pretrained=False), tmp_path / "net")
+    for shade, name in enumerate(("daisy", "rose")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (40, 32), (80 * shade, 10 * number, 90)).save(tmp_path / "images" / name / f"{number}.png")
+    asked = {"teacher": f"timm/local-dir:{tmp_path / 'net'}", "data": str(tmp_path / "images")}
+    planned = audit._audit(AuditOptions(**asked, output=tmp_path / "a", quick=True))[0]
+    assert {"random 0.9", "remos 0.9", "subspace + guided"} < set(planned.students)
+    named = audit._audit(AuditOptions(**asked, output=tmp_path / "a", quick=True, rules=["random"]))[0]
+    assert not any("subspace" in name or "remos" in name for name in named.students)

@@ -252,7 +252,7 @@ def test_where_no_start_is_named_images_get_the_recommended_one_and_texts_are_as
     remos, of_timm, images, command, tmp_path
 ):
     told = remos("train", of_timm, "--train-data", images, "--output", tmp_path / "s", "--epochs", 1)
-    assert told.exit_code == 0 and "--strategy subspace --strategy guided, as is recommended" in told.stderr
+    assert told.exit_code == 0 and "--strategy subspace guided, as is recommended" in told.stderr
     config = Sidecars.load(tmp_path / "s").config
     assert config["strategy"]["name"] == "Subspace + Guided"
     assert "--strategy subspace guided" in config["command"]
