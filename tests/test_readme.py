@@ -331,3 +331,32 @@ def test_in_chromium_the_eight_lines_are_seen_without_scrolling(tmp_path):
     assert figure > 150  # it was loaded
     assert bottom < 900
     assert too_wide <= 0  # no line of code and no table is cut off
+
+
+def test_the_table_of_starts_holds_the_means_of_its_report():
+    """Accuracy beside the patch, DIR and floors of the backdoors, and the patch after 50 poisoned samples."""
+    records = json.loads((RESULTS / "image_starts_few.json").read_text(encoding="utf-8"))["records"]
+    named = {
+        "plain fine-tuning": "finetune",
+        "... at 3 times the rate": "finetune x3",
+        "a random reset of 30 %, 3 times the rate": "random 0.7 x3",
+        "ReMoS at .95": "remos 0.95",
+        "`[Subspace(), Guided()]`, 3 times the rate": "subspace 0.97 + guided x3",
+        "`[Subspace(), Hardened()]`, 3 times the rate": "subspace 0.97 + hardened x3",
+    }
+
+    def mean(rates):
+        held = [one["value"] for one in rates if one]
+        return f"{100 * sum(held) / len(held):.0f}"
+
+    for told, student in named.items():
+        mine = {defect: [one for one in records if (one["student"], one["defect"]) == (student, defect)]
+                for defect in ("patch", "blended", "latent")}  # fmt: skip
+        cells = [mean(one["acc"] for one in mine["patch"])]
+        for of in mine.values():
+            whole = len(of) == 5
+            cells.append(f"{mean(x['dir'] for x in of)} [{mean(x['floor'] for x in of)}]" if whole else "-")
+        again = [one for one in mine["patch"] if one.get("reactivation")]
+        curves = [[one[of]["50"] for one in again] for of in ("reactivation", "floor_reactivation")]
+        cells.append("{} [{}]".format(*map(mean, curves)) if again else "-")
+        assert f"| {told} | {' | '.join(cells)} |" in README, cells
