@@ -30,6 +30,17 @@ _WHY = {
     "TopMagnitude": "The largest weights were reset, whatever the data. It is a comparison: ReMoS without coverage.",
     "MagPrune": "The smallest weights were reset, whatever the data. It is a comparison.",
     "Random": "Random weights were reset, whatever the data. It is the comparison that any rule has to beat.",
+    "Subspace": "Every layer was rebuilt before training on the directions of its inputs that the task's own data "
+    "shows, fitted to what the teacher's layer makes of that data; what lies along the others was given up (with a "
+    "ridge: damped). The idea: a defect lies where the data does not look. Whether it holds here is what was measured "
+    "below, or was not.",
+    "Guided": "While it trained, part of every batch was moved a step along the teacher's own features, under its true "
+    "labels.",
+    "Hardened": "While it trained, part of every batch carried perturbations that all inputs share and that grew "
+    "against the student, under its true labels.",
+    "Distilled": "While it trained, its features were held to the teacher's on the task's clean data.",
+    "RepairRows": "When it was trained, the embedding rows that turn it most, of tokens that the task's data never "
+    "shows, were overwritten with those of other such tokens.",
     "L2SP": "L2-SP held the weights near the teacher's while they trained: it keeps what the teacher knows, its "
     "defects included.",
 }

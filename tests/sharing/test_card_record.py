@@ -4,9 +4,11 @@ from remos_hf.sharing.card_record import described, is_untrained, loading, slici
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Preparation
 from remos_hf.strategies.composed import as_strategy
+from remos_hf.strategies.guided import Guided
 from remos_hf.strategies.l2sp import L2SP
 from remos_hf.strategies.plain import Finetune, Retrain
 from remos_hf.strategies.slice_and_reset import Random, Remos
+from remos_hf.strategies.subspace import Subspace
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning")
@@ -39,6 +41,11 @@ def test_a_higher_learning_rate_is_told():
 def test_several_strategies_are_all_named_and_told_of():
     held = Sidecars({"strategy": {"name": "x", "strategies": [Remos(0.9).to_dict(), L2SP().to_dict()]}})
     assert "made by ReMoS with L2SP." in described(held, "") and "ReMoS keeps the weights" in why(held)
+
+
+def test_what_is_recommended_is_told_part_by_part():
+    told = why(record(as_strategy([Subspace(), Guided()])))
+    assert "rebuilt before training on the directions" in told and "a step along the teacher's own features" in told
 
 
 def test_only_plain_fine_tuning_is_told_to_have_done_nothing():
