@@ -87,7 +87,7 @@ SETTINGS = {
 
 def starts() -> dict[str, StudentPlan]:
     """Give every start by name; "x3" is three times the learning rate."""
-    subspace, repaired = STRATEGIES["subspace"], STRATEGIES["repair_rows"](k=64)
+    subspace, repaired = STRATEGIES["subspace"], STRATEGIES["repair_rows"](k=64, bf16=True)
     ridge = subspace(ridge=1.0)
     made: dict[str, Strategy | list[Strategy]] = {
         "random 0.7": Random(slice_ratio=0.7),

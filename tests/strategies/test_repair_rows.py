@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 
+from remos_hf.activations import watch
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.strategies.repair_rows import LADDER, RepairRows
 from remos_hf.strategies.student_data import StudentData
@@ -44,6 +45,15 @@ def test_a_planted_row_gets_an_unseen_row_of_middling_effect_and_turns_nothing_a
     untouched = [row for row in (*trained.UNSEEN, 3, 4) if row not in changed]
     for row in changed:
         assert any(torch.equal(after[row], before[other]) for other in untouched)
+
+
+def test_a_planted_row_is_found_in_bfloat16_too():
+    model = trained.student([(45, 1)])
+    asked = []
+    with watch({"head": model.classifier}, lambda name, given, made: asked.append(made.dtype)):
+        told, *_ = repaired(model, RepairRows(k=1, bf16=True))
+    assert told["rows"]["1"] == [45] and turned(model, 45, 1) < 0.1
+    assert asked and set(asked) == {torch.bfloat16}
 
 
 def test_the_seed_decides_what_stands_in():
