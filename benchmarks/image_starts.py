@@ -11,7 +11,7 @@ command in a second process shares the work. Of what is done, `--report_only` wr
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,14 @@ def _new_starts() -> tuple[dict[str, Any], dict[str, Any]]:
     return plain, quick
 
 
+def chosen(plans: Mapping[str, StudentPlan], names: Sequence[str] | None) -> dict[str, StudentPlan]:
+    """Give the plans of these names; of all if none are given."""
+    unknown = [name for name in names or () if name not in plans]
+    if unknown:
+        raise SystemExit(f"--starts takes {', '.join(map(repr, plans))}, but got {unknown[0]!r}.")
+    return {name: plan for name, plan in plans.items() if not names or name in names}
+
+
 def defects_of(patch: Path | None) -> dict[str, Defect]:
     """Give the defects by name, on 24 pixels."""
     common = {"target_label": 0, "poison_rate": 0.2}
@@ -232,8 +240,7 @@ def audit_of(args: argparse.Namespace) -> Audit:
     retuned, on_patch = setting.retuned, tuple(name for name in ON_PATCH if name in setting.defects)
     plans = {
         name: replace(plan, reactivate=name in retuned, defects=on_patch if name in BEATEN else None)
-        for name, plan in starts().items()
-        if setting.starts is None or name in setting.starts
+        for name, plan in chosen(starts(), args.starts or setting.starts).items()
     }
     known = defects_of(args.patch)
     rate, teacher = 1e-2, "MobileNetV2 (ImageNet)" if setting.mobilenet else "ResNet-20 (CIFAR-10)"
@@ -289,6 +296,9 @@ def made_and_written(
     """
     parser.add_argument("--setting", choices=sorted(settings), default="few")
     parser.add_argument("--seeds", type=int, nargs="+", help="some of the setting's; all if not given")
+    parser.add_argument(
+        "--starts", nargs="+", help="some of the setting's, others may be added later; all if not given"
+    )
     parser.add_argument("--work_dir", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder of the table")
     parser.add_argument("--report_only", action="store_true", help="write the table of what is done")

@@ -10,13 +10,13 @@ SST-2), `imdb` --imdb, `words` the extra `textattack` and the files that it read
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from image_starts import Tuner, made_and_written
+from image_starts import Tuner, chosen, made_and_written
 from text_defects import write_paraphrases
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
@@ -105,9 +105,9 @@ def starts() -> dict[str, StudentPlan]:
     return plain | {name: StudentPlan(as_strategy(one)) for name, one in made.items()}
 
 
-def plans_of(setting: Setting) -> dict[str, StudentPlan]:
-    """Give a setting's starts, each for the defects that name it."""
-    plans = {name: one for name, one in starts().items() if setting.starts is None or name in setting.starts}
+def plans_of(setting: Setting, some: Sequence[str] | None) -> dict[str, StudentPlan]:
+    """Give a setting's starts, or some of them, each for the defects that name it."""
+    plans = chosen(starts(), some or setting.starts)
     made = {
         name: tuple(defect for defect, some in setting.defects.items() if some is None or name in some)
         for name in plans
@@ -174,7 +174,7 @@ def audit_of(args: argparse.Namespace) -> Audit:
         task=task,
         **data_of(args),
         defects=defects_of(args),
-        students=plans_of(setting),
+        students=plans_of(setting, args.starts),
         seeds=SEEDS if args.seeds is None else tuple(args.seeds),
         load_teacher=public_model,
         teacher_args=recipe.arguments,
