@@ -341,6 +341,7 @@ def test_the_table_of_starts_holds_the_means_of_its_report():
         "... at 3 times the rate": "finetune x3",
         "a random reset of 30 %, 3 times the rate": "random 0.7 x3",
         "ReMoS at .95": "remos 0.95",
+        "`[Subspace(), Guided()]`": "subspace 0.97 + guided",
         "`[Subspace(), Guided()]`, 3 times the rate": "subspace 0.97 + guided x3",
         "`[Subspace(), Hardened()]`, 3 times the rate": "subspace 0.97 + hardened x3",
     }

@@ -52,7 +52,8 @@ from remos_hf.judging.words import count_told
 from remos_hf.strategies.plain import Finetune
 
 _DEFAULT_DEFECTS = (("word", "sentence"), ("patch", "blended"))
-_RULES = ["random", "remos"]  # for images also the recommended start
+_RULES = ("random", "remos")
+_RULES_OF_IMAGES = (*_RULES, "+".join(RECOMMENDED_FOR_IMAGES))
 _MAX_LENGTH = 64
 _SAMPLES = 2000  # of each source: with two rules and three seeds about half an hour on two cores
 _QUICK_SAMPLES = 1000
@@ -208,7 +209,7 @@ def _audit(asked: AuditOptions) -> tuple[Audit, dict[str, Any], Recipe, Recipe]:
         students=standard_students(
             asked.slice_ratios[:1] if asked.quick else asked.slice_ratios,
             reactivate=bool(counts) and not asked.quick,
-            rules=asked.rules or (_RULES + ["+".join(RECOMMENDED_FOR_IMAGES)] * named.reads_images),
+            rules=asked.rules or (_RULES_OF_IMAGES if named.reads_images else _RULES),
         ),
         seeds=asked.seeds[:1] if asked.quick else asked.seeds,
         load_teacher=lambda seed: named.load(num_labels["attacker"], seed, names["attacker"]),

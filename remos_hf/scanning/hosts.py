@@ -94,7 +94,7 @@ def read_texts(student: nn.Module, batches: Iterable, *, seed: int, room: int) -
         ValueError: There is no sample, a token that the embeddings have no row for, or a label that is no class.
     """
     number = len(input_embeddings(student).weight)
-    classes = getattr(student.config, "num_labels", None)
+    classes = student.config.num_labels
     texts = Texts(torch.zeros(number, dtype=torch.int64), max(1, min(_LONGEST, _positions(student) - room)))
     drawn, met = random.Random(seed), {}
     for ids, label in _samples(batches):
@@ -103,7 +103,7 @@ def read_texts(student: nn.Module, batches: Iterable, *, seed: int, room: int) -
                 f"The data holds the token {int(ids.max()):,}, but the student's embeddings have {number:,} rows. "
                 "Tokenize it with the student's own tokenizer."
             )
-        if label < 0 or (classes is not None and label >= classes):
+        if not 0 <= label < classes:
             raise ValueError(
                 f"The data holds the label {label}, but the student answers {classes} classes, 0 to {classes - 1}. "
                 "Give data of its own task, whose labels are numbered as the student's."

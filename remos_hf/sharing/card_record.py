@@ -52,6 +52,8 @@ _ROWS = (
     "The embedding rows of tokens that the task's data never shows were reset: a trigger word that is one of them "
     "loses what the teacher knew of it."
 )
+# Names of facts are written as they are: a record, which is a stranger's, chooses among ours.
+_SEARCHED = {"slice_ratio": "slice ratio", "energy": "energy", "k": "k"}
 _TRAINED = {
     "learning_rate": "learning rate",
     "lr_scheduler": "its scheduler",
@@ -149,11 +151,12 @@ def _searched(record: Sidecars) -> list[tuple[str, object]]:
     for key, named in (("ratio_search", "slice_ratio"), ("effect_search", "setting")):
         search = record_part(record, key)
         chosen, lost, kept = (search.get(name) for name in (named, "effect_budget", "accuracy_budget"))
-        if not (_is_number(chosen) and _is_number(kept)):
+        knob = str(search.get("knob", named))
+        if not (_is_number(chosen) and _is_number(kept)) or knob not in _SEARCHED:
             continue
         triggers = f"own triggers within {100 * lost:g} points of untaught ones, " if _is_number(lost) else ""
         told = f"{chosen:g}: {triggers}accuracy within {100 * kept:g} points of plain fine-tuning's"
-        facts.append((f"{search.get('knob', named)} chosen by trials".replace("_", " "), told))
+        facts.append((f"{_SEARCHED[knob]} chosen by trials", told))
     return facts
 
 

@@ -66,7 +66,8 @@ def test_a_setting_that_trials_chose_is_told_with_its_budgets():
         "0.97: own triggers within 5 points of untaught ones, accuracy within 1 points of plain fine-tuning's"
     )
     # A record is a stranger's: what it should hold may be missing, or anything.
-    for odd in ({}, {"setting": "x", "accuracy_budget": 0.1}, {"setting": 0.5}):
+    forged = {**effect, "knob": "<img src=x> | [energy](http://x)"}
+    for odd in ({}, {"setting": "x", "accuracy_budget": 0.1}, {"setting": 0.5}, forged, {**effect, "knob": []}):
         assert not any("chosen" in name for name, _ in slicing_facts(record(Random(0.7), effect_search=odd)))
 
 
