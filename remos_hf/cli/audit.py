@@ -37,7 +37,7 @@ from remos_hf.cli.defects_asked import (
     defects_of_texts,
     target_of,
 )
-from remos_hf.cli.options import ALL, RECOMMENDED_FOR_IMAGES, AuditOptions
+from remos_hf.cli.options import ALL, BEST_ON_IMAGES, AuditOptions
 from remos_hf.cli.profile import number_to_profile
 from remos_hf.cli.report import report_files
 from remos_hf.cli.teacher import Teacher, identity
@@ -53,7 +53,7 @@ from remos_hf.strategies.plain import Finetune
 
 _DEFAULT_DEFECTS = (("word", "sentence"), ("patch", "blended"))
 _RULES = ("random", "remos")
-_RULES_OF_IMAGES = (*_RULES, "+".join(RECOMMENDED_FOR_IMAGES))
+_RULES_OF_IMAGES = (*_RULES, "+".join(BEST_ON_IMAGES))
 _MAX_LENGTH = 64
 _SAMPLES = 2000  # of each source: with two rules and three seeds about half an hour on two cores
 _QUICK_SAMPLES = 1000

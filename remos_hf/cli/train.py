@@ -25,8 +25,8 @@ from remos_hf.auditing.progress import minutes_told
 from remos_hf.auditing.recipes import trainer_inputs
 from remos_hf.auditing.student_files import save_timm_student, timm_config
 from remos_hf.cli.command_line import command_line, option_of
-from remos_hf.cli.console import tell, tell_now_and_then
-from remos_hf.cli.options import AUTO, RECOMMENDED_FOR_IMAGES, SLICING, TrainOptions
+from remos_hf.cli.console import tell_now_and_then
+from remos_hf.cli.options import AUTO, SLICING, TrainOptions
 from remos_hf.cli.output import STUDENT, check_output, uninterrupted, written
 from remos_hf.cli.profile import number_to_profile
 from remos_hf.cli.teacher import Teacher, check_reading, identity
@@ -58,7 +58,6 @@ def run(asked: TrainOptions, progress: bool) -> tuple[dict[str, Any], str]:
     data = _data(asked)
     named = Teacher.named(asked.teacher, data.samples, asked.revision)
     check_reading(asked, named.reads_images)
-    asked = _with_start(asked, named.reads_images)
     public = named.load(data.num_labels, asked.seed)
     student = with_new_head(public, data.num_labels, seed=asked.seed, labels=data.names)
     if isinstance(student, ImageClassifier):
@@ -276,23 +275,10 @@ def _drawn(samples: Dataset, number: int | None, seed: int) -> Dataset:
     return samples if number is None else drawn(samples, min(number, len(samples)), seed)
 
 
-def _with_start(asked: TrainOptions, reads_images: bool) -> TrainOptions:
-    """Name the start that is recommended where nobody named one."""
-    if asked.starts:
-        return asked
-    if not reads_images:
-        raise ValueError(
-            "Give --slice-ratio, the share of weights to keep, or --strategy: for texts no start is recommended."
-        )
-    start = list(RECOMMENDED_FOR_IMAGES)
-    tell(f"No start was named: --strategy {' '.join(start)}, as is recommended for images.")
-    return replace(asked, strategy=start)
-
-
 def _start_of_student(asked: TrainOptions) -> dict[str, Any]:
     """Give the keywords by which RemosTrainer starts the student."""
     searched = AUTO in (asked.slice_ratio, asked.energy)
-    start: dict[str, Any] = {"strategy": [_part(name, asked) for name in asked.starts]}
+    start: dict[str, Any] = {"strategy": [_part(name, asked) for name in asked.strategy]}
     if asked.slice_ratio == AUTO:
         start["slice_ratio"] = AUTO
     return start | {"accuracy_budget": asked.accuracy_budget} if searched else start

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from remos_hf.evaluation.measures import Difference
 from remos_hf.evaluation.over_seeds import MIN_SEEDS
 from remos_hf.judging.given_students import HOW_GIVEN_ARE_READ, LITTLE, shown_by, subjects_of, verdict_of_given
-from remos_hf.judging.kinds import FASTER, MIXED, PUBLISHED, RANDOM, RECOMMENDED, UNKNOWN, Kind
+from remos_hf.judging.kinds import BEST, FASTER, MIXED, PUBLISHED, RANDOM, UNKNOWN, Kind
 from remos_hf.judging.rows import Row, Section, is_given
 from remos_hf.judging.tables import Table
 from remos_hf.judging.verdicts import CANNOT, NOT_SHOWN, NOTHING, SHOWN, Claim, Start, Verdict, verdict_of
@@ -141,7 +141,7 @@ def _answer(verdicts: Sequence[Verdict]) -> str:
     first = f"Plain fine-tuning keeps {len(kept) or 'none'} of {_counted(verdicts)}{rest}."
     if not kept:
         return first if unknown else f"{first} There is nothing to remove."
-    told = [kind for kind in (*RECOMMENDED, PUBLISHED) if any(one.start(kind) for one in kept)]
+    told = [kind for kind in (*BEST, PUBLISHED) if any(one.start(kind) for one in kept)]
     return " ".join([first, *(_removed(kept, kind) for kind in told or [PUBLISHED])])
 
 
@@ -261,8 +261,8 @@ def _no_better_than_rivals(verdict: Verdict) -> bool:
 def glance_of(verdicts: Sequence[Verdict], budget: float) -> Table:
     """Give a line for each task and defect: the verdict, and the figures that it stands on."""
     rivals = [kind for kind in (RANDOM, FASTER) if any(one.start(kind) for one in verdicts)]
-    recommended = [kind for kind in RECOMMENDED if any(one.start(kind) for one in verdicts)]
-    shown = [*recommended, PUBLISHED, *rivals]  # the published rule always has its place, measured or not
+    best = [kind for kind in BEST if any(one.start(kind) for one in verdicts)]
+    shown = [*best, PUBLISHED, *rivals]  # the published rule always has its place, measured or not
     others = any(one.best and one.best.kind not in shown for one in verdicts)
     lines = []
     for one in verdicts:

@@ -48,8 +48,8 @@ def together(*kinds: Kind) -> Kind:
 
 # What `slice_ratio=` does: its row and its accuracy are always shown.
 PUBLISHED = REMOS
-# What commands do unless told otherwise (cli/options.py): shown first wherever it was measured.
-RECOMMENDED = (together(SUBSPACE, GUIDED),)
+# The best of our table of images, which audits of images make (cli/options.py): shown first wherever it was measured.
+BEST = (together(SUBSPACE, GUIDED),)
 
 _RULES = {
     "Random": RANDOM,

@@ -258,7 +258,7 @@ def test_reactivation_takes_no_more_poisoned_samples_than_there_are(teacher, tmp
 
 
 @pytest.mark.timm
-def test_an_audit_of_images_makes_the_recommended_start_too(tmp_path):
+def test_an_audit_of_images_makes_the_best_start_of_our_table_too(tmp_path):
     pytest.importorskip("timm")
     save_timm_student(image_classifier("test_resnet", 5, seed=1, pretrained=False), tmp_path / "net")
     for shade, name in enumerate(("daisy", "rose")):

@@ -109,7 +109,7 @@ def test_without_typer_the_extra_is_named():
         (["slice", "t", "-o", "x", "--slice-ratio", "0.9", "--coverage", "a", "--data", "b"], "give one of"),
         (["slice", "t", "-o", "x", "--slice-ratio", "0.9", "--rule", "random", "--data", "b"], "looks at no data"),
         (["slice", "t", "-o", "x", "--slice-ratio", "0.9", "--rule", "biggest"], "'biggest' is not one of"),
-        (["train", "t", "--train-data", "d", "-o", "x", "--strategy", "remos"], "give --slice-ratio"),
+        (["train", "t", "--train-data", "d", "-o", "x"], "give --slice-ratio"),
         (["train", "t", "--train-data", "d", "-o", "x", "--slice-ratio", "most"], "or auto, but got most"),
         (["train", "t", "--train-data", "d", "-o", "x", "--slice-ratio", "auto"], "--eval-data"),
         (

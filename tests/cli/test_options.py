@@ -37,8 +37,7 @@ def test_lists_are_not_shared_between_two_calls():
         (options.SliceOptions, {}, "one of --coverage and --data"),
         (options.SliceOptions, {"data": "d", "coverage": "c"}, "one of --coverage and --data"),
         (options.SliceOptions, {"rule": "random", "coverage": "c"}, "looks at no data"),
-        (options.TrainOptions, {"strategy": ["remos"]}, "give --slice-ratio"),
-        (options.TrainOptions, {"criterion": "nc"}, "which the strategy that is recommended does not need"),
+        (options.TrainOptions, {}, "give --slice-ratio"),
         (options.TrainOptions, {"strategy": ["retrain"], "slice_ratio": 0.9}, "slices nothing"),
         (options.TrainOptions, {"slice_ratio": "auto"}, "--eval-data"),
         (options.SliceOptions, {"rule": "random", "criterion": "nc"}, "--criterion says how --data is profiled"),
@@ -88,10 +87,10 @@ def test_a_strategy_of_the_command_is_one_of_the_package_and_all_of_them_are_the
     assert set(options.SLICING) == slicing
 
 
-def test_what_commands_do_unless_told_otherwise_is_what_reports_show_first():
-    from remos_hf.judging.kinds import RECOMMENDED, kind_of
+def test_the_start_that_audits_of_images_add_is_what_reports_show_first():
+    from remos_hf.judging.kinds import BEST, kind_of
     from remos_hf.strategies import STRATEGIES
     from remos_hf.strategies.composed import as_strategy
 
-    start = as_strategy([STRATEGIES[name]() for name in options.RECOMMENDED_FOR_IMAGES])
-    assert [kind_of({"strategy": start.to_dict()})] == list(RECOMMENDED)
+    start = as_strategy([STRATEGIES[name]() for name in options.BEST_ON_IMAGES])
+    assert [kind_of({"strategy": start.to_dict()})] == list(BEST)

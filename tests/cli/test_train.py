@@ -247,19 +247,6 @@ def test_options_of_texts_are_refused_for_images_and_the_reverse(remos, of_timm,
     assert told.exit_code == 1 and "reads images, but the samples are texts" in told.stderr
 
 
-@pytest.mark.timm
-def test_where_no_start_is_named_images_get_the_recommended_one_and_texts_are_asked(
-    remos, of_timm, images, command, tmp_path
-):
-    told = remos("train", of_timm, "--train-data", images, "--output", tmp_path / "s", "--epochs", 1)
-    assert told.exit_code == 0 and "--strategy subspace guided, as is recommended" in told.stderr
-    config = Sidecars.load(tmp_path / "s").config
-    assert config["strategy"]["name"] == "Subspace + Guided"
-    assert "--strategy subspace guided" in config["command"]
-    told = remos(*command, "--overwrite")
-    assert told.exit_code == 1 and "Give --slice-ratio" in told.stderr and "for texts no start is" in told.stderr
-
-
 def test_into_a_log_goes_a_line_a_minute(remos, command, tmp_path, monkeypatch):
     clock = iter(range(0, 10**6, 25))  # 25 seconds each time somebody looks
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))

@@ -29,7 +29,7 @@ def test_the_answer_counts_what_is_kept_and_what_the_recommended_start_removes_a
     assert "ReMoS was not measured" in answer(PLAIN, RANDOM).answer
 
 
-def test_the_recommended_start_is_told_of_before_the_published_one():
+def test_the_best_start_of_our_tables_is_told_of_before_the_published_one():
     both = {"name": "Subspace + Guided", "strategies": [Subspace().to_dict(), Guided().to_dict()]}
     ours = [{**one, "made": {**one["made"], "strategy": both}} for one in records("subspace + guided", (5, 6, 4))]
     found = answer(*USUAL, ours)

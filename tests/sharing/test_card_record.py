@@ -43,7 +43,7 @@ def test_several_strategies_are_all_named_and_told_of():
     assert "made by ReMoS with L2SP." in described(held, "") and "ReMoS keeps the weights" in why(held)
 
 
-def test_what_is_recommended_is_told_part_by_part():
+def test_a_start_and_what_holds_it_are_told_part_by_part():
     told = why(record(as_strategy([Subspace(), Guided()])))
     assert "rebuilt before training on the directions" in told and "a step along the teacher's own features" in told
 
