@@ -218,7 +218,7 @@ class TrainOptions:
         Option(
             parser=_share_or_auto,
             metavar="SHARE|auto",
-            help="Of subspace: share of each layer's second moment to keep. Default: 0.97.",
+            help="Of subspace: share of the variance of each layer's inputs to keep. Default: 0.95.",
         ),
     ] = None
     criterion: _Criterion = "median"

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 # Bytes of the teacher's outputs that are kept at once. Where a block makes more, the teacher runs it again.
 _KEPT_BYTES = 2**30
-# Matrices of a layer's width that are there at once: sums, second moment, eigenvectors, and what finding them takes.
+# Matrices of a layer's width that are there at once: sums, covariance, eigenvectors, and what finding them takes.
 _MATRICES = 5
 # The ridge of layers that write to the residual stream, over that of those which read it (ridge_by="kind").
 _OF_WRITERS = 10.0
@@ -47,18 +47,19 @@ _IMAGES = 16
 class Subspace(Strategy):
     """Keep the directions of each layer's inputs that the student's data uses; forget what the teacher does elsewhere.
 
-    Layer by layer in forward order: the second moment of the layer's inputs in the student as it is rebuilt so far
-    (around the mean where there is a bias), its strongest eigenvectors, and the least-squares fit, inside them, of
-    what the teacher's layer makes of the same samples. Biases take what the means leave, batch norms new statistics.
-    Layers that read one tensor are fitted together, those of one input that groups or experts share out each by
-    itself. An expert is fitted to what its own weights make of the student's inputs: the teacher may route a token to
-    another one. Embeddings and the head stay. A seed is not needed: nothing is drawn.
+    Layer by layer in forward order: the covariance of the layer's inputs in the student as it is rebuilt so far, its
+    strongest eigenvectors, and the least-squares fit, inside them, of what the teacher's layer makes of the same
+    samples. Biases take what the means leave; without a bias the mean input is one more direction, that is always
+    kept. Batch norms get new statistics. Layers that read one tensor are fitted together, those of one input that
+    groups or experts share out each by itself. An expert is fitted to what its own weights make of the student's
+    inputs: the teacher may route a token to another one. Embeddings and the head stay. A seed is not needed: nothing
+    is drawn.
 
     Every process reads all samples, so that N processes give the bits of one.
 
     Attributes:
-        energy: Share of the second moment that is kept, in (0, 1]. 1 keeps all that the samples show. "auto" where a
-            trainer searches it by effect (`EffectSearch`).
+        energy: Share of the inputs' variance that is kept, in (0, 1]. 1 keeps all that the samples show. "auto" where
+            a trainer searches it by effect (`EffectSearch`).
         scope: "layer": every layer keeps this share, of each convolution group. "model": every layer keeps the
             directions that hold at least one share of its own trace, chosen so that the layers hold `energy` on
             average in the teacher; each distinct input counts alike. It reads the data twice.
@@ -76,7 +77,7 @@ class Subspace(Strategy):
         Differs: the student keeps its shape and trains on; what is cut is what a defect hides in.
     """
 
-    energy: float | Literal["auto"] = 0.97
+    energy: float | Literal["auto"] = 0.95
     scope: Literal["layer", "model"] = "layer"
     ridge: float | None = None
     ridge_by: Literal["channel", "median", "kind"] = "channel"
@@ -109,7 +110,7 @@ class Subspace(Strategy):
 
         Raises:
             NonFiniteError: A weight, or what a layer reads or makes on this data, holds NaN or infinity.
-            UnsupportedModelError: Nothing competes, or a second moment takes too much memory.
+            UnsupportedModelError: Nothing competes, or a covariance takes too much memory.
             ValueError: There is no sample.
         """
         if self.energy == "auto":
@@ -175,7 +176,7 @@ class _Rebuild:
         size = 8 * _MATRICES * most.layers[0].groups * most.columns**2
         if size > DEFAULT_MAX_BYTES:
             raise UnsupportedModelError(
-                f"The second moment of what '{most.layers[0].name}' reads and its eigenvectors take "
+                f"The covariance of what '{most.layers[0].name}' reads and its eigenvectors take "
                 f"{size / 2**30:.1f} GiB at {most.columns:,} columns, more than {DEFAULT_MAX_BYTES / 2**30:.0f} GiB. "
                 "Take a strategy that slices weights, or name the module in head= to leave it alone."
             )
@@ -213,7 +214,7 @@ class _Rebuild:
             while runs.through < one.block:
                 runs.pass_block()
             sums = self._sums(runs, one)
-            shares += [sums.directions(centred=centred).shares for centred in _kinds(one)] if sums.count else []
+            shares += [sums.directions(biased=False).shares] if sums.count else []
         return share_that_keeps(shares, self.strategy.energy)
 
     def _targets_from(self, place: int) -> dict[str, list[list[Tensor]]]:
@@ -277,21 +278,21 @@ class _Rebuild:
         names = " and ".join(f"'{layer.name}'" for layer in one.layers)
         if not sums.is_finite:
             raise NonFiniteError(
-                f"What {names} read or make on this data holds NaN or infinity, so it has no second moment. Check the "
+                f"What {names} read or make on this data holds NaN or infinity, so it has no covariance. Check the "
                 "data, or run the teacher in float32."
             )
         told = {}
         sizes = [layer.out_neurons // layer.groups for layer in one.layers]
-        for centred in _kinds(one):
-            fit = self._fit(sums.directions(centred=centred, ridge=self.strategy.ridge is not None), one, smallest)
+        for biased in _kinds(one):
+            fit = self._fit(sums.directions(biased=biased, ridge=self.strategy.ridge is not None), one, smallest)
             says = {"rank": fit.rank, "of": fit.of, "energy": fit.energy, "empty": fit.empty}
             says |= {"rows": fit.rows_seen, "columns": one.columns}
             parts = fit.rows.split(sizes, 1), fit.offset.split(sizes, 1)
             for layer, rows, offset in zip(one.layers, *parts, strict=True):
-                if centred != _is_centred(layer):
+                if biased != _is_biased(layer):
                     continue
                 self._write(layer.weight, layer.from_output(rows))
-                if centred:
+                if biased:
                     self._write(layer.bias, offset.flatten())
                 told[layer.name] = says
         return told
@@ -323,13 +324,13 @@ def _is_own(layer: Layer) -> bool:
     return layer.index is not None or bool(layer.aliases)
 
 
-def _is_centred(layer: Layer) -> bool:
+def _is_biased(layer: Layer) -> bool:
     return layer.bias is not None and not layer.aliases
 
 
 def _kinds(one: DistinctInput) -> list[bool]:
-    """Whether inputs are centred, for layers with a bias, or not, for those without; both if both read them."""
-    return sorted({_is_centred(layer) for layer in one.layers})
+    """Whether layers have a bias, or have none; both if both read this input."""
+    return sorted({_is_biased(layer) for layer in one.layers})
 
 
 def _inputs_of(runs: PartRuns, number: int, taps: Taps, ends: Mapping[str, int] | None) -> list[Tensor]:
@@ -384,7 +385,7 @@ def _outputs_of(layer: Layer, made: Tensor | None, rows: Tensor) -> Tensor:
     if made is not None:
         return made
     made = rows.double() @ layer.by_output(layer.weight.double()).mT
-    return made + layer.bias.double().view(layer.groups, 1, -1) if _is_centred(layer) else made
+    return made + layer.bias.double().view(layer.groups, 1, -1) if _is_biased(layer) else made
 
 
 def _check_finite(layers: Mapping[str, Layer]) -> None:
@@ -422,7 +423,7 @@ def _tell(told: Mapping[str, Any]) -> None:
         f"{told['samples']:,}",
         f"{sum(one['rank'] for one in layers.values()):,.0f}",
         f"{sum(one['of'] for one in layers.values()):,}",
-        "" if told["energy"] is None else f", which hold {told['energy']:.1%} of the inputs' second moments",
+        "" if told["energy"] is None else f", which hold {told['energy']:.1%} of the inputs' variance",
     )
     few = {name: one for name, one in layers.items() if one["rows"] < one["columns"]}
     if few:

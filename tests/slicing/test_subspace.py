@@ -22,24 +22,30 @@ def sums_of(inputs, outputs, size=None):
     return sums
 
 
-def by_hand(inputs, outputs, energy, centred):
-    """Project on the strongest right singular vectors, then least squares of torch; one group."""
-    if centred:
-        inputs, outputs = inputs - inputs.mean(0), outputs - outputs.mean(0)
-    _, values, vectors = torch.linalg.svd(inputs, full_matrices=False)
+def by_hand(inputs, outputs, energy, biased):
+    """Project on the strongest principal directions, then least squares of torch; one group.
+
+    Without a bias the mean is one more direction, and the fit goes through zero.
+    """
+    mean = inputs.mean(0)
+    _, values, vectors = torch.linalg.svd(inputs - mean, full_matrices=False)
     held = values.square().cumsum(0) / values.square().sum()
     rank = 1 + int((held < energy).sum())
     kept = vectors[:rank].T
+    if biased:
+        inputs, outputs = inputs - mean, outputs - outputs.mean(0)
+    else:
+        kept = torch.cat([kept, mean[:, None]], 1)
     inside = torch.linalg.lstsq(inputs @ kept, outputs, driver="gelsd").solution
     return (kept @ inside).T, rank
 
 
 @pytest.mark.parametrize("count", [FEW, 40, MANY])
-@pytest.mark.parametrize("centred", [True, False])
-def test_weights_are_the_least_squares_fit_inside_the_strongest_directions(count, centred):
+@pytest.mark.parametrize("biased", [True, False])
+def test_weights_are_the_least_squares_fit_inside_the_strongest_directions(count, biased):
     inputs, outputs = rows_of(count)
-    fit = sums_of(inputs, outputs, 1000).directions(centred=centred).fit(energy=0.97)
-    rows, rank = by_hand(inputs[0], outputs[0], 0.97, centred)
+    fit = sums_of(inputs, outputs, 1000).directions(biased=biased).fit(energy=0.97)
+    rows, rank = by_hand(inputs[0], outputs[0], 0.97, biased)
     assert fit.rank == rank < 12 and fit.energy >= 0.97 and fit.rows_seen == count
     torch.testing.assert_close(fit.rows[0], rows, rtol=1e-7, atol=1e-9)
 
@@ -49,16 +55,41 @@ def test_all_of_the_energy_gives_what_the_outputs_were_made_by_on_the_sample(cou
     inputs, _ = rows_of(count)
     weight, bias = torch.randn(5, 12, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
     outputs = inputs @ weight.T + bias
-    fit = sums_of(inputs, outputs).directions(centred=True).fit(energy=1)
+    fit = sums_of(inputs, outputs).directions(biased=True).fit(energy=1)
     torch.testing.assert_close(inputs[0] @ fit.rows[0].T + fit.offset[0], outputs[0], rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("count", [FEW, MANY])
+def test_without_a_bias_too(count):
+    inputs, _ = rows_of(count)
+    outputs = inputs @ torch.randn(12, 5, dtype=torch.float64)
+    fit = sums_of(inputs, outputs).directions(biased=False).fit(energy=1)
+    torch.testing.assert_close(inputs[0] @ fit.rows[0].T, outputs[0], rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1e3])
+def test_the_mean_input_does_not_decide_what_is_kept(size):
+    inputs, outputs = rows_of(MANY)
+    mean = inputs.mean(1, keepdim=True)
+    directions = sums_of(inputs - mean + size, outputs).directions(biased=False)
+    with_bias = sums_of(inputs, outputs).directions(biased=True)
+    assert directions.fit(energy=0.97).rank == with_bias.fit(energy=0.97).rank
+    torch.testing.assert_close(directions.shares, with_bias.shares)
+
+
+def test_an_input_that_never_varies_keeps_its_output_without_a_bias():
+    inputs, outputs = torch.full((2, 30, 4), 0.3).float(), rows_of(30, groups=2)[1]
+    fit = sums_of(inputs, outputs).directions(biased=False).fit(energy=0.5)
+    assert fit.rank == 0
+    torch.testing.assert_close((fit.rows @ inputs[:, 0].double()[..., None])[..., 0], outputs.mean(1))
 
 
 @pytest.mark.parametrize("count", [FEW, MANY])
 def test_order_and_cutting_change_nothing_beyond_rounding(count):
     inputs, outputs = rows_of(count)
     shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(1))
-    some = sums_of(inputs, outputs).directions(centred=True).fit(energy=0.99)
-    others = sums_of(inputs[:, shuffled], outputs[:, shuffled], 3).directions(centred=True).fit(energy=0.99)
+    some = sums_of(inputs, outputs).directions(biased=True).fit(energy=0.99)
+    others = sums_of(inputs[:, shuffled], outputs[:, shuffled], 3).directions(biased=True).fit(energy=0.99)
     torch.testing.assert_close(some.rows, others.rows, rtol=1e-8, atol=1e-10)
     assert some.rank == others.rank
 
@@ -73,7 +104,7 @@ def test_directions_that_the_data_never_shows_get_nothing(count):
     hidden = hidden / hidden.norm()
     inputs = inputs - (inputs @ hidden)[..., None] * hidden
     for ridge in (False, True):
-        directions = sums_of(inputs, outputs).directions(centred=False, ridge=ridge)
+        directions = sums_of(inputs, outputs).directions(biased=False, ridge=ridge)
         fit = directions.ridge_fit(0.1, by_channel=False) if ridge else directions.fit(energy=1)
         assert torch.equal(fit.rows[..., 3], torch.zeros(1, 5, dtype=torch.float64))
         assert float((fit.rows @ hidden).abs().max()) < 1e-6 * float(fit.rows.abs().max())
@@ -82,8 +113,8 @@ def test_directions_that_the_data_never_shows_get_nothing(count):
 
 def test_groups_are_fitted_each_by_itself():
     inputs, outputs = rows_of(50, groups=3)
-    together = sums_of(inputs, outputs).directions(centred=True).fit(energy=0.95)
-    alone = [sums_of(inputs[[g]], outputs[[g]]).directions(centred=True).fit(energy=0.95) for g in range(3)]
+    together = sums_of(inputs, outputs).directions(biased=True).fit(energy=0.95)
+    alone = [sums_of(inputs[[g]], outputs[[g]]).directions(biased=True).fit(energy=0.95) for g in range(3)]
     torch.testing.assert_close(together.rows, torch.cat([one.rows for one in alone]))
     assert together.rank == sum(one.rank for one in alone) and together.of == 36
 
@@ -91,7 +122,7 @@ def test_groups_are_fitted_each_by_itself():
 @pytest.mark.parametrize("by_channel", [True, False])
 def test_a_ridge_is_the_closed_form(by_channel):
     inputs, outputs = rows_of(FEW)
-    fit = sums_of(inputs, outputs).directions(centred=True, ridge=True).ridge_fit(0.5, by_channel=by_channel)
+    fit = sums_of(inputs, outputs).directions(biased=True, ridge=True).ridge_fit(0.5, by_channel=by_channel)
     x, t = inputs[0] - inputs[0].mean(0), outputs[0] - outputs[0].mean(0)
     cov = x.T @ x / FEW
     penalty = torch.diag(cov.diagonal() if by_channel else cov.diagonal().median().expand(12))
@@ -103,7 +134,7 @@ def test_a_ridge_by_channel_does_not_depend_on_the_channels_units():
     inputs, outputs = rows_of(40)
     units = torch.logspace(2, -2, 12, dtype=torch.float64)
     some, others = (
-        sums_of(x, outputs).directions(centred=True, ridge=True).ridge_fit(1.0, by_channel=True)
+        sums_of(x, outputs).directions(biased=True, ridge=True).ridge_fit(1.0, by_channel=True)
         for x in (inputs, inputs * units)
     )
     torch.testing.assert_close(some.rows, others.rows * units)
@@ -112,7 +143,7 @@ def test_a_ridge_by_channel_does_not_depend_on_the_channels_units():
 @pytest.mark.parametrize("ridge", [True, False])
 def test_an_input_that_never_varies_leaves_the_mean_output_to_the_bias(ridge):
     inputs, outputs = torch.full((1, 30, 4), 0.3).float(), rows_of(30)[1]
-    directions = sums_of(inputs, outputs).directions(centred=True, ridge=ridge)
+    directions = sums_of(inputs, outputs).directions(biased=True, ridge=ridge)
     fit = directions.ridge_fit(1.0, by_channel=False) if ridge else directions.fit()
     assert not fit.rows.any() and fit.rank == 0
     torch.testing.assert_close(fit.offset, outputs.mean(1))
@@ -136,14 +167,14 @@ def test_one_threshold_keeps_the_energy_of_all_inputs_together(energy):
 
 
 def test_a_threshold_leaves_one_direction_at_least():
-    fit = sums_of(*rows_of(40, groups=2)).directions(centred=True).fit(smallest_share=0.9)
+    fit = sums_of(*rows_of(40, groups=2)).directions(biased=True).fit(smallest_share=0.9)
     assert fit.rank == 2
 
 
 def test_wide_moments_are_whole():
     inputs = torch.randn(1, 4200, 520, dtype=torch.float64)
-    directions = sums_of(inputs, inputs[..., :1]).directions(centred=False)
-    torch.testing.assert_close(directions.moment[0], inputs[0].T @ inputs[0] / 4200)
+    directions = sums_of(inputs, inputs[..., :1]).directions(biased=False)
+    torch.testing.assert_close(directions.covariance[0], torch.cov(inputs[0].T, correction=0))
 
 
 @pytest.mark.parametrize("count", [FEW, MANY])

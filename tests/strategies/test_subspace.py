@@ -278,7 +278,7 @@ def test_a_second_moment_that_takes_too_much_memory_is_refused(monkeypatch, capl
         started(tiny.mlp(), [torch.randn(9, 5)])
     assert "the largest takes up to 0.00 GiB" in caplog.text
     monkeypatch.setattr("remos_hf.strategies.subspace.DEFAULT_MAX_BYTES", 1000)
-    with pytest.raises(UnsupportedModelError, match="second moment of what '2' reads"):
+    with pytest.raises(UnsupportedModelError, match="covariance of what '2' reads"):
         started(tiny.mlp(), [torch.randn(9, 5)])
 
 
