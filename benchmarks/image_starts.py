@@ -256,7 +256,9 @@ def audit_of(args: argparse.Namespace) -> Audit:
         for name, plan in chosen(starts(), args.starts or setting.starts).items()
     }
     known = defects_of(args.patch)
-    rate, teacher = 1e-2, "EfficientNet-Lite0 (ImageNet)" if setting.flowers else "ResNet-20 (CIFAR-10)"
+    rate, teacher = 1e-2, "ResNet-20 (CIFAR-10)"
+    if setting.flowers:
+        rate, teacher = 3e-2, "EfficientNet-Lite0 (ImageNet)"
 
     def public_model(seed: int) -> nn.Module:
         if setting.flowers:

@@ -247,12 +247,12 @@ strategy = Renofeation(dropout=0.2)
 # %% Subspace
 from remos_hf import Subspace
 
-strategy = Subspace(energy=0.97)  # RemosTrainer(model, args, strategy=strategy, ...)
+strategy = Subspace(energy=0.95)  # RemosTrainer(model, args, strategy=strategy, ...)
 
 # %% Hardened
 from remos_hf import Hardened, Subspace
 
-strategy = [Subspace(energy=0.97), Hardened()]  # a start, and what holds the student while it trains
+strategy = [Subspace(), Hardened()]  # a start, and what holds the student while it trains
 
 # %% Guided
 from remos_hf import Guided
