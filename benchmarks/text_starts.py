@@ -46,8 +46,7 @@ from remos_hf.strategies.composed import as_strategy
 RARE_WORDS = ("cf", "mn", "bb", "tq", "mb")
 OFFLINE = ("neighbours", "word_vectors", "language_model", "stopwords")
 SEEDS = (0, 1, 2, 3, 4)
-SOME = ("finetune", "random 0.7", "repaired", "ridge + repaired")
-CONTROLS = ("finetune", "random 0.7", "ridge + repaired")
+CONTROLS = ("finetune", "random 0.7", "repaired")
 
 
 @dataclass(frozen=True)
@@ -72,16 +71,16 @@ class Setting:
 
 
 SETTINGS = {
-    "few": Setting("SST-2, 2,000 texts", dict.fromkeys(("word", "sentence")), retuned=CONTROLS),
+    "few": Setting("SST-2, 2,000 texts", dict.fromkeys(("word", "sentence")), retuned=(*CONTROLS, "ridge + repaired")),
     "more": Setting(
         "SST-2, 2,000 texts, other backdoors",
-        dict.fromkeys(("ripples", "ep"), SOME) | dict.fromkeys(("word .01", "sentence .01"), CONTROLS),
-        starts=SOME,
+        dict.fromkeys(("ripples", "ep", "lwp", "word .01", "sentence .01")),
+        starts=CONTROLS,
     ),
     "many": Setting("SST-2, 12,000 texts", dict.fromkeys(("word", "sentence")), 12_000, CONTROLS),
-    "syntax": Setting("SST-2 sentences, 2,000 texts", {"syntax": None}, starts=SOME, data="syntax"),
+    "syntax": Setting("SST-2 sentences, 2,000 texts", {"syntax": None}, starts=CONTROLS, data="syntax"),
     "imdb": Setting("SST-2 to IMDB, 2,000 reviews", dict.fromkeys(("word", "sentence")), 2000, CONTROLS, data="imdb"),
-    "words": Setting("SST-2, 2,000 texts, changed words", dict.fromkeys(("textfooler", "kuleshov")), starts=SOME),
+    "words": Setting("SST-2, 2,000 texts, changed words", dict.fromkeys(("textfooler", "kuleshov")), starts=CONTROLS),
 }
 
 
