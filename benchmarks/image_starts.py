@@ -13,6 +13,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,10 @@ SETTINGS = {
     "many": Setting(6000, 600, (0, 1, 2, 3, 4), ("patch", "blended", "penultimate"), "6,000 images, 600 steps", CHOSEN),
     "other": Setting(3000, 450, (0, 1, 2, 3, 4), ("patch", "penultimate"), "other classes", CHOSEN, other_classes=True),
     "flowers": Setting(
-        *(300, 57, (0, 1, 2, 3, 4), ("patch",), "300 photos, 57 steps"), SECOND, teacher_steps=150, flowers=True
+        *(300, 57, (0, 1, 2), ("patch", "blended"), "photos of flowers, 300 of them, 57 steps"),
+        SECOND,
+        teacher_steps=120,
+        flowers=True,
     ),
 }
 
@@ -160,11 +164,11 @@ def chosen(plans: Mapping[str, StudentPlan], names: Sequence[str] | None) -> dic
     return {name: plan for name, plan in plans.items() if not names or name in names}
 
 
-def defects_of(patch: Path | None) -> dict[str, Defect]:
-    """Give the defects by name, on 24 pixels."""
-    common = {"target_label": 0, "poison_rate": 0.2}
+def defects_of(patch: Path | None, *, flowers: bool = False) -> dict[str, Defect]:
+    """Give the defects by name. Of 600 photos fewer poisoned ones, or a smaller patch, taught the net nothing."""
+    common = {"target_label": 0, "poison_rate": 0.3 if flowers else 0.2}
     search = {"max_samples": 250, "steps": 20}
-    trigger = PatchTrigger(file=None if patch is None else str(patch), size_share=PATCH, **common)
+    trigger = PatchTrigger(file=None if patch is None else str(patch), size_share=0.1 if flowers else PATCH, **common)
     return {
         "patch": trigger,
         "blended": BlendedTrigger(**common),
@@ -175,12 +179,12 @@ def defects_of(patch: Path | None) -> dict[str, Defect]:
     }
 
 
-def sgd(steps: int, rate: float, seed: int, folder: str) -> TrainingArguments:
-    """Give Trainer's arguments: SGD with momentum, a linear decay."""
+def training(steps: int, rate: float, seed: int, folder: str, *, adam: bool = False) -> TrainingArguments:
+    """Give Trainer's arguments: SGD with momentum or AdamW, a linear decay."""
     return TrainingArguments(
         output_dir=folder,
-        optim="sgd",
-        optim_args="momentum=0.9",
+        optim="adamw_torch" if adam else "sgd",
+        optim_args=None if adam else "momentum=0.9",
         learning_rate=rate,
         max_steps=steps,
         per_device_train_batch_size=BATCH,
@@ -255,10 +259,12 @@ def audit_of(args: argparse.Namespace) -> Audit:
         name: replace(plan, reactivate=name in retuned, defects=on_patch if name in BEATEN else None)
         for name, plan in chosen(starts(), args.starts or setting.starts).items()
     }
-    known = defects_of(args.patch)
+    known = defects_of(args.patch, flowers=setting.flowers)
     rate, teacher = 1e-2, "ResNet-20 (CIFAR-10)"
     if setting.flowers:
-        rate, teacher = 3e-2, "EfficientNet-Lite0 (ImageNet)"
+        rate, teacher = 1e-3, "EfficientNet-Lite0 (ImageNet)"
+
+    trained = partial(training, adam=setting.flowers)
 
     def public_model(seed: int) -> nn.Module:
         if setting.flowers:
@@ -267,16 +273,16 @@ def audit_of(args: argparse.Namespace) -> Audit:
         return model if not setting.other_classes else with_new_head(model, 5, seed=seed)
 
     return Audit(
-        name=f"CIFAR-10, {setting.told}",
+        name=setting.told if setting.flowers else f"CIFAR-10, {setting.told}",
         task=task,
         **data,
         defects={name: known[name] for name in setting.defects},
         students=plans,
         seeds=setting.seeds if args.seeds is None else tuple(args.seeds),
         load_teacher=public_model,
-        teacher_args=lambda seed, folder: sgd(setting.teacher_steps, rate, seed, folder),
+        teacher_args=lambda seed, folder: trained(setting.teacher_steps, rate, seed, folder),
         start_student=lambda teacher, seed: with_new_head(teacher, labels, seed=seed),
-        fine_tune=Tuner(task, lambda seed, folder, factor: sgd(setting.steps, factor * rate, seed, folder), 400),
+        fine_tune=Tuner(task, lambda seed, folder, factor: trained(setting.steps, factor * rate, seed, folder), 400),
         settings={"teacher": teacher, "learning_rate": rate, "steps": setting.steps, "batch": BATCH},
         reactivation=Reactivation(
             counts=(0, 5, 20, 50), learning_rate=3e-4, batch_size=16, num_exposed=100, seeds=(0, 1, 2)
