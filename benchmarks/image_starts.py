@@ -91,7 +91,8 @@ class Setting:
 ALL = ("patch", "blended", "latent", "penultimate", "away", "coverage")
 # Beaten by far at seed 0 on every trigger: measured on the patch alone, and on what needs no poisoned teacher.
 BEATEN = ("top_magnitude 0.95", "random 0.5", "random 0.5 x3", "random 0.5 + distilled", "remos 0.95", "retrain")
-BEATEN += ("own_backdoors 0.9", "activation 0.95", "gradient 0.95", "subspace 0.97", "subspace 0.9")
+BEATEN += ("own_backdoors 0.9", "activation 0.95", "gradient 0.95")
+BEATEN += ("subspace 0.97", "subspace 0.97 + guided x3", "subspace 0.9")
 ON_PATCH = ("patch", "penultimate", "away", "coverage")
 BOTH, GUIDED = "subspace 0.95 + hardened x3", "subspace 0.95 + guided x3"
 RETUNED = ("finetune", "random 0.5", "random 0.7 x3", "subspace 0.95", "hardened x3", BOTH, GUIDED)
@@ -151,7 +152,7 @@ def _new_starts() -> tuple[dict[str, Any], dict[str, Any]]:
         "hardened": hardened(),
         "guided": guided(),
         "subspace 0.95 + hardened": [subspace(energy=0.95), hardened()],
-        **{f"subspace {energy} + guided": [subspace(energy=energy), guided()] for energy in (0.97, 0.95)},
+        **{f"subspace {energy} + guided": [subspace(energy=energy), guided()] for energy in (0.97, 0.95, 0.93)},
     }
     return plain, quick
 
