@@ -96,7 +96,7 @@ BEATEN += ("subspace 0.97", "subspace 0.97 + guided x3", "subspace 0.9")
 ON_PATCH = ("patch", "penultimate", "away", "coverage")
 BOTH, GUIDED = "subspace 0.95 + hardened x3", "subspace 0.95 + guided x3"
 RETUNED = ("finetune", "random 0.5", "random 0.7 x3", "subspace 0.95", "hardened x3", BOTH, GUIDED)
-SECOND = ("finetune", "random 0.7 x3", "hardened x3", "subspace 0.95", GUIDED)
+SECOND = ("finetune", "random 0.7 x3", "hardened x3", "subspace 0.95", GUIDED, BOTH)
 CHOSEN = (
     *("finetune", "finetune x3", "random 0.5 x3", "random 0.7 x3", "remos_layer 0.95"),
     *("subspace 0.95", "guided x3", "hardened x3", BOTH, GUIDED),
