@@ -267,6 +267,6 @@ def test_an_audit_of_images_makes_the_best_start_of_our_table_too(tmp_path):
             Image.new("RGB", (40, 32), (80 * shade, 10 * number, 90)).save(tmp_path / "images" / name / f"{number}.png")
     asked = {"teacher": f"timm/local-dir:{tmp_path / 'net'}", "data": str(tmp_path / "images")}
     planned = audit._audit(AuditOptions(**asked, output=tmp_path / "a", quick=True))[0]
-    assert {"random 0.9", "remos 0.9", "subspace + guided"} < set(planned.students)
+    assert {"random 0.9", "remos 0.9", "subspace + hardened"} < set(planned.students)
     named = audit._audit(AuditOptions(**asked, output=tmp_path / "a", quick=True, rules=["random"]))[0]
     assert not any("subspace" in name or "remos" in name for name in named.students)

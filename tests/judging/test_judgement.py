@@ -3,7 +3,7 @@ import pytest
 from remos_hf.errors import NonFiniteError
 from remos_hf.judging.judgement import judged
 from remos_hf.judging.verdicts import CANNOT, NOT_SHOWN, SHOWN
-from remos_hf.strategies.guided import Guided
+from remos_hf.strategies.hardened import Hardened
 from remos_hf.strategies.subspace import Subspace
 from tests.judging.reports import FASTER, PLAIN, RANDOM, REMOS, USUAL, records, report, teachers
 
@@ -30,14 +30,14 @@ def test_the_answer_counts_what_is_kept_and_what_the_recommended_start_removes_a
 
 
 def test_the_best_start_of_our_tables_is_told_of_before_the_published_one():
-    both = {"name": "Subspace + Guided", "strategies": [Subspace().to_dict(), Guided().to_dict()]}
-    ours = [{**one, "made": {**one["made"], "strategy": both}} for one in records("subspace + guided", (5, 6, 4))]
+    both = {"name": "Subspace + Hardened", "strategies": [Subspace().to_dict(), Hardened().to_dict()]}
+    ours = [{**one, "made": {**one["made"], "strategy": both}} for one in records("subspace + hardened", (5, 6, 4))]
     found = answer(*USUAL, ours)
     removed, published = found.answer.split(". ")[1:]
-    assert removed.startswith("A subspace start with teacher-guided hardening removes 1 of them")
+    assert removed.startswith("A subspace start with hardening removes 1 of them")
     assert published.startswith("ReMoS removes 1 of them")
     names = [name for name in found.glance.header if "ReMoS" in name or "subspace" in name]
-    assert names == ["a subspace start with teacher-guided hardening", "ReMoS"]
+    assert names == ["a subspace start with hardening", "ReMoS"]
     assert "was not measured" not in answer(PLAIN, ours).answer
 
 
