@@ -356,7 +356,7 @@ def test_the_table_of_starts_holds_the_means_of_its_report():
                 for defect in ("patch", "blended", "latent")}  # fmt: skip
         cells = [mean(one["acc"] for one in mine["patch"])]
         for of in mine.values():
-            whole = len(of) >= 3
+            whole = len(of) == 5
             cells.append(f"{mean(x['dir'] for x in of)} [{mean(x['floor'] for x in of)}]" if whole else "-")
         again = [one for one in mine["patch"] if one.get("reactivation")]
         curves = [[one[of]["50"] for one in again] for of in ("reactivation", "floor_reactivation")]

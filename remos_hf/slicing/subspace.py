@@ -27,7 +27,7 @@ class Fit:
         rows: New weights. Float64, shape (groups, outputs of a group, columns).
         mean_in: Mean input. Shape (groups, columns).
         mean_out: Mean of the outputs that were fitted. Shape (groups, outputs of a group).
-        rank: Directions kept, over all groups; of a ridge the effective number.
+        rank: Directions kept beside the mean, over all groups; of a ridge the effective number.
         of: Directions that there are.
         empty: Those among them along which the inputs hold nothing beyond rounding.
         energy: Share of what varies in the inputs that the kept directions hold, in [0, 1]; None of a ridge.
@@ -233,15 +233,15 @@ class Directions:
         if not self.biased:
             moment = moment + self.mean_in[..., :, None] * self.mean_in[..., None, :]
             cross = cross + self.mean_out[..., :, None] * self.mean_in[..., None, :]
-        variances = moment.diagonal(dim1=-2, dim2=-1)
+        variances = moment.diagonal(dim1=-2, dim2=-1).clone()  # a view would hold the matrix that is let go below
         living = variances > (_CONSTANT if self.biased else 0) * self.sizes
         penalty = torch.where(living, variances, torch.nan)
         if not by_channel:
             penalty = penalty.nanmedian(-1, keepdim=True).values.expand_as(variances)
-        dear = moment.masked_fill(~(living[..., :, None] & living[..., None, :]), 0)
-        loaded = dear + torch.diag_embed(torch.where(living, ridge * penalty, 1.0))
+        moment = moment.masked_fill(~(living[..., :, None] & living[..., None, :]), 0)
+        loaded = moment + torch.diag_embed(torch.where(living, ridge * penalty, 1.0))
         rows = torch.linalg.solve(loaded, cross.masked_fill(~living[..., None, :], 0).mT).mT
-        effective = float(torch.linalg.solve(loaded, dear).diagonal(dim1=-2, dim2=-1).sum())
+        effective = float(torch.linalg.solve(loaded, moment).diagonal(dim1=-2, dim2=-1).sum())
         return self._fit(rows, rank=round(effective, 1), empty=int((~living).sum()), energy=None)
 
     def _fit(self, rows: Tensor, *, rank: float, empty: int, energy: float | None) -> Fit:

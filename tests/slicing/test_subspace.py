@@ -120,10 +120,11 @@ def test_groups_are_fitted_each_by_itself():
 
 
 @pytest.mark.parametrize("by_channel", [True, False])
-def test_a_ridge_is_the_closed_form(by_channel):
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_ridge_is_the_closed_form(by_channel, biased):
     inputs, outputs = rows_of(FEW)
-    fit = sums_of(inputs, outputs).directions(biased=True, ridge=True).ridge_fit(0.5, by_channel=by_channel)
-    x, t = inputs[0] - inputs[0].mean(0), outputs[0] - outputs[0].mean(0)
+    fit = sums_of(inputs, outputs).directions(biased=biased, ridge=True).ridge_fit(0.5, by_channel=by_channel)
+    x, t = (one[0] - one[0].mean(0) * biased for one in (inputs, outputs))
     cov = x.T @ x / FEW
     penalty = torch.diag(cov.diagonal() if by_channel else cov.diagonal().median().expand(12))
     torch.testing.assert_close(fit.rows[0], t.T @ x / FEW @ torch.linalg.inv(cov + 0.5 * penalty))

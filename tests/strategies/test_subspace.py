@@ -273,7 +273,7 @@ def test_what_is_not_finite_is_named_and_the_student_stays_whole():
         started(teacher, [batch])
 
 
-def test_a_second_moment_that_takes_too_much_memory_is_refused(monkeypatch, caplog):
+def test_a_covariance_that_takes_too_much_memory_is_refused(monkeypatch, caplog):
     with caplog.at_level(logging.INFO, "remos_hf"):
         started(tiny.mlp(), [torch.randn(9, 5)])
     assert "the largest takes up to 0.00 GiB" in caplog.text
