@@ -13,11 +13,8 @@ AUTO = "auto"
 ALL = "all"
 # Strategies by name: those that keep a share of the weights, those that start a student otherwise, and what holds it.
 SLICING = ("remos", "random", "top_magnitude", "mag_prune", "relevance", "seam", "own_backdoors")
-STARTS = ("subspace", "finetune", "retrain", "renofeation", "recipe", "disec")
-HOLDS = ("hardened", "guided", "distilled", "repair_rows", "l2sp", "crow")
-# What audits of images make beside the published rule: the best of the table in benchmarks/README.md, which holds one
-# small net. `remos train` asks for a start: what this one removes was measured nowhere else.
-BEST_ON_IMAGES = ("subspace", "hardened")
+STARTS = ("subspace", "finetune", "retrain", "delta_r", "renofeation", "recipe", "disec")
+HOLDS = ("hardened", "guided", "distilled", "repair_rows", "l2sp", "delta", "feature_lwf", "crow")
 
 
 def was_given(asked: Any, name: str) -> bool:  # noqa: ANN401 - the options of any command

@@ -79,6 +79,15 @@ class Hold:
     # The holds of a list that are outside of this one, and so have changed what it is given.
     around: "Sequence[Hold]" = ()
 
+    def begin(self, student: nn.Module, data: StudentData) -> None:
+        """Act once, before training, on every process; not in a run that is resumed.
+
+        Args:
+            student: As it was prepared, not yet wrapped.
+            data: As in `Strategy.prepare`.
+        """
+        return
+
     def loss(self, model: nn.Module, inputs: Any, run: Run) -> tuple[Tensor, Any]:  # noqa: ANN401 - a batch as collated
         """Give the loss of a training step, and the model's outputs.
 
@@ -120,6 +129,8 @@ class Strategy:
 
     # Why it cannot train adapters instead of the student's own weights; empty where it can.
     refuses_adapters: ClassVar[str] = ""
+    # Whether it decays or pulls weights by its loss, so that an optimizer's weight decay would do so a second time.
+    decays_itself: ClassVar[bool] = False
 
     def to_dict(self) -> dict[str, Any]:
         """Give the name and the hyper-parameters as JSON values, for `remos_config.json`."""

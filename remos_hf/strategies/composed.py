@@ -11,7 +11,7 @@ from remos_hf.slicing.relevant_slice import RelevantSlice
 from remos_hf.strategies.base import Hold, Preparation, Run, Strategy
 from remos_hf.strategies.l2sp import L2SP
 from remos_hf.strategies.plain import Retrain
-from remos_hf.strategies.renofeation import Renofeation
+from remos_hf.strategies.renofeation import DeltaR, Renofeation
 from remos_hf.strategies.slice_and_reset import SliceAndReset
 from remos_hf.strategies.student_data import StudentData
 
@@ -59,6 +59,11 @@ class Composed(Strategy):
         return next((one.refuses_adapters for one in self.strategies if one.refuses_adapters), "")
 
     @property
+    def decays_itself(self) -> bool:
+        """Whether any part does."""
+        return any(one.decays_itself for one in self.strategies)
+
+    @property
     def holds(self) -> bool:
         """Whether any part acts while the student trains."""
         return any(one.holds for one in self.strategies)
@@ -95,7 +100,7 @@ class Composed(Strategy):
 
 def _gives_up(strategy: Strategy) -> bool:
     rows = getattr(strategy, "embedding_rows", "keep") != "keep"
-    return rows or isinstance(strategy, (SliceAndReset, Retrain, Renofeation))
+    return rows or isinstance(strategy, (SliceAndReset, Retrain, DeltaR, Renofeation))
 
 
 class _Nested(Hold):
@@ -106,6 +111,10 @@ class _Nested(Hold):
         for place, one in enumerate(holds):
             one.around = holds[:place]
         self.needs_teacher = any(one.needs_teacher for one in holds)
+
+    def begin(self, student: nn.Module, data: StudentData) -> None:
+        for one in self.holds:
+            one.begin(student, data)
 
     def loss(self, model: nn.Module, inputs: Any, run: Run) -> tuple[Tensor, Any]:  # noqa: ANN401
         for one in reversed(self.holds):

@@ -1,14 +1,25 @@
-"""Features of the student held to the teacher's: which layers, and how far apart they are."""
+"""Features of the student held to the teacher's: which layers, and what a hold adds to the loss for them."""
 
+import difflib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from remos_hf.activations import capture
 from remos_hf.adapters.base import Adapter
 from remos_hf.errors import UnsupportedModelError
+from remos_hf.strategies.base import Hold, Run
+from remos_hf.strategies.feature_distance import FeatureDistance
+from remos_hf.strategies.perturbed_inputs import rows_of, without_adapters
+from remos_hf.strategies.projector import Projector
+
+# What a model calls the convolution beside a block, which is registered after those within it.
+_SHORTCUTS = ("downsample", "shortcut", "skip", "identity")
 
 
 def feature_modules(adapter: Adapter, named: tuple[str, ...] | None = None) -> dict[str, nn.Module]:
@@ -27,7 +38,11 @@ def feature_modules(adapter: Adapter, named: tuple[str, ...] | None = None) -> d
         known = dict(model.named_modules())
         missing = [name for name in named if name not in known]
         if missing:
-            raise UnsupportedModelError(f"layers names {missing}, but {type(model).__name__} has no such modules.")
+            near = [one for name in missing for one in difflib.get_close_matches(name, known, 1)]
+            hint = f" Did you mean {', '.join(repr(one) for one in near)}?" if near else ""
+            raise UnsupportedModelError(
+                f"layers names {missing}, but {type(model).__name__} has no such modules.{hint}"
+            )
         return {name: known[name] for name in named}
     try:
         return adapter.blocks()
@@ -55,6 +70,47 @@ def _outside(parent: nn.Module, prefix: str, head: tuple[str, ...]) -> dict[str,
     return found
 
 
+def stage_modules(adapter: Adapter, named: tuple[str, ...] | None = None) -> dict[str, nn.Module]:
+    """Find a model's blocks or stages: `feature_modules` without a stem, where a plain net has stages beside it.
+
+    Args:
+        adapter: Of the model.
+        named: As in `feature_modules`.
+    """
+    found = feature_modules(adapter, named)
+    stages = {name: one for name, one in found.items() if isinstance(one, (nn.Sequential, nn.ModuleList))}
+    return found if named is not None or not stages else stages
+
+
+def last_weights(adapter: Adapter, named: tuple[str, ...] | None = None) -> dict[str, nn.Module]:
+    """Find the last convolution of each stage, shortcuts apart; of blocks without one, their last weight.
+
+    What it gives comes before the norm, the sum and the activation that end a block. Stages without weights are left
+    out.
+
+    Args:
+        adapter: Of the model.
+        named: As in `feature_modules`; those very modules.
+
+    Raises:
+        UnsupportedModelError: There is none.
+    """
+    if named is not None:
+        return feature_modules(adapter, named)
+    layers = [layer.name for layer in adapter.layers().values() if layer.index is None and layer.attribute == "weight"]
+    known, last = dict(adapter.model.named_modules()), {}
+    for stage in stage_modules(adapter):
+        inside = [name for name in layers if f"{name}.".startswith(f"{stage}.")]
+        inside = [name for name in inside if not any(one in name[len(stage) :] for one in _SHORTCUTS)]
+        convolutions = [name for name in inside if isinstance(known[name], _ConvNd)]
+        last |= {name: known[name] for name in (convolutions or inside)[-1:]}
+    if not last:
+        raise UnsupportedModelError(
+            f"No stage of {type(adapter.model).__name__} holds a convolution or a Linear. Name some: layers=(...)."
+        )
+    return last
+
+
 @torch.no_grad()
 def features_of(adapter: Adapter, modules: Mapping[str, nn.Module], batch: Any) -> dict[str, Tensor]:  # noqa: ANN401
     """Give a teacher's features of a batch, by module name."""
@@ -63,59 +119,136 @@ def features_of(adapter: Adapter, modules: Mapping[str, nn.Module], batch: Any) 
     return made
 
 
-def feature_distance(made: Mapping[str, Tensor], wanted: Mapping[str, Tensor], masks: list[Tensor]) -> Tensor:
-    """Give the mean squared difference of all elements of a layer, padding left out, added up over the layers.
+def head_squares(model: nn.Module, head: tuple[str, ...]) -> Tensor:
+    """Add up the squares of what trains in a model's head, also under adapters; a scalar."""
+    trained = {id(one): one for name in head for one in model.get_submodule(name).parameters() if one.requires_grad}
+    return sum((one.float().square().sum() for one in trained.values()), start=torch.zeros(()))
+
+
+def check_weights(recipe: object, *names: str) -> None:
+    """Refuse fields of a recipe that are no weight in a loss, and make its lists of names tuples.
+
+    Raises:
+        ValueError: Names the first field that is below 0, or not finite.
+    """
+    for name in names:
+        if not 0 <= getattr(recipe, name) < float("inf"):
+            raise ValueError(f"{name} is a weight in the loss, at least 0, but got {getattr(recipe, name)}.")
+    for name in ("layers", "head"):
+        if getattr(recipe, name) is not None:
+            object.__setattr__(recipe, name, tuple(getattr(recipe, name)))
+
+
+class HeldFeatures(Hold):
+    """Adds to the loss how far the student's features are from the teacher's, and half the head's squares.
+
+    Beside holds that change inputs it looks at the samples that they left clean.
 
     Args:
-        made: The student's features by module name, (samples, ...).
-        wanted: The teacher's, of the same shapes.
-        masks: Of sequences, bool, (samples, positions): real positions. One that fits a feature's first two axes is
-            laid on it.
+        word: Under which the record says what was compared and how many steps were taken; empty says nothing.
+        teacher: Adapter of the frozen teacher.
+        modules: Of the teacher, by name; the student's are those of the same names.
+        distance: How far apart features are.
+        weight: Of the distance in the loss.
+        head_decay: Weight of half the head's squares.
+        projector: What maps the student's features to the teacher's channels first; None for nothing.
 
-    Source:
-        Renofeation, train.py: the mean over all elements, batch included. DELTA adds up instead.
+    Raises:
+        ValueError: The teacher is in train mode.
     """
-    return sum(_distance(made[name].float(), wanted[name].float(), masks) for name in wanted)
+
+    needs_teacher = True
+
+    def __init__(
+        self,
+        word: str,
+        teacher: Adapter,
+        modules: Mapping[str, nn.Module],
+        distance: FeatureDistance,
+        weight: float,
+        *,
+        head_decay: float = 0.0,
+        projector: Projector | None = None,
+    ) -> None:
+        if any(module.training for module in teacher.model.modules()):
+            raise ValueError(
+                f"The teacher, a {type(teacher.model).__name__}, is in train mode, so its dropout and its norms would "
+                "change what the student is held to. Call teacher.eval()."
+            )
+        self.word, self.teacher, self.layers = word, teacher, modules
+        self.distance, self.weight, self.head_decay = distance, weight, head_decay
+        self.projector, self.steps = projector, 0
+        self.channels: dict[str, Tensor] | None = None
+
+    def loss(self, model: nn.Module, inputs: Any, run: Run) -> tuple[Tensor, Any]:  # noqa: ANN401 - a batch as collated
+        """Give the run's loss with what is added to it."""
+        student = without_adapters(model)
+        modules = {name: student.get_submodule(name) for name in self.layers}
+        with capture(modules) as made, self.disturbed(modules):
+            loss, outputs = run(inputs)
+        if self.head_decay:
+            loss = loss + 0.5 * self.head_decay * head_squares(student, self.teacher.head).to(loss.device)
+        _check_gradient(modules, made)
+        rows = self._clean_rows()
+        if rows is not None:
+            if not len(rows):
+                return loss, outputs
+            inputs = rows_of(inputs, rows)
+            made = {name: one[rows.to(one.device)] for name, one in made.items()}
+        wanted = features_of(self.teacher, self.layers, inputs)
+        masks = [one.real for one in self.teacher.sequences(inputs).values() if one.real is not None]
+        return loss + self.weight * self._away(made, wanted, masks), outputs
+
+    def disturbed(self, modules: Mapping[str, nn.Module]) -> AbstractContextManager:
+        """Give what is laid around the student's forward pass; features are seen before it changes them."""
+        return nullcontext()
+
+    def _away(self, made: Mapping[str, Tensor], wanted: Mapping[str, Tensor], masks: list[Tensor]) -> Tensor:
+        if self.channels is not None:
+            self.channels = {name: one.to(wanted[name].device) for name, one in self.channels.items()}
+        if self.projector is None:
+            return self.distance(made, wanted, masks, self.channels)
+        mapped = self.projector(made, wanted)
+        if torch.is_grad_enabled():
+            self.projector.see(made, lambda seen: self.weight * self.distance(seen, wanted, masks, self.channels))
+        return self.distance(mapped, wanted, masks, self.channels)
+
+    def _clean_rows(self) -> Tensor | None:
+        """Number the samples that no hold around this one has changed; None for all."""
+        clean = [one.clean for one in self.around if one.clean is not None]
+        return torch.stack(clean).all(0).nonzero().flatten() if clean else None
+
+    def after_step(self, model: nn.Module) -> None:
+        """Count the step, and let the projector take its own."""
+        self.steps += 1
+        if self.projector is not None:
+            self.projector.step()
+
+    def details(self) -> dict[str, Any]:
+        """Give the steps, the layers and the distance."""
+        if not self.word:
+            return {}
+        told = {"steps": self.steps, "layers": list(self.layers), "weight": self.weight}
+        return {self.word: {**told, "distance": {**asdict(self.distance), "mean_over": list(self.distance.mean_over)}}}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the steps, the channels' weights and the projector."""
+        projector = {} if self.projector is None else {"projector": self.projector.state_dict()}
+        return {"steps": self.steps, "channels": self.channels, **projector}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from them."""
+        self.steps, self.channels = state["steps"], state["channels"]
+        if self.projector is not None:
+            self.projector.load_state_dict(state["projector"])
 
 
-def unexplained_share(made: Mapping[str, Tensor], wanted: Mapping[str, Tensor], masks: list[Tensor]) -> Tensor:
-    """Give what share of the teacher's variance the student's features miss, the mean over the layers.
-
-    It is the mean squared difference over the variance of the teacher's features about their mean, both over the real
-    positions of this batch: 0 where the features are the teacher's, 1 where they tell as little as the teacher's mean.
-    A layer whose features do not vary in the batch (one sample, one position) counts 0.
-
-    Args:
-        made: As in `feature_distance`.
-        wanted: As in `feature_distance`.
-        masks: As in `feature_distance`.
-    """
-    shares = []
-    for name, theirs in wanted.items():
-        theirs = theirs.float()
-        # Features are the last axis of sequences and channel-last maps, and the second of (samples, channels, h, w).
-        axes = (0, 2, 3) if theirs.dim() == 4 else tuple(range(theirs.dim() - 1))
-        real = _real(theirs, masks)
-        if real is None:
-            mean = theirs.mean(axes, keepdim=True)
-        else:
-            mean = theirs.masked_fill(~real, 0).sum(axes) / real.sum().clamp(min=1)
-        variance = _distance(mean.expand_as(theirs), theirs, masks)
-        distance = _distance(made[name].float(), theirs, masks)
-        shares.append(torch.where(variance > 0, distance / variance.clamp(min=torch.finfo(torch.float32).tiny), 0))
-    return torch.stack(shares).mean()
-
-
-def _distance(made: Tensor, wanted: Tensor, masks: list[Tensor]) -> Tensor:
-    squares = (made - wanted).square()
-    real = _real(squares, masks)
-    if real is None:
-        return squares.mean()
-    # Taken out, not multiplied: a padded position may hold anything.
-    return squares.masked_fill(~real, 0).sum() / (real.sum() * squares.shape[-1]).clamp(min=1)
-
-
-def _real(feature: Tensor, masks: list[Tensor]) -> Tensor | None:
-    """Give the mask that fits a feature, (samples, positions, 1); None if none does."""
-    fits = (mask for mask in masks if feature.dim() == 3 and mask.shape == feature.shape[:2])
-    return next((mask[..., None] for mask in fits), None)
+def _check_gradient(modules: Mapping[str, nn.Module], made: Mapping[str, Tensor]) -> None:
+    for name, module in modules.items():
+        trained = any(parameter.requires_grad for parameter in module.parameters())
+        if trained and torch.is_grad_enabled() and not made[name].requires_grad:
+            raise ValueError(
+                f"Features are compared that the student makes while it trains, but those of '{name}' came "
+                "without a gradient, as reentrant gradient checkpointing makes them. Train without "
+                'gradient_checkpointing, or with gradient_checkpointing_kwargs={"use_reentrant": False}.'
+            )

@@ -1,17 +1,14 @@
 """Distilled: while it trains, the student's hidden features are held to the teacher's on clean inputs."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from remos_hf.activations import capture
 from remos_hf.adapters.transformers_models import adapter_for
-from remos_hf.strategies.base import Hold, Run, Strategy
-from remos_hf.strategies.distillation import feature_modules, features_of, unexplained_share
-from remos_hf.strategies.perturbed_inputs import rows_of, without_adapters
+from remos_hf.strategies.base import Hold, Strategy
+from remos_hf.strategies.distillation import HeldFeatures, check_weights, feature_modules
+from remos_hf.strategies.feature_distance import UNEXPLAINED
 
 
 @dataclass(frozen=True)
@@ -49,51 +46,9 @@ class Distilled(Strategy):
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""
-        if not 0 <= self.weight < float("inf"):
-            raise ValueError(f"weight is a weight in the loss, at least 0, but got {self.weight}.")
-        for name in ("layers", "head"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_weights(self, "weight")
 
     def hold(self, student: nn.Module, teacher: nn.Module) -> Hold:
         """Hold the student's features to the teacher's."""
-        return _Followed(self, teacher)
-
-
-class _Followed(Hold):
-    needs_teacher = True
-
-    def __init__(self, recipe: Distilled, teacher: nn.Module) -> None:
-        self.weight, self.teacher = recipe.weight, adapter_for(teacher, recipe.head)
-        self.layers = feature_modules(self.teacher, recipe.layers)
-
-    def loss(self, model: nn.Module, inputs: Any, run: Run) -> tuple[Tensor, Any]:  # noqa: ANN401
-        modules = {name: without_adapters(model).get_submodule(name) for name in self.layers}
-        with capture(modules) as made:
-            loss, outputs = run(inputs)
-        _check_gradient(modules, made)
-        rows = self._clean_rows()
-        if rows is not None:
-            if not len(rows):
-                return loss, outputs
-            inputs = rows_of(inputs, rows)
-            made = {name: one[rows.to(one.device)] for name, one in made.items()}
-        wanted = features_of(self.teacher, self.layers, inputs)
-        masks = [one.real for one in self.teacher.sequences(inputs).values() if one.real is not None]
-        return loss + self.weight * unexplained_share(made, wanted, masks), outputs
-
-    def _clean_rows(self) -> Tensor | None:
-        """Number the samples that no hold around this one has changed; None for all."""
-        clean = [one.clean for one in self.around if one.clean is not None]
-        return torch.stack(clean).all(0).nonzero().flatten() if clean else None
-
-
-def _check_gradient(modules: Mapping[str, nn.Module], made: Mapping[str, Tensor]) -> None:
-    for name, module in modules.items():
-        trained = any(parameter.requires_grad for parameter in module.parameters())
-        if trained and torch.is_grad_enabled() and not made[name].requires_grad:
-            raise ValueError(
-                f"Distilled compares features that the student makes while it trains, but those of '{name}' came "
-                "without a gradient, as reentrant gradient checkpointing makes them. Train without "
-                'gradient_checkpointing, or with gradient_checkpointing_kwargs={"use_reentrant": False}.'
-            )
+        adapter = adapter_for(teacher, self.head)
+        return HeldFeatures("", adapter, feature_modules(adapter, self.layers), UNEXPLAINED, self.weight)

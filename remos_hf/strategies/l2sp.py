@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.strategies.base import Hold, Run, Strategy
@@ -23,9 +25,11 @@ class L2SP(Strategy):
         head: Modules that are new; None finds them.
 
     Source:
-        Li, Grandvalet and Davoine, ICML 2018, section 4 (alpha-beta L2-SP); alpha and beta as in DELTA's train.py.
-        Differs: the optimizer's weight decay is left as it is; the authors train without any, so set weight_decay=0.
-        What does not train (frozen) is not held. A pooler that the head reads is held as part of the head.
+        Li, Grandvalet and Davoine, ICML 2018, section 4 (alpha-beta L2-SP); alpha and beta as in DELTA's train.py
+        (reg_l2sp), biases and norms included.
+        Differs: the optimizer's weight decay is left as it is; the authors train without any, so set weight_decay=0:
+        a trainer that decays warns. What does not train (frozen) is not held. A pooler that the head reads is held as
+        part of the head. Renofeation's L2-SP has no 1/2, and pulls the new head to its random start.
     """
 
     citation: ClassVar[str] = (
@@ -33,6 +37,7 @@ class L2SP(Strategy):
         "Networks}, author={Li, Xuhong and Grandvalet, Yves and Davoine, Franck}, booktitle={ICML}, year={2018}}"
     )
     refuses_adapters: ClassVar[str] = "it holds the model's own weights, and those stay frozen beside adapters."
+    decays_itself: ClassVar[bool] = True
 
     alpha: float = 0.01
     beta: float = 0.01
@@ -61,13 +66,34 @@ class _Spring(Hold):
     def loss(self, model: nn.Module, inputs: Any, run: Run) -> tuple[Tensor, Any]:  # noqa: ANN401
         loss, outputs = run(inputs)
         trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
-        drift = [
-            (one.float() - self.wanted[name].to(one.device).float()).square().sum()
-            for name, one in trained.items()
-            if name in self.wanted
-        ]
-        head = [one.float().square().sum() for name, one in trained.items() if name in self.head]
-        return loss + 0.5 * (self.recipe.alpha * sum(drift) + self.recipe.beta * sum(head)), outputs
+        head = [one for name, one in trained.items() if name in self.head]
+        body = {name: one for name, one in trained.items() if name in self.wanted}
+        wanted = [self.wanted[name].to(one.device) for name, one in body.items()]
+        drift = 0.5 * self.recipe.alpha * _squares(list(body.values()), wanted)
+        return loss + drift + 0.5 * self.recipe.beta * _squares(head, None), outputs
+
+
+def _squares(weights: list[Tensor], wanted: list[Tensor] | None) -> Tensor | float:
+    return _Pull.apply(wanted, *weights) if weights else 0.0
+
+
+class _Pull(torch.autograd.Function):
+    """The sum of squares of tensors, or of their differences from others: few passes over memory, and one copy."""
+
+    @staticmethod
+    def forward(ctx: Any, wanted: list[Tensor] | None, *weights: Tensor) -> Tensor:  # noqa: ANN401 - torch's own
+        ctx.away = [one.float() for one in weights]
+        if wanted is not None:
+            ctx.away = list(torch._foreach_sub(ctx.away, [one.float() for one in wanted]))
+        ctx.kinds = [one.dtype for one in weights]
+        norms = torch._foreach_norm(ctx.away)
+        return torch.stack([one.to(norms[0].device) for one in norms]).square().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple:  # noqa: ANN401 - torch's own
+        pulls = torch._foreach_mul(ctx.away, 2 * float(gradient))
+        return None, *(pull.to(kind) for pull, kind in zip(pulls, ctx.kinds, strict=True))
 
 
 def head_parameters(model: nn.Module, head: tuple[str, ...] | None) -> frozenset[str]:

@@ -4,28 +4,41 @@ from collections.abc import Iterable
 
 import torch
 from accelerate.utils import send_to_device
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from remos_hf.activations import evaluating
 from remos_hf.adapters.base import Adapter
 
 
+def has_norm_statistics(model: nn.Module) -> bool:
+    """Whether a model has a batch norm that keeps a running mean and variance."""
+    return bool(_norms_of(model))
+
+
+def _norms_of(model: nn.Module) -> list[_BatchNorm]:
+    return [one for one in model.modules() if isinstance(one, _BatchNorm) and one.running_mean is not None]
+
+
 @torch.no_grad()
-def redo_norm_statistics(adapter: Adapter, batches: Iterable, *, across_processes: bool = True) -> None:
+def redo_norm_statistics(
+    adapter: Adapter, batches: Iterable, *, across_processes: bool = True, dropout: bool = False
+) -> None:
     """Take the running mean and variance of every batch norm anew: the mean over batches, of all processes.
 
-    Everything else runs in eval mode, dropout included. Without batch norms nothing is read.
+    Everything else runs in eval mode. Without batch norms nothing is read.
 
     Args:
         adapter: Of the model; its modes are put back.
         batches: This process's share of the data.
         across_processes: Whether it is a share; False if every process reads all of it.
+        dropout: Whether everything runs in train mode instead, so that dropout acts.
 
     Source:
         torch.optim.swa_utils.update_bn.
-        Differs: batches are mappings too, dropout is off, and processes share the batches out.
+        Differs: batches are mappings too, dropout is off unless asked for, and processes share the batches out.
     """
-    norms = [one for one in adapter.model.modules() if isinstance(one, _BatchNorm) and one.running_mean is not None]
+    norms = _norms_of(adapter.model)
     if not norms:
         return
     device = norms[0].running_mean.device
@@ -33,6 +46,7 @@ def redo_norm_statistics(adapter: Adapter, batches: Iterable, *, across_processe
     count = 0
     try:
         with evaluating(adapter.model):
+            adapter.model.train(dropout)
             for norm in norms:
                 norm.reset_running_stats()
                 norm.train()

@@ -1,27 +1,88 @@
-"""Renofeation: a student that starts anew and learns the teacher's features, not its weights."""
+"""Renofeation and DELTA-R: students that start anew and learn the teacher's features, not its weights."""
 
+import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from remos_hf.activations import alter, capture
+from remos_hf.activations import alter
 from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.errors import UnsupportedModelError
 from remos_hf.strategies.base import Hold, Preparation, Run, Strategy
-from remos_hf.strategies.distillation import feature_distance, feature_modules, features_of
-from remos_hf.strategies.l2sp import head_parameters
-from remos_hf.strategies.norm_statistics import redo_norm_statistics
+from remos_hf.strategies.distillation import HeldFeatures, check_weights, stage_modules
+from remos_hf.strategies.feature_distance import MEAN_SQUARES
+from remos_hf.strategies.norm_statistics import has_norm_statistics, redo_norm_statistics
+from remos_hf.strategies.perturbed_inputs import check_positive
 from remos_hf.strategies.plain import start_anew
+from remos_hf.strategies.projector import Projector
+from remos_hf.strategies.short_runs import check_counts
 from remos_hf.strategies.student_data import StudentData
+
+_CITATION = (
+    "@inproceedings{chin2021renofeation, title={Renofeation: A Simple Transfer Learning Method for Improved "
+    "Adversarial Robustness}, author={Chin, Ting-Wu and Zhang, Cha and Marculescu, Diana}, "
+    "booktitle={CVPR Workshops}, year={2021}}"
+)
+_STAYS_UNTRAINED = "it starts every weight anew, and beside adapters they would stay untrained."
+
+
+@dataclass(frozen=True)
+class DeltaR(Strategy):
+    """Start from scratch and distil the teacher's features: loss + weight * mean squared distance of each stage.
+
+    Renofeation without its dropout and its average.
+
+    Attributes:
+        weight: Of the feature distance, at least 0: the mean squared difference of all elements of a layer, added up
+            over the layers.
+        head_decay: Weight of half the head's squares, at least 0.
+        layers: Modules whose outputs are compared; None finds the blocks or stages.
+        head: Modules that are new; None finds them.
+        seed: Seed of the fresh values; the run's if None.
+
+    Source:
+        Chin, Zhang and Marculescu, "Renofeation", CVPR Workshops 2021 (DELTA from random weights); ReMoS, ICSE 2022,
+        section 5.2 (DELTA-R); backdoor/examples/baseline/delta-r.sh of its authors' Renofeation fork (weight 5).
+        Differs: parameters start as the model's own library starts them. The head's decay is train.py's 1e-2.
+    """
+
+    citation: ClassVar[str] = _CITATION
+    refuses_adapters: ClassVar[str] = _STAYS_UNTRAINED
+
+    weight: float = 5.0
+    head_decay: float = 0.01
+    layers: tuple[str, ...] | None = None
+    head: tuple[str, ...] | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run could use, before anything is loaded."""
+        check_weights(self, "weight", "head_decay")
+
+    def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
+        """Start every parameter anew, in place, by the model's own library."""
+        stage_modules(adapter_for(student, self.head), self.layers)  # refused before anything is written
+        start_anew(student, data.seed if self.seed is None else self.seed)
+        return Preparation()
+
+    def hold(self, student: nn.Module, teacher: nn.Module) -> Hold:
+        """Hold the student's features to the teacher's."""
+        adapter = adapter_for(teacher, self.head)
+        modules = stage_modules(adapter, self.layers)
+        return HeldFeatures("delta_r", adapter, modules, MEAN_SQUARES, self.weight, head_decay=self.head_decay)
 
 
 @dataclass(frozen=True)
 class Renofeation(Strategy):
-    """Start from scratch, distil the teacher's features, and disturb that by dropout and a running average.
+    """Start from scratch, distil the teacher's features, and disturb that by dropout and an average of the weights.
+
+    loss + distance * sum over stages of mean (F - F_teacher)^2 + head_decay/2 ||head||^2.
 
     Attributes:
         distance: Weight of the feature distance, at least 0: the mean squared difference of all elements of a layer,
@@ -29,83 +90,103 @@ class Renofeation(Strategy):
         head_decay: Weight of half the head's squares, at least 0.
         dropout: Probability of a whole channel (of a token's width: over all tokens) to be dropped after each layer, in
             [0, 1). The feature that is compared is that before.
-        average_decay: Share of the running average that each step keeps, in [0, 1); 0 takes no average.
+        average_decay: Share of the running average that each averaged step keeps, in [0, 1); 0 takes no average. None
+            weighs all averaged steps alike (SWA, as published).
+        average_start: Steps before the first that can be averaged.
+        average_every: Of the steps after those, each how manieth is averaged; published: 500.
+        norm_dropout: Whether dropout acts while the statistics of batch norms are redone, as in the authors' code.
+        projector: Whether a trained linear map stands between the features of student and teacher (a bias-free 1x1
+            convolution), as in the authors' ResNets. It is thrown away.
+        projector_rate: Its learning rate, above 0.
         layers: Modules whose outputs are compared; None finds the blocks or stages.
         head: Modules that are new; None finds them.
         seed: Seed of the fresh values; the run's if None.
 
     Source:
-        Chin, Zhang and Marculescu, "Renofeation", CVPR Workshops 2021; train.py (weights 5 and 1e-2, dropout .1).
-        Differs: parameters start as the model's own library starts them. The average is exponential over all steps; the
-        authors train on from the result for 30k steps at a constant rate and average every 500th. The statistics of
-        batch norms are redone without dropout. No trained 1x1 convolutions stand between the features. With long
-        schedules (90k steps) it comes near fine-tuning's accuracy, with short ones it does not.
+        Chin, Zhang and Marculescu, "Renofeation", CVPR Workshops 2021; train.py and scripts/Renofeation.sh of
+        enyac-group/Renofeation (weights 5 and 1e-2, dropout .1). `PRESETS["renofeation"]` has its two phases.
+        Differs: parameters start as the model's own library starts them. By default the average is exponential over all
+        steps; the authors train on at a constant rate and average every 500th. By default no projector, and no dropout
+        while statistics are redone. A projector trains by SGD with momentum at a constant rate, not the student's
+        optimizer. With long schedules (90k steps) it comes near fine-tuning's accuracy, with short ones it does not:
+        the record counts the steps.
     """
 
-    citation: ClassVar[str] = (
-        "@inproceedings{chin2021renofeation, title={Renofeation: A Simple Transfer Learning Method for Improved "
-        "Adversarial Robustness}, author={Chin, Ting-Wu and Zhang, Cha and Marculescu, Diana}, "
-        "booktitle={CVPR Workshops}, year={2021}}"
-    )
-    refuses_adapters: ClassVar[str] = "it starts every weight anew, and beside adapters they would stay untrained."
+    citation: ClassVar[str] = _CITATION
+    refuses_adapters: ClassVar[str] = _STAYS_UNTRAINED
 
     distance: float = 5.0
     head_decay: float = 0.01
     dropout: float = 0.1
-    average_decay: float = 0.99
+    average_decay: float | None = 0.99
+    average_start: int = 0
+    average_every: int = 1
+    norm_dropout: bool = False
+    projector: bool = False
+    projector_rate: float = 0.01
     layers: tuple[str, ...] | None = None
     head: tuple[str, ...] | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""
-        for name in ("distance", "head_decay"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is a weight in the loss, at least 0, but got {getattr(self, name)}.")
+        check_weights(self, "distance", "head_decay")
         for name in ("dropout", "average_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is a share, in [0, 1), but got {getattr(self, name)}.")
-        for name in ("layers", "head"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            if not (name == "average_decay" and value is None) and not 0 <= value < 1:
+                raise ValueError(f"{name} is a share, in [0, 1), but got {value}.")
+        check_counts(self, average_start=0, average_every=1)
+        check_positive(projector_rate=self.projector_rate)
 
     def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
-        """Start every parameter anew, in place, by the model's own library."""
-        feature_modules(adapter_for(student, self.head), self.layers)  # refused before anything is written
+        """Start every parameter anew, in place, by the model's own library.
+
+        Raises:
+            UnsupportedModelError: The model has no such layers, or no batch norm where `norm_dropout` asks for one.
+        """
+        stage_modules(adapter_for(student, self.head), self.layers)  # refused before anything is written
+        if self.norm_dropout and not has_norm_statistics(student):
+            raise UnsupportedModelError(
+                f"norm_dropout says how the statistics of batch norms are redone, but {type(student).__name__} has no "
+                "batch norm that keeps any. Leave it out."
+            )
         start_anew(student, data.seed if self.seed is None else self.seed)
         return Preparation()
 
     def hold(self, student: nn.Module, teacher: nn.Module) -> Hold:
         """Hold the student's features to the teacher's."""
-        return _Distilled(self, student, teacher)
+        return _Disturbed(self, student, teacher)
 
 
-class _Distilled(Hold):
-    needs_teacher = True
-
+class _Disturbed(HeldFeatures):
     def __init__(self, recipe: Renofeation, student: nn.Module, teacher: nn.Module) -> None:
-        self.recipe, self.teacher = recipe, adapter_for(teacher, recipe.head)
-        self.layers = feature_modules(self.teacher, recipe.layers)
-        self.head = head_parameters(teacher, recipe.head)
+        adapter = adapter_for(teacher, recipe.head)
+        super().__init__(
+            "renofeation",
+            adapter,
+            stage_modules(adapter, recipe.layers),
+            MEAN_SQUARES,
+            recipe.distance,
+            head_decay=recipe.head_decay,
+            projector=Projector(recipe.projector_rate, recipe.seed or 0) if recipe.projector else None,
+        )
+        self.recipe = recipe
         self.average: AveragedModel | None = None
-        if recipe.average_decay:
-            self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(recipe.average_decay))
+        if recipe.average_decay != 0:
+            decay = recipe.average_decay
+            average = get_swa_multi_avg_fn() if decay is None else get_ema_multi_avg_fn(decay)
+            self.average = AveragedModel(student, multi_avg_fn=average)
 
     def loss(self, model: nn.Module, inputs: Any, run: Run) -> tuple[Tensor, Any]:  # noqa: ANN401
-        if getattr(model, "is_gradient_checkpointing", False):
+        if self.recipe.dropout and getattr(model, "is_gradient_checkpointing", False):
             raise ValueError(
-                "Renofeation looks at features while the student runs, and gradient checkpointing runs it a second "
-                "time unseen. Train without gradient_checkpointing."
+                "Renofeation drops features while the student runs, and gradient checkpointing runs it a second "
+                "time without. Train without gradient_checkpointing."
             )
-        recipe = self.recipe
-        wanted = features_of(self.teacher, self.layers, inputs)
-        modules = {name: model.get_submodule(name) for name in self.layers}
-        with capture(modules) as made, alter(modules, self._dropped):
-            loss, outputs = run(inputs)
-        masks = [one.real for one in self.teacher.sequences(inputs).values() if one.real is not None]
-        head = [one.float().square().sum() for name, one in model.named_parameters() if name in self.head]
-        added = recipe.distance * feature_distance(made, wanted, masks) + 0.5 * recipe.head_decay * sum(head)
-        return loss + added, outputs
+        return super().loss(model, inputs, run)
+
+    def disturbed(self, modules: Mapping[str, nn.Module]) -> AbstractContextManager:
+        return alter(modules, self._dropped) if self.recipe.dropout else nullcontext()
 
     def _dropped(self, name: str, made: Tensor) -> Tensor:
         channels = made.transpose(1, 2) if made.dim() == 3 else made  # (samples, width, positions)
@@ -116,20 +197,43 @@ class _Distilled(Hold):
         return dropped.transpose(1, 2) if made.dim() == 3 else dropped
 
     def after_step(self, model: nn.Module) -> None:
-        if self.average is not None:
+        super().after_step(model)
+        since = self.steps - self.recipe.average_start
+        if self.average is not None and since > 0 and since % self.recipe.average_every == 0:
             self.average.update_parameters(model)
+
+    @property
+    def averaged(self) -> int:
+        return 0 if self.average is None else int(self.average.n_averaged)
 
     @torch.no_grad()
     def finish(self, model: nn.Module, data: StudentData) -> None:
-        if self.average is None or not int(self.average.n_averaged):
+        if self.average is None:
+            return
+        if not self.averaged:
+            warnings.warn(
+                f"Renofeation was to average every {self.recipe.average_every} steps after "
+                f"{self.recipe.average_start}, but the run had {self.steps}: the student is that of the last step. "
+                "(remos_hf)",
+                stacklevel=2,
+            )
             return
         for parameter, average in zip(model.parameters(), self.average.module.parameters(), strict=True):
             parameter.copy_(average)
-        redo_norm_statistics(adapter_for(model, self.recipe.head), data.batches(data.max_samples))
+        disturb = self.recipe.norm_dropout
+        modules = {name: model.get_submodule(name) for name in self.layers}
+        with self.disturbed(modules) if disturb else nullcontext():
+            batches = data.batches(data.max_samples)
+            redo_norm_statistics(adapter_for(model, self.recipe.head), batches, dropout=disturb)
+
+    def details(self) -> dict[str, Any]:
+        return {"renofeation": {**super().details()["renofeation"], "averaged": self.averaged}}
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.average is None else {"average": dict(self.average.state_dict())}
+        average = {} if self.average is None else {"average": dict(self.average.state_dict())}
+        return {**super().state_dict(), **average}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
         if self.average is not None:
             self.average.load_state_dict(state["average"])

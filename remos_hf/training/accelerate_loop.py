@@ -31,7 +31,7 @@ from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Strategy
 from remos_hf.training.fit_checkpoints import Progress, Saver, checkpoint_to_resume
 from remos_hf.training.how_trained import described_loop
-from remos_hf.training.moments import Moments, held_loss
+from remos_hf.training.moments import Moments, held_loss, warn_of_decay
 from remos_hf.training.start import chosen_strategy
 from remos_hf.training.windows import TrainingData, Window
 
@@ -311,6 +311,7 @@ class _Loop:
         if not isinstance(made, Optimizer):
             raise TypeError(f"optimizer= builds a torch Optimizer from the model, but gave a {type(made).__name__}.")
         self.optimizer_name = type(made).__name__
+        warn_of_decay(moments.strategy, any(group.get("weight_decay") for group in made.param_groups))
         self.scheduler = None if scheduler is None else scheduler(made, until)
         self._before = dict(vars(student))
         self.wrapped, self.optimizer = accelerator.prepare(student, made)

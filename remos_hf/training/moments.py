@@ -7,6 +7,7 @@ student lies beside every checkpoint (`remos_hold.safetensors`).
 import copy
 import hashlib
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,10 @@ class Moments:
         try:  # whoever fails says so before the others wait for it in training
             with own_randomness(self.data.seed):
                 preparation = self.strategy.prepare(student, self.data)
+            self._take_hold(student, teacher)
+            if self.hold is not None:
+                with own_randomness(self.data.seed):
+                    self.hold.begin(student, self.data)
         except Exception as error:
             if not in_processes():
                 raise
@@ -76,7 +81,6 @@ class Moments:
         if preparation.summary():
             logger.info(preparation.summary())
         self.sidecars = Sidecars.of(self.strategy, preparation, student)
-        self._take_hold(student, teacher)
         return self.sidecars
 
     def resume(self, student: nn.Module, checkpoint: str | Path) -> Sidecars:
@@ -181,6 +185,17 @@ def check_adapters(strategy: Strategy) -> None:
         raise ValueError(f"{name} cannot train adapters: {strategy.refuses_adapters} Train the whole model.")
 
 
+def warn_of_decay(strategy: Strategy, decays: bool) -> None:
+    """Warn where an optimizer decays weights that a strategy decays by its own loss."""
+    if decays and strategy.decays_itself:
+        warnings.warn(
+            f"{strategy.to_dict()['name']} pulls weights to where they should be by its own loss, and the optimizer's "
+            "weight decay pulls all of them to 0 beside it, which its authors leave out. Set weight_decay=0. "
+            "(remos_hf)",
+            stacklevel=3,
+        )
+
+
 def hold_trainer(trainer: Trainer, moments: Moments) -> None:
     """Let what holds the student act in a Trainer's steps. Without a hold the trainer's loss is left untouched.
 
@@ -198,6 +213,8 @@ def hold_trainer(trainer: Trainer, moments: Moments) -> None:
             f"{moments.strategy.to_dict()['name']} acts on the student while it trains, which needs it whole: in one "
             "process, or by DDP (accelerate launch, torchrun), without FSDP, DeepSpeed or DataParallel."
         )
+    groups = trainer.optimizer.param_groups if trainer.optimizer is not None else [vars(trainer.args)]
+    warn_of_decay(moments.strategy, any(group.get("weight_decay") for group in groups))
     own = trainer.compute_loss
 
     def compute_loss(

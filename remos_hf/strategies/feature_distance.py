@@ -1,0 +1,151 @@
+"""How far a student's features are from its teacher's: one distance, of which the published ones are instances."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from remos_hf.errors import UnsupportedModelError
+
+Axis = Literal["samples", "channels", "positions"]
+
+
+@dataclass(frozen=True)
+class FeatureDistance:
+    """What of the differences of two features is taken, and over what it is averaged. Padding never counts.
+
+    A published weight means something only with its distance. Of squares and of absolute values, a weight w of a
+    distance A pulls at a layer as w * B.divisor(...) / A.divisor(...) of a distance B does, `divisor` being that of the
+    layer's shape: DELTA's .01 on 64 maps of (512, 7, 7) is .005 * 64 * 512 = 164 of Renofeation's mean, whose
+    own weight is 5. A sum over samples is over those of one forward pass: cutting a step's samples into more batches,
+    or more processes, makes it weaker by as much. A norm has no such conversion.
+
+    Attributes:
+        norm: "squares" or "absolute" values, added up; "l2" is the root of the squares of a sample, averaged within it.
+        mean_over: The axes that are averaged, not added up.
+        factor: Before it all.
+        pooled: Differences are averaged over positions before anything else, as a pooled feature's.
+        over_variance: It is divided by the same distance of the teacher's features from their mean in the batch; a
+            layer whose features do not vary in the batch counts 0. Of squares alone.
+        layers: "sum" or "mean" over the layers.
+    """
+
+    norm: Literal["squares", "absolute", "l2"] = "squares"
+    mean_over: tuple[Axis, ...] = ("samples", "channels", "positions")
+    factor: float = 1.0
+    pooled: bool = False
+    over_variance: bool = False
+    layers: Literal["sum", "mean"] = "sum"
+
+    def __call__(
+        self,
+        made: Mapping[str, Tensor],
+        wanted: Mapping[str, Tensor],
+        masks: list[Tensor],
+        channels: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Give the distance, a scalar, in float32.
+
+        Args:
+            made: The student's features by layer: (samples, channels, height, width), or channels last.
+            wanted: The teacher's, of the same shapes.
+            masks: Of sequences, bool, (samples, positions): real positions. One that fits a feature's first two axes is
+                laid on it.
+            channels: Weights of the channels by layer, (channels,); None weighs all by 1.
+
+        Raises:
+            UnsupportedModelError: Two features have different shapes.
+        """
+        parts = []
+        for name, theirs in wanted.items():
+            mine = made[name]
+            if mine.shape != theirs.shape:
+                raise UnsupportedModelError(
+                    f"The features of '{name}' are {tuple(mine.shape)} in the student and {tuple(theirs.shape)} in the "
+                    "teacher. Compare layers of one shape, or, where only the width differs, let a trained map stand "
+                    "between them: projector=True."
+                )
+            theirs, real = theirs.float(), _real(theirs, masks)
+            weights = None if channels is None else channels[name]
+            part = self._of_layer(mine.float() - theirs, real, weights)
+            if self.over_variance:
+                variance = self._of_layer(_mean_of(theirs, real) - theirs, real, weights)
+                part = torch.where(variance > 0, part / variance.clamp(min=torch.finfo(torch.float32).tiny), 0)
+            parts.append(part)
+        whole = torch.stack(parts)
+        whole = whole.mean() if self.layers == "mean" else whole.sum()
+        return whole if self.factor == 1 else self.factor * whole
+
+    def divisor(self, samples: int, channels: int, positions: int) -> float:
+        """Give what the sum over all elements of a layer of that shape is divided by, the factor included."""
+        sizes = {"samples": samples, "channels": channels, "positions": positions}
+        divided = positions if self.pooled and "positions" not in self.mean_over else 1
+        for axis in self.mean_over:
+            divided *= sizes[axis]
+        return divided / self.factor
+
+    def _of_layer(self, away: Tensor, real: Tensor | None, weights: Tensor | None) -> Tensor:
+        if real is not None:  # taken out, not multiplied: a padded position may hold anything
+            away = away.masked_fill(~real, 0)
+        places = _positions(away, real)
+        if self.pooled and away.dim() > 2:
+            axes = (2, 3) if away.dim() == 4 else tuple(range(1, away.dim() - 1))
+            away = away.sum(axes) / places[:, None]
+            places, real = torch.ones_like(places), None
+        each = away.abs() if self.norm == "absolute" else away.square()
+        if weights is not None:
+            each = each * (weights[:, None, None] if each.dim() == 4 else weights)
+        if self.norm != "l2" and set(self.mean_over) == {"samples", "channels", "positions"}:
+            return each.mean() if real is None else each.sum() / (real.sum() * each.shape[-1]).clamp(min=1)
+        per_sample = each.flatten(1).sum(1)
+        if "channels" in self.mean_over:
+            per_sample = per_sample / each.shape[1 if each.dim() == 4 else -1]
+        if self.norm == "l2":
+            if "positions" in self.mean_over:
+                per_sample = per_sample / places
+            # The root has no gradient at 0, where the features are the teacher's.
+            per_sample = per_sample.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+            return per_sample.mean() if "samples" in self.mean_over else per_sample.sum()
+        if "positions" not in self.mean_over:
+            return per_sample.mean() if "samples" in self.mean_over else per_sample.sum()
+        if "samples" in self.mean_over:
+            return per_sample.sum() / places.sum()
+        return (per_sample / places).sum()
+
+
+# The mean over all elements, added up over the layers: Renofeation's train.py, and the ReMoS artifact's "DELTA".
+MEAN_SQUARES = FeatureDistance()
+# DELTA's train.py with attention (att_fea_map), whose channel weights have the mean 1, and without (fea_map).
+DELTA_ATTENTION = FeatureDistance(mean_over=("positions",), factor=0.5)
+DELTA_PLAIN = FeatureDistance(mean_over=(), factor=0.5)
+# CARTL's FDM: |f(x) - f(x')|_2 / sqrt(elements), added up over the batch.
+CARTL_NORMS = FeatureDistance(norm="l2", mean_over=("channels", "positions"))
+# CARTL's baseline: absolute values added up over the channels of a pooled feature, the mean over the batch.
+POOLED_ABSOLUTE = FeatureDistance(norm="absolute", mean_over=("samples",), pooled=True)
+# The share of the teacher's variance that the student's features miss: 0 where they are the teacher's, 1 where they
+# tell as little as the teacher's mean.
+UNEXPLAINED = FeatureDistance(over_variance=True, layers="mean")
+
+
+def _real(feature: Tensor, masks: list[Tensor]) -> Tensor | None:
+    """Give the mask that fits a feature, (samples, positions, 1); None if none does."""
+    fits = (mask for mask in masks if feature.dim() == 3 and mask.shape == feature.shape[:2])
+    return next((mask[..., None] for mask in fits), None)
+
+
+def _positions(feature: Tensor, real: Tensor | None) -> Tensor:
+    """Count the real positions of each sample, at least 1: float, (samples,)."""
+    if real is not None:
+        return real.sum((1, 2)).clamp(min=1).float()
+    channels = feature.shape[1 if feature.dim() == 4 else -1]
+    return feature.new_full((len(feature),), feature[:1].numel() / max(channels, 1))
+
+
+def _mean_of(feature: Tensor, real: Tensor | None) -> Tensor:
+    # Features are the last axis of sequences and channel-last maps, and the second of (samples, channels, h, w).
+    axes = (0, 2, 3) if feature.dim() == 4 else tuple(range(feature.dim() - 1))
+    if real is None:
+        return feature.mean(axes, keepdim=True)
+    return feature.masked_fill(~real, 0).sum(axes) / real.sum().clamp(min=1)
