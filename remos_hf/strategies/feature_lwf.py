@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from remos_hf.activations import evaluating
+from remos_hf.activations import alter, evaluating
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.profiling.processes import in_processes
 from remos_hf.strategies.base import Hold, Run, Strategy
@@ -85,12 +85,17 @@ class _HeadFirst(Hold):
                 f"FeatureLwF trains the head alone for {self.recipe.head_steps} steps, but no parameter of "
                 f"{list(self.held.teacher.head)} trains. Name the new modules, head=(...), or take head_steps=0."
             )
-        with _still(model, body, head):
-            loss, outputs = run(inputs)
-        if in_processes():  # DDP waits for a gradient of every parameter that it knows
-            loss = loss + 0 * sum(one.sum() for one in body.values())
-            self.body = self.body or {name: one.detach().clone() for name, one in body.items()}
-        return loss, outputs
+        if not in_processes():
+            with _still(model, body, head):
+                return run(inputs)
+        self.body = self.body or {name: one.detach().clone() for name, one in body.items()}
+
+        def linked(_: str, made: Tensor) -> Tensor:
+            # DDP waits for a gradient of every parameter that it knows: the body's are 0.
+            return made + sum(0 * one.requires_grad_(True).sum() for one in body.values()).to(made.dtype)
+
+        with _still(model, body, head), alter({"head": head[-1]}, linked):
+            return run(inputs)
 
     @torch.no_grad()
     def after_step(self, model: nn.Module) -> None:

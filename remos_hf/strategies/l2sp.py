@@ -92,7 +92,7 @@ class _Pull(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple:  # noqa: ANN401 - torch's own
-        pulls = torch._foreach_mul(ctx.away, 2 * float(gradient))
+        pulls = torch._foreach_mul(ctx.away, 2 * gradient)
         return None, *(pull.to(kind) for pull, kind in zip(pulls, ctx.kinds, strict=True))
 
 

@@ -57,7 +57,7 @@ class TestContractOfEveryStrategy:
 def test_a_hold_does_nothing_by_default():
     hold, inputs = Hold(), {"input_ids": 1}
     assert hold.loss(None, inputs, lambda given: (given, "outputs")) == (inputs, "outputs")
-    assert hold.after_step(None) is None
+    assert hold.begin(None, None) is None and hold.after_step(None) is None
     assert hold.finish(None, None) is None
     assert hold.state_dict() == {}
     assert hold.load_state_dict({}) is None

@@ -23,6 +23,7 @@ from tests.training.runs import trainer
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*never covered.*:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*weights tie at the threshold:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*the optimizer's weight decay pulls:UserWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 

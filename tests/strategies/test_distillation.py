@@ -3,10 +3,21 @@ import torch
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
+from remos_hf.adapters.timm_loading import image_classifier
 from remos_hf.adapters.timm_models import ImageClassifier
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import UnsupportedModelError
-from remos_hf.strategies.distillation import feature_distance, feature_modules, features_of, unexplained_share
+from remos_hf.strategies.distillation import (
+    HeldFeatures,
+    check_weights,
+    feature_modules,
+    features_of,
+    head_squares,
+    last_weights,
+    stage_modules,
+)
+from remos_hf.strategies.feature_distance import MEAN_SQUARES
+from remos_hf.strategies.projector import Projector
 from tests import tiny
 
 
@@ -29,8 +40,10 @@ def test_blocks_of_transformers_and_stages_of_convolutional_nets_are_found():
 def test_named_layers_are_taken_and_unknown_ones_refused():
     adapter = adapter_for(tiny.ConvNet(), ("head",))
     assert list(feature_modules(adapter, ("down",))) == ["down"]
-    with pytest.raises(UnsupportedModelError, match="no such modules"):
-        feature_modules(adapter, ("layer1",))
+    with pytest.raises(UnsupportedModelError, match="no such modules. Did you mean 'grouped'"):
+        feature_modules(adapter, ("groupd",))
+    with pytest.raises(UnsupportedModelError, match=r"no such modules\.$"):
+        feature_modules(adapter, ("xyz",))
     with pytest.raises(UnsupportedModelError, match=r"Name some: layers=\(\.\.\.\)"):
         feature_modules(adapter_for(nn.Sequential(nn.ReLU()), ()))
 
@@ -44,37 +57,93 @@ def test_features_are_the_outputs_of_the_modules_without_a_graph():
     assert torch.equal(found, expected) and not found.requires_grad
 
 
-def test_the_distance_is_the_mean_over_all_real_elements_added_up_over_layers():
-    generator = torch.Generator().manual_seed(0)
-    made, wanted = ({"a": torch.randn(2, 3, 4, generator=generator), "b": torch.randn(2, 5, 2, 2, generator=generator)}
-                    for _ in range(2))  # fmt: skip
-    real = torch.tensor([[True, True, False], [True, False, False]])
-    squares = [(made["a"][row, place, unit] - wanted["a"][row, place, unit]).item() ** 2
-               for row in range(2) for place in range(3) for unit in range(4) if real[row, place]]  # fmt: skip
-    expected = sum(squares) / len(squares) + (made["b"] - wanted["b"]).square().mean().item()
-    assert feature_distance(made, wanted, [real]).item() == pytest.approx(expected, rel=1e-5)
+class Staged(nn.Module):
+    """A stem, two stages, and a head, as torchvision's ResNets have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.layer1, self.layer2 = nn.Sequential(Block(), Block()), nn.Sequential(Block())
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, images):
+        return self.fc(self.layer2(self.layer1(self.bn1(self.conv1(images)))).mean((2, 3)))
 
 
-def test_nothing_at_padding_reaches_the_distance_or_its_gradient():
-    made, wanted = torch.ones(1, 2, 3, requires_grad=True), torch.zeros(1, 2, 3)
-    broken = torch.cat([wanted[:, :1], torch.full((1, 1, 3), torch.nan)], 1)
-    distance = feature_distance({"a": made}, {"a": broken}, [torch.tensor([[True, False]])])
-    assert distance.item() == 1
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.bn = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.downsample = nn.Sequential(nn.Conv2d(4, 4, 1))
+
+    def forward(self, maps):
+        return self.bn(self.conv2(self.conv1(maps))) + self.downsample(maps)
 
 
-def test_the_share_that_is_not_explained_is_0_for_the_teachers_features_and_1_for_their_mean():
-    wanted = {"maps": torch.randn(3, 4, 5, 5), "tokens": torch.randn(3, 5, 4), "pooled": torch.randn(3, 4)}
-    axes = {"maps": (0, 2, 3), "tokens": (0, 1), "pooled": (0,)}
-    means = {name: one.mean(axes[name], keepdim=True).expand_as(one) for name, one in wanted.items()}
-    for name, one in wanted.items():
-        assert unexplained_share({name: one}, {name: one}, []) == 0
-        assert unexplained_share({name: means[name]}, {name: one}, []).item() == pytest.approx(1)
-    both = unexplained_share({**means, "maps": wanted["maps"]}, wanted, [])
-    assert both.item() == pytest.approx(2 / 3)
+def test_stages_of_a_plain_net_are_without_its_stem():
+    adapter = adapter_for(Staged(), ("fc",))
+    assert list(feature_modules(adapter)) == ["conv1", "bn1", "layer1", "layer2"]
+    assert list(stage_modules(adapter)) == ["layer1", "layer2"]
+    assert list(stage_modules(adapter, ("conv1",))) == ["conv1"]
+    assert "stem" in stage_modules(adapter_for(tiny.ConvNet(), ("head",)))  # a net without stages keeps its children
 
 
-def test_features_that_do_not_vary_in_a_batch_count_nothing():
-    made = torch.ones(1, 4, requires_grad=True)
-    share = unexplained_share({"pooled": made}, {"pooled": torch.zeros(1, 4)}, [])
-    share.backward()
-    assert share == 0 and not made.grad.any()
+def test_the_last_convolution_of_a_stage_is_the_last_that_is_no_shortcut_and_of_a_block_its_last_weight():
+    assert list(last_weights(adapter_for(Staged(), ("fc",)))) == ["layer1.1.conv2", "layer2.0.conv2"]
+    found = list(last_weights(adapter_for(resnet())))
+    assert len(found) == 2 and not any("shortcut" in name for name in found)
+    timm = image_classifier("resnet18", pretrained=False, num_labels=2)
+    assert list(last_weights(adapter_for(timm))) == [f"body.layer{stage}.1.conv2" for stage in range(1, 5)]
+    blocks = [f"bert.encoder.layer.{block}.output.dense" for block in range(2)]
+    assert list(last_weights(adapter_for(tiny.bert()))) == blocks
+    assert list(last_weights(adapter_for(tiny.gpt2()))) == [f"transformer.h.{block}.mlp.c_proj" for block in range(2)]
+    assert list(last_weights(adapter_for(tiny.ConvNet(), ("head",)), ("down",))) == ["down"]
+
+
+def test_only_what_trains_in_the_head_is_decayed():
+    model = tiny.bert()
+    model.bert.pooler.requires_grad_(False)
+    squares = head_squares(model, ("bert.pooler", "classifier"))
+    assert squares.item() == pytest.approx(sum(one.square().sum().item() for one in model.classifier.parameters()))
+
+
+def held(model, **more):
+    adapter = adapter_for(model, ("head",))
+    return HeldFeatures("it", adapter, feature_modules(adapter, ("down",)), MEAN_SQUARES, 1.0, **more)
+
+
+def test_a_teacher_in_train_mode_is_refused():
+    with pytest.raises(ValueError, match="ConvNet, is in train mode.*teacher.eval"):
+        held(tiny.ConvNet().train())
+    half = tiny.ConvNet().eval()
+    half.norm.train()
+    with pytest.raises(ValueError, match="in train mode"):
+        held(half)
+
+
+def test_teachers_of_another_width_need_a_projector_which_trains_and_resumes():
+    student, teacher = tiny.ConvNet(), tiny.ConvNet(1).eval().requires_grad_(False)
+    teacher.down, teacher.depthwise = nn.Conv2d(8, 9, 1), nn.Conv2d(9, 9, 3, padding=1, groups=9)
+    teacher.grouped = nn.Conv2d(9, 6, 1, groups=3)
+    teacher.eval()
+    batch = tiny.image_batches(1)[0]
+    run = lambda given: (student(given[0]).square().mean(), None)  # noqa: E731
+    with pytest.raises(UnsupportedModelError, match=r"\(4, 12, 8, 8\) in the student and \(4, 9, 8, 8\)"):
+        held(teacher).loss(student, batch, run)
+    hold = held(teacher, projector=Projector(0.1, 0))
+    losses = []
+    for _ in range(5):
+        losses.append(hold.loss(student, batch, run)[0].item())
+        hold.after_step(student)
+    assert losses[-1] < losses[0] and hold.projector.maps["down"].shape == (9, 12)
+    again = held(teacher, projector=Projector(0.1, 5))
+    again.load_state_dict(hold.state_dict())
+    assert torch.equal(again.loss(student, batch, run)[0], hold.loss(student, batch, run)[0])
+    assert again.details()["it"]["steps"] == 5
+
+
+def test_a_weight_in_the_loss_is_at_least_0_and_finite():
+    for value in (-1, float("nan"), float("inf")):
+        recipe = type("Recipe", (), {"weight": value, "layers": None, "head": None})()
+        with pytest.raises(ValueError, match="weight is a weight in the loss, at least 0"):
+            check_weights(recipe, "weight")

@@ -79,3 +79,26 @@ def test_weights_out_of_range_are_refused():
 
 def test_the_heads_parameters_are_named():
     assert head_parameters(tiny.ConvNet(), ("head",)) == {"head.weight", "head.bias"}
+
+
+def test_weights_of_half_precision_are_pulled_in_their_own():
+    student, teacher, loss = held(L2SP(0.3, 0.7), lambda: tiny.bert().bfloat16(), None, 0.01)
+    assert loss.dtype == torch.float32
+    weight, was = student.bert.embeddings.word_embeddings.weight, teacher.bert.embeddings.word_embeddings.weight
+    assert weight.grad.dtype == torch.bfloat16
+    assert torch.allclose(weight.grad.float(), 0.3 * (weight.float() - was.float()), atol=1e-4)
+
+
+def test_at_the_teachers_weights_nothing_pulls():
+    student, _, loss = held(L2SP(1.0, 0.0), tiny.bert, None, 0.0)
+    assert loss == 0 and not any(one.grad.any() for one in student.parameters())
+
+
+def test_a_trainer_that_decays_weights_beside_it_warns(tmp_path):
+    from remos_hf.strategies import Finetune
+    from tests.training.runs import trainer
+
+    for strategy, told in ((L2SP(), "L2SP pulls"), ([Finetune(), L2SP()], r"Finetune \+ L2SP pulls")):
+        options = {"weight_decay": 0.01, "max_steps": 1, "save_strategy": "no"}
+        with pytest.warns(UserWarning, match=f"{told}.*Set weight_decay=0"):
+            trainer(tmp_path, strategy=strategy, options=options).train()

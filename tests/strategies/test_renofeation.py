@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from remos_hf.errors import UnsupportedModelError
 from remos_hf.strategies.plain import Retrain
-from remos_hf.strategies.renofeation import Renofeation
+from remos_hf.strategies.renofeation import DeltaR, Renofeation
 from tests import tiny
 
 
@@ -20,7 +21,7 @@ def text_run(model):
 
 
 def started(strategy, make, seed=3):
-    student, teacher = make(), make().requires_grad_(False)
+    student, teacher = make(), make().eval().requires_grad_(False)
     strategy.prepare(student, tiny.student_data(seed=seed))
     return student, teacher, strategy.hold(student, teacher)
 
@@ -121,7 +122,75 @@ def test_without_an_average_the_student_stays_as_it_was_trained():
     before = {name: value.clone() for name, value in student.state_dict().items()}
     hold.finish(student, None)
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
-    assert hold.state_dict() == {}
+    assert "average" not in hold.state_dict()
+
+
+def test_published_averages_are_the_mean_of_every_nth_step_after_a_start():
+    recipe = Renofeation(average_decay=None, average_start=3, average_every=2, head=("head",))
+    student, teacher, hold = started(recipe, tiny.ConvNet)
+    for step in range(1, 9):
+        if step == 6:  # the average survives a checkpoint
+            state, hold = hold.state_dict(), recipe.hold(student, teacher)
+            hold.load_state_dict(state)
+        with torch.no_grad():
+            student.head.bias.fill_(step)
+        hold.after_step(student)
+    assert hold.averaged == 2
+    hold.finish(student, tiny.student_data(tiny.image_batches))
+    assert torch.equal(student.head.bias, torch.full((4,), (5 + 7) / 2))
+    told = hold.details()["renofeation"]
+    assert (told["steps"], told["averaged"], told["weight"]) == (8, 2, 5.0)
+
+
+def test_a_run_too_short_to_be_averaged_says_so():
+    student, _, hold = started(Renofeation(average_decay=None, average_every=500), tiny.bert)
+    hold.after_step(student)
+    with pytest.warns(UserWarning, match="average every 500 steps.*the run had 1"):
+        hold.finish(student, None)
+
+
+def test_dropout_acts_while_statistics_are_redone_only_if_asked_for():
+    found = []
+    for asked in (False, True):
+        recipe = Renofeation(dropout=0.5, norm_dropout=asked, layers=("stem",), head=("head",))
+        student, _, hold = started(recipe, tiny.ConvNet)
+        hold.after_step(student)
+        student.train()
+        torch.manual_seed(0)
+        hold.finish(student, tiny.student_data(tiny.image_batches))
+        stem = torch.stack([student.stem(images).mean((0, 2, 3)) for images, _ in tiny.image_batches()]).mean(0)
+        found.append(torch.allclose(student.norm.running_mean, stem, atol=1e-6))
+        assert student.training and student.norm.momentum == 0.1
+    assert found == [True, False]
+
+
+def test_norm_dropout_needs_a_batch_norm():
+    with pytest.raises(UnsupportedModelError, match="BertForSequenceClassification has no batch norm"):
+        started(Renofeation(norm_dropout=True), tiny.bert)
+
+
+def test_with_a_projector_the_features_are_mapped_first():
+    student, _, hold = started(Renofeation(dropout=0.0, projector=True, head_decay=0.0), tiny.bert)
+    batch = tiny.text_batches(1)[0]
+    first = hold.loss(student, batch, text_run(student))[0].item()
+    for _ in range(30):
+        hold.loss(student, batch, text_run(student))
+        hold.after_step(student)
+    assert hold.loss(student, batch, text_run(student))[0].item() < first
+    assert len(hold.projector.maps) == 2 and not any("projector" in name for name in student.state_dict())
+
+
+def test_delta_r_is_renofeation_without_its_noise():
+    plain = Renofeation(dropout=0.0, average_decay=0)
+    losses = []
+    for recipe in (DeltaR(), plain):
+        student, _, hold = started(recipe, tiny.bert)
+        losses.append(hold.loss(student, tiny.text_batches(1)[0], text_run(student))[0].item())
+        before = {name: one.clone() for name, one in student.state_dict().items()}
+        hold.after_step(student)
+        hold.finish(student, None)
+        assert all(torch.equal(one, before[name]) for name, one in student.state_dict().items())
+    assert losses[0] == losses[1]
 
 
 def test_gradient_checkpointing_is_refused():
@@ -132,6 +201,9 @@ def test_gradient_checkpointing_is_refused():
 
 
 def test_values_out_of_range_are_refused():
-    for options in ({"distance": -1}, {"head_decay": float("nan")}, {"dropout": 1}, {"average_decay": 1.0}):
+    for options in ({"distance": -1}, {"head_decay": float("nan")}, {"dropout": 1}, {"average_decay": 1.0},
+                    {"average_every": 0}, {"average_start": -1}, {"projector_rate": 0}):  # fmt: skip
         with pytest.raises(ValueError, match="but got"):
             Renofeation(**options)
+    with pytest.raises(ValueError, match="weight is a weight in the loss"):
+        DeltaR(-5)
