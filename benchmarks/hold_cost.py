@@ -1,4 +1,4 @@
-"""What a training step costs with a hold, over a plain step: an encoder on real text, and a ResNet.
+"""What a training step costs with a hold, over a plain step: an encoder on real text, and ResNets.
 
 A step is the loss, its backward pass, the optimizer's update and what the hold does after it. All kinds take turns on
 the same batches, so that a machine that slows down slows all. Counted are the CPU seconds of this process, on one
@@ -12,6 +12,7 @@ import argparse
 import copy
 import json
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,17 +22,32 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from remos_hf.adapters.timm_loading import image_classifier
+from remos_hf.adapters.timm_models import ImageClassifier
 from remos_hf.strategies.base import Hold, Strategy
 from remos_hf.strategies.composed import as_strategy
+from remos_hf.strategies.delta import Delta
 from remos_hf.strategies.distilled import Distilled
+from remos_hf.strategies.feature_lwf import FeatureLwF
 from remos_hf.strategies.guided import Guided
 from remos_hf.strategies.hardened import Hardened
+from remos_hf.strategies.l2sp import L2SP
+from remos_hf.strategies.renofeation import Renofeation
+from remos_hf.strategies.student_data import StudentData
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from audit_image_defects import CifarResNet  # noqa: E402 - the CIFAR net of the example
 
 HOLDS: dict[str, Strategy | Sequence[Strategy]] = {
     "Distilled": Distilled(),
     "Hardened": Hardened(),
     "Guided": Guided(),
     "Hardened + Distilled": [Hardened(), Distilled()],
+    "L2SP": L2SP(),
+    "Delta": Delta(attention="gradient_x_activation", samples=16, head_steps=0),
+    "FeatureLwF": FeatureLwF(head_steps=0),
+    "Renofeation": Renofeation(average_decay=None, average_every=500),
+    "Renofeation, averaging every step": Renofeation(),
+    "Renofeation with a projector": Renofeation(average_decay=None, average_every=500, projector=True),
 }
 
 
@@ -48,13 +64,22 @@ def texts(args: argparse.Namespace) -> tuple[nn.Module, list[dict]]:
     return model, batches
 
 
-def images(args: argparse.Namespace) -> tuple[nn.Module, list[dict]]:
-    """Build a model of timm, and random images for it."""
+def images(args: argparse.Namespace, pixels: int) -> list[dict]:
+    """Draw random images."""
     generator = torch.Generator().manual_seed(0)
-    shape = (args.batch_size, 3, args.pixels, args.pixels)
+    shape = (args.batch_size, 3, pixels, pixels)
     labels = torch.zeros(args.batch_size, dtype=torch.long)
-    batches = [{"pixel_values": torch.randn(shape, generator=generator), "labels": labels} for _ in range(args.repeats)]
-    return image_classifier(args.timm, pretrained=False, num_labels=10), batches
+    return [{"pixel_values": torch.randn(shape, generator=generator), "labels": labels} for _ in range(args.repeats)]
+
+
+def timm_images(args: argparse.Namespace) -> tuple[nn.Module, list[dict]]:
+    """Build a model of timm, and random images for it."""
+    return image_classifier(args.timm, pretrained=False, num_labels=10), images(args, args.pixels)
+
+
+def cifar_images(args: argparse.Namespace) -> tuple[nn.Module, list[dict]]:
+    """Build the ResNet-20 of CIFAR, and random images of 32 pixels for it."""
+    return ImageClassifier(CifarResNet(3), head=("linear",)), images(args, 32)
 
 
 def steps_of(model: nn.Module, batches: list[dict]) -> dict[str, list[float]]:
@@ -65,6 +90,7 @@ def steps_of(model: nn.Module, batches: list[dict]) -> dict[str, list[float]]:
         student = copy.deepcopy(model).train()
         teacher = copy.deepcopy(model).eval().requires_grad_(False)
         hold = Hold() if strategy is None else strategy.hold(student, teacher)
+        hold.begin(student, StudentData(lambda _: batches[:1]))
         students[name] = (student, hold, torch.optim.AdamW(student.parameters(), 1e-5))
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     for batch in batches:
@@ -83,7 +109,7 @@ def main(args: argparse.Namespace) -> None:
     """Print and write the median ratio of each kind to the plain step on the same batch."""
     torch.set_num_threads(1)
     results = {}
-    for name, load in ((args.name, texts), (args.timm, images)):
+    for name, load in ((args.name, texts), (args.timm, timm_images), ("resnet20", cifar_images)):
         seconds = steps_of(*load(args))
         ratios = {
             kind: [one / plain for one, plain in zip(found, seconds["plain"], strict=True)]

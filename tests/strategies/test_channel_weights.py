@@ -52,8 +52,8 @@ def test_silencing_many_channels_at_once_gives_what_one_at_a_time_does(make, sha
     found = loss_when_silenced(model, modules, samples, 100)
     expected = one_by_one(model, modules, shapes, batches())
     for name, losses in expected.items():
-        assert torch.allclose(found[name], losses, atol=1e-5)
-        assert losses.std() > 1e-4
+        assert losses.std() > 1e-5
+        assert torch.allclose(found[name], losses, rtol=0, atol=0.05 * losses.std())
 
 
 def test_what_cannot_run_at_once_runs_one_by_one_and_the_log_says_so(caplog):

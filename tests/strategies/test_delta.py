@@ -56,10 +56,8 @@ def test_channels_are_weighed_by_the_teacher_under_a_trained_head_and_kept_over_
     again = recipe.hold(student, teacher)
     again.load_state_dict(hold.state_dict())
     told = again.details()["delta"]
-    assert (
-        told["head_steps"] == 3 and told["attention"] == "silenced"
+    assert told["head_steps"] == 3 and told["attention"] == "silenced"
     assert set(told["channel_weights"]) == {*NET["layers"]}
-    )
     for name, weights in again.channels.items():
         assert torch.equal(weights, hold.channels[name]) and weights.mean().item() == pytest.approx(1)
         assert weights.std() > 0.01
