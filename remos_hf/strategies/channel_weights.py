@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from remos_hf.activations import alter, capture, evaluating
 from remos_hf.profiling.batches import count_samples
+from remos_hf.strategies.feature_distance import channel_axis
 from remos_hf.strategies.short_runs import Samples, labelled_loss, together
 
 logger = logging.getLogger(__name__)
@@ -55,43 +56,31 @@ def loss_when_silenced(
         net is the increase; z-scores of both are the same.
     """
 
-    def sums() -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {"rows": torch.tensor(0.0, dtype=torch.float64)}
-        for batch in samples.some(size):
-            rows = count_samples(batch)
-            found["rows"] += rows
-            for name, losses in _silenced(model, modules, batch).items():
-                found[name] = found.get(name, 0) + rows * losses.double().cpu()
-        return found
+    def silenced(batch: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any batch
+        with capture(modules) as made:
+            labelled_loss(model, batch)
+        return {name: _without_each(model, batch, modules[name], feature) for name, feature in made.items()}
 
     with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        return _means(together(sums, samples.device))
+        return _mean_over(samples, size, silenced)
 
 
-def _silenced(model: nn.Module, modules: Mapping[str, nn.Module], batch: Any) -> dict[str, Tensor]:  # noqa: ANN401
-    with capture(modules) as made:
-        labelled_loss(model, batch)
-    found = {}
-    for name, module in modules.items():
-        shape, count = _channel_shape(made[name])
-        numbers = torch.arange(count, device=made[name].device)
+def _without_each(model: nn.Module, batch: Any, module: nn.Module, feature: Tensor) -> Tensor:  # noqa: ANN401
+    """Give the loss without each channel of a module's output, which is like `feature`: (channels,)."""
+    axis = channel_axis(feature)
+    shape = [-1 if one == axis else 1 for one in range(feature.dim())]
+    numbers = torch.arange(feature.shape[axis], device=feature.device)
 
-        def loss(
-            silent: Tensor, name: str = name, module: nn.Module = module, shape: tuple = shape, all_: Tensor = numbers
-        ) -> Tensor:
-            heard = (all_ != silent).view(shape)
-            with alter({name: module}, lambda _, output: output * heard.to(output.dtype)):
-                return labelled_loss(model, batch)
+    def loss(silent: Tensor) -> Tensor:
+        heard = (numbers != silent).view(shape)
+        with alter({"": module}, lambda _, output: output * heard.to(output.dtype)):
+            return labelled_loss(model, batch)
 
-        found[name] = _at_once(loss, numbers, max(1, _VALUES_AT_ONCE // made[name].numel()), name)
-    return found
-
-
-def _at_once(loss: Callable[[Tensor], Tensor], numbers: Tensor, chunk: int, name: str) -> Tensor:
     try:
-        return vmap(loss, chunk_size=chunk)(numbers)
+        return vmap(loss, chunk_size=max(1, _VALUES_AT_ONCE // feature.numel()))(numbers)
     except RuntimeError as error:  # what is computed in place, or looks at values, does not run in copies
-        logger.warning("The channels of '%s' are silenced one by one, which is slow: %s", name, error)
+        kind = type(model).__name__
+        logger.warning("Channels of a %s in %s are silenced one by one, slowly: %s", type(module).__name__, kind, error)
         return torch.stack([loss(one) for one in numbers])
 
 
@@ -100,50 +89,41 @@ def loss_by_gradient(
 ) -> dict[str, Tensor]:
     """Estimate what each channel's silence adds to the mean loss by its activation times the loss's gradient there.
 
-    The first order of `loss_when_silenced`, at the price of one backward pass a batch.
-
-    Args:
-        model: As in `loss_when_silenced`.
-        modules: As in `loss_when_silenced`.
-        samples: As in `loss_when_silenced`.
-        size: As in `loss_when_silenced`.
+    The first order of `loss_when_silenced`, whose arguments it takes, at the price of one backward pass a batch.
 
     Source:
         Molchanov et al. 2017 (the Taylor criterion of channels), with its sign.
     """
 
+    def estimated(batch: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any batch
+        free: dict[str, Tensor] = {}
+
+        def with_leaf(name: str, output: Tensor) -> Tensor:
+            free[name] = torch.zeros_like(output, requires_grad=True)
+            return output + free[name]
+
+        with alter(modules, with_leaf), capture(modules) as made:
+            loss = labelled_loss(model, batch)
+        gradients = torch.autograd.grad(loss, list(free.values()))
+        products = {name: -made[name].detach() * one for name, one in zip(free, gradients, strict=True)}
+        return {name: one.movedim(channel_axis(one), 0).flatten(1).sum(1) for name, one in products.items()}
+
+    with evaluating(model), torch.enable_grad():
+        return _mean_over(samples, size, estimated)
+
+
+def _mean_over(samples: Samples, size: int, of_batch: Callable[[Any], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Give the mean over the samples of all processes of what is a mean over a batch's; on the CPU."""
+
     def sums() -> dict[str, Tensor]:
         found: dict[str, Tensor] = {"rows": torch.tensor(0.0, dtype=torch.float64)}
         for batch in samples.some(size):
-            rows = count_samples(batch)
-            found["rows"] += rows
-            free: dict[str, Tensor] = {}
-
-            def leaf(name: str, output: Tensor, free: dict[str, Tensor] = free) -> Tensor:
-                free[name] = torch.zeros_like(output, requires_grad=True)
-                return output + free[name]
-
-            with alter(modules, leaf), capture(modules) as made:
-                loss = labelled_loss(model, batch)
-            gradients = torch.autograd.grad(loss * rows, [free[name] for name in modules])
-            for name, gradient in zip(modules, gradients, strict=True):
-                product = (gradient.float() * made[name].detach().float()).double()
-                axes = [axis for axis, size in enumerate(_channel_shape(product)[0]) if size == 1]
-                found[name] = found.get(name, 0) - product.sum(axes).cpu()
+            for name, one in {"rows": torch.ones(()), **of_batch(batch)}.items():
+                found[name] = found.get(name, 0) + count_samples(batch) * one.double().cpu()
         return found
 
-    with evaluating(model), torch.enable_grad():
-        return _means(together(sums, samples.device))
-
-
-def _means(sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    rows = float(sums.pop("rows"))
+    found = together(sums, samples.device)
+    rows = float(found.pop("rows"))
     if not rows:
         raise ValueError("There is no sample to weigh channels by. Pass the student's training data, with labels.")
-    return {name: (one / rows).float() for name, one in sums.items()}
-
-
-def _channel_shape(feature: Tensor) -> tuple[tuple[int, ...], int]:
-    """Give the shape in which one number a channel is laid on a feature, and how many there are."""
-    axis = 1 if feature.dim() == 4 else feature.dim() - 1
-    return tuple(feature.shape[axis] if one == axis else 1 for one in range(feature.dim())), feature.shape[axis]
+    return {name: (one / rows).float() for name, one in found.items()}

@@ -91,8 +91,7 @@ class FeatureDistance:
             away = away.masked_fill(~real, 0)
         places = _positions(away, real)
         if self.pooled and away.dim() > 2:
-            axes = (2, 3) if away.dim() == 4 else tuple(range(1, away.dim() - 1))
-            away = away.sum(axes) / places[:, None]
+            away = away.movedim(channel_axis(away), 1).flatten(2).sum(2) / places[:, None]
             places, real = torch.ones_like(places), None
         each = away.abs() if self.norm == "absolute" else away.square()
         if weights is not None:
@@ -101,7 +100,7 @@ class FeatureDistance:
             return each.mean() if real is None else each.sum() / (real.sum() * each.shape[-1]).clamp(min=1)
         per_sample = each.flatten(1).sum(1)
         if "channels" in self.mean_over:
-            per_sample = per_sample / each.shape[1 if each.dim() == 4 else -1]
+            per_sample = per_sample / each.shape[channel_axis(each)]
         if self.norm == "l2":
             if "positions" in self.mean_over:
                 per_sample = per_sample / places
@@ -129,6 +128,11 @@ POOLED_ABSOLUTE = FeatureDistance(norm="absolute", mean_over=("samples",), poole
 UNEXPLAINED = FeatureDistance(over_variance=True, layers="mean")
 
 
+def channel_axis(feature: Tensor) -> int:
+    """Give the axis of channels: the second of (samples, channels, height, width), the last of all others."""
+    return 1 if feature.dim() == 4 else feature.dim() - 1
+
+
 def _real(feature: Tensor, masks: list[Tensor]) -> Tensor | None:
     """Give the mask that fits a feature, (samples, positions, 1); None if none does."""
     fits = (mask for mask in masks if feature.dim() == 3 and mask.shape == feature.shape[:2])
@@ -139,13 +143,11 @@ def _positions(feature: Tensor, real: Tensor | None) -> Tensor:
     """Count the real positions of each sample, at least 1: float, (samples,)."""
     if real is not None:
         return real.sum((1, 2)).clamp(min=1).float()
-    channels = feature.shape[1 if feature.dim() == 4 else -1]
-    return feature.new_full((len(feature),), feature[:1].numel() / max(channels, 1))
+    return feature.new_full((len(feature),), feature[:1].numel() / max(feature.shape[channel_axis(feature)], 1))
 
 
 def _mean_of(feature: Tensor, real: Tensor | None) -> Tensor:
-    # Features are the last axis of sequences and channel-last maps, and the second of (samples, channels, h, w).
-    axes = (0, 2, 3) if feature.dim() == 4 else tuple(range(feature.dim() - 1))
+    axes = [axis for axis in range(feature.dim()) if axis != channel_axis(feature)]
     if real is None:
         return feature.mean(axes, keepdim=True)
     return feature.masked_fill(~real, 0).sum(axes) / real.sum().clamp(min=1)

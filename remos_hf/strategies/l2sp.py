@@ -11,6 +11,9 @@ from torch.autograd.function import once_differentiable
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.strategies.base import Hold, Run, Strategy
 
+# Values that are looked at at once on the CPU: few enough to stay in its cache.
+_PIECE = 2**16
+
 
 @dataclass(frozen=True)
 class L2SP(Strategy):
@@ -66,34 +69,44 @@ class _Spring(Hold):
     def loss(self, model: nn.Module, inputs: Any, run: Run) -> tuple[Tensor, Any]:  # noqa: ANN401
         loss, outputs = run(inputs)
         trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
-        head = [one for name, one in trained.items() if name in self.head]
         body = {name: one for name, one in trained.items() if name in self.wanted}
         wanted = [self.wanted[name].to(one.device) for name, one in body.items()]
-        drift = 0.5 * self.recipe.alpha * _squares(list(body.values()), wanted)
-        return loss + drift + 0.5 * self.recipe.beta * _squares(head, None), outputs
+        drift = _pull(self.recipe.alpha, list(body.values()), wanted)
+        return loss + drift + _pull(
+            self.recipe.beta, [one for name, one in trained.items() if name in self.head]
+        ), outputs
 
 
-def _squares(weights: list[Tensor], wanted: list[Tensor] | None) -> Tensor | float:
-    return _Pull.apply(wanted, *weights) if weights else 0.0
+def _pull(weight: float, tensors: list[Tensor], wanted: list[Tensor] | None = None) -> Tensor | float:
+    """Give weight/2 times the sum of squares of tensors, or of their differences from others."""
+    return _Pull.apply(weight, wanted or [None] * len(tensors), *tensors) if tensors and weight else 0.0
 
 
 class _Pull(torch.autograd.Function):
-    """The sum of squares of tensors, or of their differences from others: few passes over memory, and one copy."""
+    """Its gradient is made piece by piece beside its value, while a piece is in the cache: memory is what it costs."""
 
     @staticmethod
-    def forward(ctx: Any, wanted: list[Tensor] | None, *weights: Tensor) -> Tensor:  # noqa: ANN401 - torch's own
-        ctx.away = [one.float() for one in weights]
-        if wanted is not None:
-            ctx.away = list(torch._foreach_sub(ctx.away, [one.float() for one in wanted]))
-        ctx.kinds = [one.dtype for one in weights]
-        norms = torch._foreach_norm(ctx.away)
-        return torch.stack([one.to(norms[0].device) for one in norms]).square().sum()
+    def forward(ctx: Any, weight: float, wanted: list[Tensor | None], *tensors: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.pulls, ctx.kinds, squares = [], [one.dtype for one in tensors], []
+        for one, other in zip(tensors, wanted, strict=True):
+            pull = torch.empty(one.shape, dtype=torch.float32, device=one.device)
+            size = _PIECE if one.device.type == "cpu" else max(1, one.numel())
+            pieces = [each.reshape(-1).split(size) for each in (pull, one)]
+            others = [None] * len(pieces[0]) if other is None else other.reshape(-1).split(size)
+            for out, mine, theirs in zip(*pieces, others, strict=True):
+                away = mine.float() if theirs is None else torch.sub(mine.float(), theirs.float(), out=out)
+                torch.mul(away, weight, out=out)
+                squares.append(torch.linalg.vector_norm(out).square())
+            ctx.pulls.append(pull)
+        return torch.stack([one.to(squares[0].device) for one in squares]).sum() / (2 * weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple:  # noqa: ANN401 - torch's own
-        pulls = torch._foreach_mul(ctx.away, 2 * gradient)
-        return None, *(pull.to(kind) for pull, kind in zip(pulls, ctx.kinds, strict=True))
+        pulls, ctx.pulls = ctx.pulls, None  # autograd may add to them in place: they are given away
+        if gradient.device.type != "cpu" or gradient != 1:
+            pulls = [pull.mul_(gradient.to(pull.device)) for pull in pulls]
+        return None, None, *(pull.to(kind) for pull, kind in zip(pulls, ctx.kinds, strict=True))
 
 
 def head_parameters(model: nn.Module, head: tuple[str, ...] | None) -> frozenset[str]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from remos_hf.profiling.processes import in_processes
+from remos_hf.strategies.feature_distance import channel_axis
 
 MOMENTUM = 0.9
 
@@ -34,7 +35,7 @@ class Projector:
         """Give the student's features in the teacher's channels."""
         for name, theirs in wanted.items():
             if name not in self.maps:
-                self._start(name, _channels(made[name]), _channels(theirs))
+                self._start(name, *(one.shape[channel_axis(one)] for one in (made[name], theirs)))
             self.maps[name] = self.maps[name].to(theirs.device)
         return {name: _mapped(made[name], self.maps[name]) for name in wanted}
 
@@ -73,10 +74,6 @@ class Projector:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from them."""
         self.maps, self.velocity = dict(state["maps"]), dict(state["velocity"])
-
-
-def _channels(feature: Tensor) -> int:
-    return feature.shape[1 if feature.dim() == 4 else -1]
 
 
 def _mapped(feature: Tensor, weight: Tensor) -> Tensor:
