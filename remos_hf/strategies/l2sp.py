@@ -71,10 +71,9 @@ class _Spring(Hold):
         trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
         body = {name: one for name, one in trained.items() if name in self.wanted}
         wanted = [self.wanted[name].to(one.device) for name, one in body.items()]
+        head = [one for name, one in trained.items() if name in self.head]
         drift = _pull(self.recipe.alpha, list(body.values()), wanted)
-        return loss + drift + _pull(
-            self.recipe.beta, [one for name, one in trained.items() if name in self.head]
-        ), outputs
+        return loss + drift + _pull(self.recipe.beta, head), outputs
 
 
 def _pull(weight: float, tensors: list[Tensor], wanted: list[Tensor] | None = None) -> Tensor | float:
