@@ -2,6 +2,9 @@ import pytest
 import torch
 
 from remos_hf.strategies.delta import Delta
+from remos_hf.strategies.feature_lwf import FeatureLwF
+from remos_hf.strategies.l2sp import L2SP
+from remos_hf.strategies.renofeation import DeltaR, Renofeation
 from tests import tiny
 from tests.strategies.test_distilled import moved
 from tests.strategies.test_hardened import image_run, text_run
@@ -89,3 +92,32 @@ def test_values_that_no_run_could_use_are_refused():
     ):
         with pytest.raises(ValueError, match=told):
             Delta(**options)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Delta(head_steps=2, samples=12),
+        FeatureLwF(head_steps=0),
+        DeltaR(),
+        Renofeation(dropout=0.0),
+        Renofeation(dropout=0.0, projector=True),
+        L2SP(),
+    ],
+    ids=lambda recipe: type(recipe).__name__,
+)
+def test_in_bf16_every_transfer_strategy_adds_what_it_adds_in_full_precision(recipe):
+    found = []
+    for low in (False, True):
+        torch.manual_seed(0)
+        student, _, hold = moved(tiny.bert, recipe.with_seed(0), change=0.3)
+        hold.begin(student, tiny.student_data())
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            loss, outputs = hold.loss(student.eval(), tiny.text_batches(1)[0], text_run(student))
+        loss.backward()
+        hold.after_step(student)
+        added = (loss - outputs.loss).item()
+        size = sum(one.grad.float().norm().item() for one in student.bert.encoder.parameters())
+        found.append((added, size))
+    assert found[1][0] == pytest.approx(found[0][0], rel=0.1) and found[0][0] > 0
+    assert found[1][1] == pytest.approx(found[0][1], rel=0.2)
