@@ -31,8 +31,9 @@ class Delta(Strategy):
     Attributes:
         weight: Of the distance, at least 0; it means something only with `reduction`. `FeatureDistance` converts.
         head_decay: Weight of half the head's squares, at least 0.
-        attention: "silenced" runs the teacher once for each channel (DELTA). "gradient_x_activation" estimates the same
-            to first order by one backward pass, and is not DELTA. "none" weighs all channels alike.
+        attention: "silenced" runs what follows a layer once for each of its channels (DELTA): seconds on a small net,
+            many minutes on a transformer, whose channels are many. "gradient_x_activation" estimates the same to first
+            order by one backward pass, and is not DELTA. "none" weighs all channels alike.
         reduction: "sum" adds up over samples and channels, as DELTA does; with attention it averages over positions,
             without it adds those up too. "mean" is that of all elements, as Renofeation and ReMoS have their "DELTA".
         at: "last_weights": what the last convolution of each stage gives, before norm, sum and activation (of

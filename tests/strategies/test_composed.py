@@ -9,6 +9,7 @@ from remos_hf.strategies.base import Hold, Preparation, Strategy
 from remos_hf.strategies.composed import Composed, as_strategy, strategy_from_dict
 from remos_hf.strategies.l2sp import L2SP
 from remos_hf.strategies.plain import Finetune, Retrain
+from remos_hf.strategies.renofeation import DeltaR
 from remos_hf.strategies.slice_and_reset import Random, Remos
 from tests import tiny
 
@@ -120,7 +121,13 @@ def test_a_list_that_holds_nothing_has_no_hold():
 
 @pytest.mark.parametrize(
     ("other", "warned"),
-    [(Finetune(embedding_rows="mean"), True), (Random(0.5), True), (Retrain(), True), (Finetune(), False)],
+    [
+        (Finetune(embedding_rows="mean"), True),
+        (Random(0.5), True),
+        (Retrain(), True),
+        (DeltaR(), True),
+        (Finetune(), False),
+    ],
 )
 def test_a_spring_to_the_teacher_beside_what_gives_weights_up_is_told(other, warned):
     with warnings.catch_warnings(record=True) as told:

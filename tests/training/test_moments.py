@@ -319,3 +319,32 @@ def test_what_a_strategy_says_of_its_start_and_its_end_stands_in_the_record(tmp_
     ours.save_model(str(tmp_path / "student"))
     config = Sidecars.load(tmp_path / "student").config
     assert config["start"] == {"telling": {"kept": 3}} and config["finish"] == {"telling": {"rows": 2}}
+
+
+@dataclass(frozen=True)
+class Begun(Strategy):
+    def hold(self, student, teacher):
+        return BegunHold()
+
+
+class BegunHold(Hold):
+    begun = 0
+
+    def begin(self, student, data):
+        self.begun += 1 + len(list(data.batches()))
+
+    def details(self):
+        return {"begun": self.begun}
+
+    def state_dict(self):
+        return {"begun": self.begun}
+
+    def load_state_dict(self, state):
+        self.begun = state["begun"]
+
+
+def test_a_hold_begins_once_on_the_data_and_not_again_in_a_resumed_run(tmp_path):
+    for resume in (None, str(tmp_path / "checkpoint-2")):
+        ours = trainer(tmp_path, strategy=Composed((Finetune(), Begun())))
+        ours.train(resume_from_checkpoint=resume)
+        assert ours.moments.sidecars.config["finish"] == {"begun": 7}
