@@ -241,6 +241,14 @@ def defect_inheritance_rate(
     return _share((predictions == target_label)[right & (references != target_label)])
 
 
+def robust_accuracy(predictions: ArrayLike, references: ArrayLike, clean_predictions: ArrayLike) -> Rate:
+    """Share of all samples that a model gets right both when clean and when attacked; clean errors are not robust."""
+    predictions, references, clean_predictions = label_arrays(
+        predictions=predictions, references=references, clean_predictions=clean_predictions
+    )
+    return _share((predictions == references) & (clean_predictions == references))
+
+
 def label_flip_rate(
     predictions: ArrayLike, references: ArrayLike, target_label: int, clean_predictions: ArrayLike | None = None
 ) -> Rate:

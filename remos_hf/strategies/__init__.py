@@ -1,5 +1,6 @@
 """How the student starts and what holds it; one paper a file."""
 
+from remos_hf.strategies.adversarial_training import AdversarialTraining
 from remos_hf.strategies.crow import Crow
 from remos_hf.strategies.delta import Delta
 from remos_hf.strategies.disec import DiSec
@@ -8,6 +9,7 @@ from remos_hf.strategies.feature_lwf import FeatureLwF
 from remos_hf.strategies.guided import Guided
 from remos_hf.strategies.hardened import Hardened
 from remos_hf.strategies.l2sp import L2SP
+from remos_hf.strategies.neft import Neft
 from remos_hf.strategies.own_backdoors import OwnBackdoors
 from remos_hf.strategies.plain import Finetune, Retrain
 from remos_hf.strategies.recipe import Recipe
@@ -41,4 +43,6 @@ STRATEGIES = {
     "disec": DiSec,
     "crow": Crow,
     "repair_rows": RepairRows,
+    "adversarial_training": AdversarialTraining,
+    "neft": Neft,
 }

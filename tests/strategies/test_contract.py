@@ -34,6 +34,7 @@ NEEDED = {
     "steps": 2,
     "head_steps": 2,
     "mask_token": 2,
+    "k": 2,
 }
 
 

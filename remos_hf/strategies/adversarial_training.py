@@ -1,0 +1,238 @@
+"""AdversarialTraining: train on attacked inputs, and keep a feature in the middle where it was on the clean ones."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from remos_hf.activations import watch
+from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.strategies.attacked_inputs import attacked, budget_of
+from remos_hf.strategies.base import Hold, Preparation, Run, Strategy
+from remos_hf.strategies.l2sp import head_parameters
+from remos_hf.strategies.last_units import last_units
+from remos_hf.strategies.perturbed_inputs import (
+    Perturbing,
+    check_positive,
+    inputs_to_perturb,
+    real_positions,
+    without_adapters,
+)
+from remos_hf.strategies.short_runs import HEAD_RATE, Samples, check_counts, free_copy, labelled_loss, short_run
+from remos_hf.strategies.student_data import StudentData
+
+Reduction = Literal["sum", "mean"]
+
+
+@dataclass(frozen=True)
+class AdversarialTraining(Strategy):
+    """Train on inputs that PGD moves against the model itself; with `k`, CARTL's feature distance minimisation (FDM).
+
+    The loss is CE(f(x'), y) + weight / sqrt(d) * ||g(x) - g(x')||_2, where g is what the last k units read, d its size
+    and x' the attacked input: it makes a robust teacher, whose first units a student may freeze (`Neft` with the same
+    k). It starts nothing itself. Memory and time: `steps` further forward and backward passes, and with `k` one more
+    forward pass. Images move in pixels from 0 to 1, texts in the embeddings of their real tokens.
+
+    Attributes:
+        k: Number of last units (blocks, final norm, head) before which the feature is read, as `last_units` counts
+            them; None for plain adversarial training.
+        weight: Of the feature distance, at least 0. As a sum over a batch of n it counts n times as much as as a mean.
+        reduction: Of the samples' distances: "mean", or "sum" over a process's batch.
+        eps: Largest change of a pixel, from 0 to 1.
+        step: Of each of the steps; that of texts is in the same ratio to theirs.
+        steps: Steps of the attack, from a uniform random start.
+        text_eps: Largest change of a value of an embedding, over the root mean square of the vocabulary's.
+        eps_from: Optimizer steps before which nothing is attacked (eps scheduling).
+        eps_full: Step from which the whole budget is used; it grows in a line in between. 0: from the first.
+        head_steps: Steps in which the head alone is trained first, on attacked inputs (RoLI).
+        mean: What images were normalised by, one number a channel; None asks the model. `std` likewise.
+        std: Deviations.
+        units: Dotted names of the units, first to last; None finds them.
+        head: Modules that are new; None finds them.
+        seed: Of the random starts and of RoLI's samples; the run's if None.
+
+    Source:
+        Madry et al., ICLR 2018 (PGD-7, 8/255, 2/255); Chen et al., CARTL, ICML 2021 (FDM), their
+        robust_plus_singular_regularization_trainer.py; RoLI: Hua et al., CVPR 2024; eps scheduling: Ngnawe et al., ICLR
+        2026. For texts: Zhu et al., FreeLB, ICLR 2020.
+        Differs: the mean over the batch is the default, with the weight that .005 has as a sum over 128. The attack
+        climbs the plain cross-entropy, whatever loss the trainer computes. Texts: signed steps in a cube instead of
+        FreeLB's L2 ball; padding does not count, nor in d. RoLI's head is trained by AdamW for the steps named, in
+        float32. Eps schedules are in steps, not in shares of the run.
+    """
+
+    citation: ClassVar[str] = (
+        "@inproceedings{chen2021cartl, title={{CARTL}: Cooperative Adversarially-Robust Transfer Learning}, "
+        "author={Chen, Dian and Hu, Hongxin and Wang, Qian and Li, Yinli and Wang, Cong and Shen, Chao and Li, Qi}, "
+        "booktitle={ICML}, year={2021}}"
+    )
+
+    k: int | None = None
+    weight: float = 0.64
+    reduction: Reduction = "mean"
+    eps: float = 8 / 255
+    step: float = 2 / 255
+    steps: int = 7
+    text_eps: float = 0.1
+    eps_from: int = 0
+    eps_full: int = 0
+    head_steps: int = 0
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    units: tuple[str, ...] | None = None
+    head: tuple[str, ...] | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run could use, before anything is loaded."""
+        check_positive(eps=self.eps, step=self.step, text_eps=self.text_eps)
+        check_counts(self, steps=1, eps_from=0, eps_full=0, head_steps=0)
+        if self.k is not None:
+            check_counts(self, k=1)
+        if not 0 <= self.weight < float("inf"):
+            raise ValueError(f"weight is a weight in the loss, at least 0, but got {self.weight}.")
+        if self.reduction not in ("sum", "mean"):
+            raise ValueError(f"reduction is 'sum' or 'mean', but got {self.reduction!r}.")
+        if self.eps > 1:
+            raise ValueError(f"eps is {self.eps}, but pixels go from 0 to 1: 8/255 is meant as 8 of 255 levels.")
+        if 0 < self.eps_full < self.eps_from or (self.eps_from and not self.eps_full):
+            raise ValueError(f"eps_full is the step at which eps is whole, not before eps_from={self.eps_from}.")
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise ValueError(f"mean and std belong together, one number a channel, but got {self.mean} and {self.std}.")
+        for name in ("mean", "std", "units", "head"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @classmethod
+    def paper(cls, k: int, **changes: object) -> "AdversarialTraining":
+        """Give FDM as the paper prints it: .005 of a mean over samples. Trained by the artifact's recipe (SGD, 0.1)."""
+        return cls(**{"k": k, "weight": 0.005, "reduction": "mean", **changes})
+
+    @classmethod
+    def artifact(cls, k: int, **changes: object) -> "AdversarialTraining":
+        """Give FDM as the artifact ran it: .005 of a sum over the batch, which was of 128: .64 of a mean."""
+        return cls(**{"k": k, "weight": 0.005, "reduction": "sum", **changes})
+
+    def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
+        """Train the head alone on attacked inputs, if asked to (RoLI); the student's body stays as it is."""
+        if not self.head_steps:
+            return Preparation()
+        begun = time.perf_counter()
+        seed = data.seed if self.seed is None else self.seed
+        asked, generator = free_copy(student), torch.Generator().manual_seed(seed)
+        new = {name: asked.get_parameter(name) for name in head_parameters(asked, self.head)}
+        if not new:
+            raise ValueError(f"head_steps trains the head first, but {type(student).__name__} has none: give head=.")
+        budget = self._budget(asked)
+
+        def loss(batch: Any) -> Tensor:  # noqa: ANN401 - any batch
+            with attacked(asked, batch, budget, generator) as moved:
+                return labelled_loss(asked, moved)
+
+        samples = Samples(data, next(student.parameters()).device, seed)
+        losses = short_run(asked, samples, loss, torch.optim.AdamW(new.values(), HEAD_RATE), steps=self.head_steps)
+        with torch.no_grad():
+            for name, parameter in new.items():
+                student.get_parameter(name).copy_(parameter)
+        details = {"roli": {"head_steps": len(losses), "loss": [losses[0], losses[-1]]}}
+        return Preparation(seconds={"robust head": time.perf_counter() - begun}, details=details)
+
+    def hold(self, student: nn.Module, teacher: nn.Module) -> Hold:
+        """Attack every batch while the model trains.
+
+        Raises:
+            UnsupportedModelError: The units cannot be found.
+            ValueError: There are fewer than k.
+        """
+        return _Attacked(self, teacher)
+
+    def _budget(self, model: nn.Module) -> Any:  # noqa: ANN401 - a Budget
+        sizes = {"eps": self.eps, "step": self.step, "steps": self.steps, "text_eps": self.text_eps}
+        return budget_of(model, **sizes, normalisation=None if self.mean is None else (self.mean, self.std))
+
+
+class _Attacked(Perturbing):
+    def __init__(self, recipe: AdversarialTraining, model: nn.Module) -> None:
+        super().__init__(1.0, recipe.seed)
+        self.recipe, self.budget = recipe, recipe._budget(model)
+        self.read: tuple[str, ...] = ()
+        if recipe.k is not None and recipe.weight:
+            self.read = last_units(adapter_for(model, recipe.head), recipe.k, recipe.units).last[0]
+        self.done, self.batches, self.total = 0, 0, torch.zeros((), dtype=torch.float64)
+
+    def loss(self, model: nn.Module, inputs: Any, run: Run) -> tuple[Tensor, Any]:  # noqa: ANN401
+        share = self._share()
+        if not share:
+            return run(inputs)
+        owner = without_adapters(model)
+        if self.read and getattr(owner, "is_gradient_checkpointing", False):
+            raise ValueError(
+                "AdversarialTraining with k looks at a feature while the model runs, and gradient checkpointing runs "
+                "it a second time unseen. Train without gradient_checkpointing."
+            )
+        self.clean = torch.zeros(len(inputs_to_perturb(inputs).values), dtype=torch.bool)
+        with attacked(model, inputs, self.budget, self.generator, share) as moved, self._reading(owner) as hit:
+            loss, outputs = run(moved)
+        if not self.read:
+            return loss, outputs
+        with self._reading(owner) as clean:
+            adapter_for(owner, ()).forward(inputs)
+        given = inputs_to_perturb(inputs)
+        real = real_positions(inputs, given.values) if given.is_text else None
+        added = adversarial_distance(clean[0], hit[0], real, self.recipe.reduction)
+        self.batches, self.total = self.batches + 1, self.total.to(added.device) + added.detach()
+        return loss + self.recipe.weight * added, outputs
+
+    @contextmanager
+    def _reading(self, owner: nn.Module) -> Iterator[list[Tensor]]:
+        """Give what the units after the cut read first, kept for one loss."""
+        read: list[Tensor] = []
+        modules = {name: owner.get_submodule(name) for name in self.read}
+        with watch(modules, lambda _, given, __: read.append(given)):
+            yield read
+
+    def _share(self) -> float:
+        """Give the share of the budget at this step, in [0, 1]."""
+        first, whole = self.recipe.eps_from, self.recipe.eps_full
+        return 1.0 if self.done >= whole else max(0.0, (self.done - first) / (whole - first))
+
+    def after_step(self, model: nn.Module) -> None:
+        self.done += 1
+
+    def details(self) -> dict[str, Any]:
+        told = {"steps": self.done, "text_eps": self.budget.text_eps, "cut_before": list(self.read)}
+        if self.batches:
+            told["mean_distance"] = float(self.total) / self.batches
+        return {"adversarial_training": told}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "done": self.done, "batches": self.batches, "total": self.total}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.done, self.batches, self.total = state["done"], state["batches"], state["total"]
+
+
+def adversarial_distance(clean: Tensor, attacked_: Tensor, real: Tensor | None, reduction: Reduction) -> Tensor:
+    """Give the L2 distance of each sample's feature over the root of its size, added up or averaged. A scalar.
+
+    Args:
+        clean: Feature of the clean inputs, (samples, ...).
+        attacked_: That of the attacked ones.
+        real: Bool, (samples, positions): real positions of texts; None if all are, or the feature is pooled.
+        reduction: Over the samples.
+
+    Source:
+        CARTL, ICML 2021, lambda / sqrt(d) * ||.||_2; the code sums over the batch, the paper's expectation is a mean.
+    """
+    difference = attacked_.float() - clean.float()
+    size = torch.full((len(clean),), clean[0].numel(), device=clean.device)
+    if real is not None and real.shape == clean.shape[:2] and clean.dim() == 3:
+        difference = difference.masked_fill(~real[..., None], 0)
+        size = (real.sum(1) * clean.shape[2]).clamp(min=1)
+    distances = torch.linalg.vector_norm(difference.flatten(1), dim=1) / size.sqrt()
+    return distances.sum() if reduction == "sum" else distances.mean()

@@ -1,0 +1,106 @@
+"""The units that a model is cut into where its last k are told apart from its extractor: blocks, final norm, head."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from remos_hf.adapters.base import Adapter
+from remos_hf.errors import UnsupportedModelError
+
+# Inside: a stem, or a list of plain layers, is no list of blocks.
+_LISTS = (nn.Sequential, nn.ModuleList)
+
+
+@dataclass(frozen=True)
+class Units:
+    """A model's units, first to last, by the dotted names of their modules.
+
+    Attributes:
+        before: Those of the extractor. What is in no unit (a stem, embeddings) is the extractor's too.
+        last: The last k.
+    """
+
+    before: tuple[tuple[str, ...], ...]
+    last: tuple[tuple[str, ...], ...]
+
+    def holds(self, name: str) -> bool:
+        """Whether a module or parameter lies in one of the last units."""
+        return any(f"{name}.".startswith(f"{one}.") for unit in self.last for one in unit)
+
+
+def last_units(adapter: Adapter, k: int, named: tuple[str, ...] | None = None) -> Units:
+    """Cut a model before its last k units.
+
+    Units are the residual or transformer blocks, each norm or other layer between them and the head, and the head; in a
+    convolutional net the blocks are those within its stages.
+
+    Args:
+        adapter: Of the model.
+        k: Number of units after the cut.
+        named: Dotted names of the units, first to last, the head among them; None finds them.
+
+    Raises:
+        UnsupportedModelError: A name is not in the model, or no blocks are found.
+        ValueError: There are fewer than k units.
+
+    Source:
+        CARTL's code, src/networks/utils.py:40-81: a WideResNet's blocks, its final norm, its head; the stem is outside.
+    """
+    model = adapter.model
+    if named is None:
+        units = tuple(_found(adapter))
+    else:
+        modules = dict(model.named_modules())
+        missing = [name for name in named if name not in modules]
+        if missing:
+            raise UnsupportedModelError(f"units names {missing}, but {type(model).__name__} has no such modules.")
+        units = tuple((name,) for name in named)
+    if not 1 <= k <= len(units):
+        told = ", ".join(" and ".join(unit) for unit in units)
+        raise ValueError(
+            f"k is a number of units from 1 to {len(units)} of {type(model).__name__} ({told}), but got {k}."
+        )
+    return Units(units[:-k], units[-k:])
+
+
+def _found(adapter: Adapter) -> Iterator[tuple[str, ...]]:
+    model = adapter.model
+    blocks = _blocks(adapter)
+    if not blocks or getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no one list of blocks before its head. Name its units, first to last, the "
+            "head among them: units=(...)."
+        )
+    yield from ((name,) for name in blocks)
+    reached = False
+    for name, module in model.named_modules():
+        inside = any(f"{name}.".startswith(f"{one}.") for one in (*blocks, *adapter.head))
+        reached = reached or name == blocks[-1]
+        if reached and not inside and any(True for _ in module.parameters(recurse=False)):
+            yield (name,)
+    if adapter.head:
+        yield adapter.head
+
+
+def _blocks(adapter: Adapter) -> list[str]:
+    """Name the repeated blocks; of nets in stages, those within the stages."""
+    if getattr(getattr(adapter.model, "config", None), "num_hidden_layers", None) is not None:
+        try:
+            return list(adapter.blocks())
+        except UnsupportedModelError:
+            pass
+    found: list[str] = []
+    for name, module in adapter.model.named_modules():
+        in_head = any(f"{name}.".startswith(f"{one}.") for one in adapter.head)
+        if not in_head and isinstance(module, _LISTS) and not any(name.startswith(f"{one}.") for one in found):
+            found += [f"{name}.{key}".lstrip(".") for key, one in module.named_children() if _is_block(one)]
+    return found
+
+
+def _is_block(module: nn.Module) -> bool:
+    """Whether an element of a list is a block: it computes several things itself, and is no list or stage of others."""
+    children = list(module.children())
+    if isinstance(module, _LISTS) or not any(True for _ in module.parameters()):
+        return False
+    return len(children) > 1 or (len(children) == 1 and not isinstance(children[0], _LISTS))

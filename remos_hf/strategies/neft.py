@@ -1,0 +1,312 @@
+"""Neft: a robust teacher's first units stay as they are, and its last ones train with small operator norms."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from remos_hf.activations import evaluating, watch
+from remos_hf.adapters.base import Adapter
+from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.errors import UnsupportedModelError
+from remos_hf.randomness import seeded
+from remos_hf.strategies.base import Hold, Preparation, Run, Strategy
+from remos_hf.strategies.last_units import Units, last_units
+from remos_hf.strategies.operator_norm import (
+    NORMED,
+    OperatorNorm,
+    all_computed,
+    baked,
+    computed,
+    go_on_from,
+    kept_state,
+)
+from remos_hf.strategies.residual_mix import Mix, apply_mix, end_mix, mix_of, proven, read_through_norms
+from remos_hf.strategies.short_runs import check_counts
+from remos_hf.strategies.student_data import StudentData
+
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+@dataclass(frozen=True)
+class Neft(Strategy):
+    """CARTL's non-expansive fine-tuning: freeze all but the last k units, whose weights are beta * W / sigma(W).
+
+    It keeps the robustness of a teacher that was trained adversarially (`AdversarialTraining` with the same k), on
+    clean data alone. While it trains, each convolution and linear layer of the last k units computes with its weight
+    over its operator norm, times beta; what is saved holds these weights and is an ordinary model, every checkpoint
+    too.
+
+    A norm that takes the statistics of its own input (a batch norm in training, a layer norm) right behind such a layer
+    takes beta out again: these layers are named, in a warning and in the record. A bound on each layer is no
+    certificate: norms, attention and, without `mix`, shortcuts may still expand.
+
+    Attributes:
+        k: Number of last units that train (blocks, final norm, head), as `last_units` counts them. The published 4, 6
+            and 8 of a WideResNet are its head, its final norm and 2, 4, 6 blocks; of a transformer k is the head, the
+            final norm where it has one, and encoder layers.
+        beta: Operator norm of each layer, in (0, 1].
+        images: Height and width of the images: sigma is that of the convolution on its maps of such an image. None:
+            of the kernel as a matrix, as published, which the convolution's may exceed.
+        mix: Blocks give the mean of shortcut and residual instead of their sum. Only for residual blocks of
+            convolutions whose sum is followed by a ReLU or by nothing: it is written as weights, and tried on a batch.
+        head_start: "keep" the new head as it came, or draw its last layer from "uniform" [0, 1), as published.
+        extractor_statistics: "reuse" the teacher's batch norm statistics before the cut, or "update" them; None reuses
+            them where there are any.
+        submodel_statistics: The same behind the cut; None updates them.
+        extractor_affine: "freeze" or "tune" weight and bias of all norms before the cut.
+        submodel_affine: The same behind it.
+        units: Dotted names of the units, first to last; None finds them.
+        head: Modules that are new; None finds them.
+        seed: Of the head's start and of the power iterations; the run's if None.
+
+    Source:
+        Chen et al., CARTL, ICML 2021; sn_tl_trainer.py, src/utils/spectral_norm.py (one power iteration a step),
+        src/networks/parseval_wrn.py (the mix), retrain_trainer/mixins.py (norms) of their code. Spectral norm: Miyato
+        et al., ICLR 2018; the mix: Cisse et al., Parseval networks, ICML 2017.
+        Differs: power iterations start settled, go on once a step instead of once a forward pass, and are settled
+        again before the weights are left in the student. The mix is off, and the head keeps its start, unless asked
+        for.
+    """
+
+    citation: ClassVar[str] = (
+        "@inproceedings{chen2021cartl, title={{CARTL}: Cooperative Adversarially-Robust Transfer Learning}, "
+        "author={Chen, Dian and Hu, Hongxin and Wang, Qian and Li, Yinli and Wang, Cong and Shen, Chao and Li, Qi}, "
+        "booktitle={ICML}, year={2021}}"
+    )
+    refuses_adapters: ClassVar[str] = "it bounds the model's own weights, and those stay frozen beside adapters."
+
+    k: int
+    beta: float = 0.4
+    images: tuple[int, int] | None = None
+    mix: bool = False
+    head_start: Literal["keep", "uniform"] = "keep"
+    extractor_statistics: Literal["reuse", "update"] | None = None
+    submodel_statistics: Literal["reuse", "update"] | None = None
+    extractor_affine: Literal["freeze", "tune"] = "freeze"
+    submodel_affine: Literal["freeze", "tune"] = "tune"
+    units: tuple[str, ...] | None = None
+    head: tuple[str, ...] | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run could use, before anything is loaded."""
+        check_counts(self, k=1)
+        if not 0 < self.beta <= 1:
+            raise ValueError(f"beta is the operator norm of each layer, in (0, 1], but got {self.beta}.")
+        for names, known in (
+            (("extractor_statistics", "submodel_statistics"), ("reuse", "update", None)),
+            (("extractor_affine", "submodel_affine"), ("freeze", "tune")),
+            (("head_start",), ("keep", "uniform")),
+        ):
+            for name in names:
+                if getattr(self, name) not in known:
+                    raise ValueError(
+                        f"{name} is one of {', '.join(map(repr, known))}, but got {getattr(self, name)!r}."
+                    )
+        for name in ("images", "units", "head"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.images is not None and len(self.images) != 2:
+            raise ValueError(f"images is a height and a width in pixels, but got {self.images}.")
+
+    @classmethod
+    def artifact(cls, k: int, **changes: object) -> "Neft":
+        """Give the published student: the mix, the head from U[0, 1), beta .4, and the best of the four norm policies.
+
+        The slides' figures go with SGD at .1 (momentum .9, decay 5e-4), 100 epochs of batches of 128, times .2 at 40,
+        70 and 90. Slides and code name both values of each norm policy; those here kept most robustness.
+
+        Args:
+            k: Units that train.
+            **changes: Fields to set otherwise.
+        """
+        published = {"mix": True, "head_start": "uniform", "extractor_statistics": "reuse", "submodel_affine": "freeze"}
+        return cls(**{"k": k, **published, **changes})
+
+    def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
+        """Draw the head anew if asked to, bring norms to the mix's scale, and look for what takes beta out again.
+
+        Raises:
+            UnsupportedModelError: Units cannot be found, statistics are asked for where there are no batch norms, or
+                the mix is not known for a block.
+            ValueError: There are fewer than k units.
+        """
+        plan = _Plan(self, student)
+        batch = send_to_device(next(iter(data.batches(data.max_samples))), next(student.parameters()).device)
+        if plan.mix is not None:
+            proven(plan.adapter, plan.mix, batch)
+            read_through_norms(student, plan.mix)
+        if self.head_start == "uniform":
+            last = student.get_submodule(plan.adapter.feature_layer())
+            with torch.no_grad(), seeded(data.seed if self.seed is None else self.seed):
+                for parameter in last.parameters():
+                    parameter.copy_(torch.rand(parameter.shape))
+        cancelled = plan.cancelled(batch)
+        if cancelled:
+            warnings.warn(
+                f"Right behind {len(cancelled)} of the {len(plan.layers)} layers that Neft bounds, the first of them "
+                f"'{cancelled[0]}', a norm takes the statistics of its own input, so beta does nothing there. For "
+                'batch norms set submodel_statistics="reuse". (remos_hf)',
+                stacklevel=2,
+            )
+        return Preparation(details={"neft": {**plan.told(), "beta_cancelled": cancelled}})
+
+    def hold(self, student: nn.Module, teacher: nn.Module) -> Hold:
+        """Freeze the extractor, and have the last units compute with bounded weights."""
+        return _Bounded(self, student)
+
+
+class _Plan:
+    """What Neft does to a model, told by its names and shapes alone."""
+
+    def __init__(self, recipe: Neft, model: nn.Module) -> None:
+        self.recipe, self.adapter = recipe, adapter_for(model, recipe.head)
+        self.units: Units = last_units(self.adapter, recipe.k, recipe.units)
+        modules = dict(model.named_modules())
+        seen: dict[int, int] = {}
+        for _, parameter in model.named_parameters(remove_duplicate=False):
+            seen[id(parameter)] = seen.get(id(parameter), 0) + 1
+        self.layers, self.left_out = [], []
+        for name, module in modules.items():
+            if isinstance(module, NORMED) and self.units.holds(name):
+                (self.layers if seen[id(module.weight)] == 1 else self.left_out).append(name)
+        known = {f"{name}.weight" for name in self.layers}
+        others = adapter_for(model, ()).layers().values()
+        self.left_out += sorted({one.parameter_name for one in others if self.units.holds(one.name)} - known)
+        self.batch_norms = [name for name, one in modules.items() if isinstance(one, _BatchNorm)]
+        self.norms = [name for name, one in modules.items() if isinstance(one, _NORMS)]
+        asked = [name for name in ("extractor_statistics", "submodel_statistics") if getattr(recipe, name) is not None]
+        if asked and not self.batch_norms:
+            raise UnsupportedModelError(
+                f"{asked[0]} is about the statistics of batch norms, and {type(model).__name__} has none. Leave it out."
+            )
+        self.mix: Mix | None = None
+        if recipe.mix:
+            last = self.units.last
+            blocks = [unit[0] for unit in last if unit != self.adapter.head and _is_composite(modules[unit[0]])]
+            if not blocks:
+                raise UnsupportedModelError(f"None of the last {recipe.k} units is a residual block. Leave mix=False.")
+            behind = [name for unit in last[len(blocks) :] for name in unit]
+            self.mix = mix_of(model, blocks, behind)
+
+    def still(self) -> list[str]:
+        """Name the batch norms that use the statistics that they have."""
+        extractor = self.recipe.extractor_statistics != "update"
+        submodel = self.recipe.submodel_statistics == "reuse"
+        return [name for name in self.batch_norms if (submodel if self.units.holds(name) else extractor)]
+
+    def frozen(self) -> list[str]:
+        """Name the parameters that do not train."""
+        affine = {
+            f"{name}.{parameter}": (
+                self.recipe.submodel_affine if self.units.holds(name) else self.recipe.extractor_affine
+            )
+            for name in self.norms
+            for parameter in ("weight", "bias")
+        }
+        names = [name for name, _ in self.adapter.model.named_parameters()]
+        return [name for name in names if affine.get(name, "tune" if self.units.holds(name) else "freeze") == "freeze"]
+
+    def cancelled(self, batch: Any) -> list[str]:  # noqa: ANN401 - any batch
+        """Name the bounded layers whose output goes straight into a norm that takes its statistics from it."""
+        model, still, made = self.adapter.model, set(self.still()), {}
+        found: list[str] = []
+
+        def see(name: str, given: Tensor, output: Tensor) -> None:
+            if name in self.layers:
+                made[name] = output
+            else:
+                found.extend(layer for layer, one in made.items() if one is given)
+
+        watched = [*self.layers, *(name for name in self.norms if name not in still)]
+        with evaluating(model), torch.no_grad(), watch({name: model.get_submodule(name) for name in watched}, see):
+            self.adapter.forward(batch)
+        return list(dict.fromkeys(found))
+
+    def told(self) -> dict[str, Any]:
+        """Give what the record says of it."""
+        return {
+            "trained_units": [list(unit) for unit in self.units.last],
+            "frozen_units": len(self.units.before),
+            "beta": self.recipe.beta,
+            "operator": "kernel as a matrix" if self.recipe.images is None else list(self.recipe.images),
+            "bounded": self.layers,
+            "not_bounded": self.left_out,
+            "mixed_blocks": [] if self.mix is None else list(self.mix.blocks),
+            "statistics_reused": len(self.still()),
+            "statistics_updated": len(self.batch_norms) - len(self.still()),
+        }
+
+
+def _is_composite(module: nn.Module) -> bool:
+    return any(True for _ in module.children()) and not any(True for _ in module.parameters(recurse=False))
+
+
+class _Bounded(Hold):
+    def __init__(self, recipe: Neft, student: nn.Module) -> None:
+        self.plan = plan = _Plan(recipe, student)
+        self.thawed = [student.get_parameter(name) for name in plan.frozen()]
+        self.thawed = [parameter for parameter in self.thawed if parameter.requires_grad]
+        for parameter in self.thawed:
+            parameter.requires_grad_(False)
+        sizes = {} if recipe.images is None else _map_sizes(plan.adapter, plan.layers, recipe.images)
+        generator = torch.Generator().manual_seed(recipe.seed or 0)
+        for name in plan.layers:
+            layer = student.get_submodule(name)
+            computed(layer, "weight", OperatorNorm(layer, recipe.beta, sizes.get(name), generator))
+        if plan.mix is not None:
+            apply_mix(student, plan.mix)
+        self.student, self.still = student, plan.still()
+        self.sigmas: dict[str, float] = {}
+
+    def loss(self, model: nn.Module, inputs: Any, run: Run) -> tuple[Tensor, Any]:  # noqa: ANN401
+        # Trainers call train() before every step, and evaluation flips all modes back.
+        for name in self.still:
+            model.get_submodule(name).eval()
+        for weight, norm in _operator_norms(model):
+            norm.iterate(weight)
+        return run(inputs)
+
+    def finish(self, model: nn.Module, data: StudentData) -> None:
+        for name, (weight, norm) in zip(self.plan.layers, _operator_norms(model), strict=True):
+            norm.settle(weight)
+            self.sigmas[name] = float(norm.sigma(weight.detach()))
+        baked(model)
+        if self.plan.mix is not None:
+            end_mix(model, self.plan.mix)
+        for parameter in self.thawed:
+            parameter.requires_grad_(True)
+
+    def details(self) -> dict[str, Any]:
+        return {"neft": {"sigmas_before_bounding": self.sigmas}}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"computed": kept_state(self.student)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        go_on_from(self.student, state["computed"])
+
+
+def _operator_norms(model: nn.Module) -> list[tuple[Tensor, OperatorNorm]]:
+    computing = all_computed(model).values()
+    return [(each.original, each[0]) for each in computing if isinstance(each[0], OperatorNorm)]
+
+
+def _map_sizes(adapter: Adapter, layers: list[str], images: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    """Give the shape of what each layer reads of an image of this size."""
+    model, sizes = adapter.model, {}
+    first = next((one for one in model.modules() if isinstance(one, nn.Conv2d)), None)
+    if first is None:
+        raise UnsupportedModelError(f"images is about convolutions, and {type(model).__name__} has none. Leave it out.")
+    image = torch.zeros(1, first.in_channels, *images).to(first.weight)
+    modules = {name: model.get_submodule(name) for name in layers}
+    seen = watch(modules, lambda name, given, _: sizes.__setitem__(name, tuple(given.shape[1:])))
+    with evaluating(model), torch.no_grad(), seen:
+        adapter.forward({"pixel_values": image} if hasattr(model, "config") else image)
+    return sizes
