@@ -198,7 +198,7 @@ class _Attacked(Perturbing):
     def _share(self) -> float:
         """Give the share of the budget at this step, in [0, 1]."""
         first, whole = self.recipe.eps_from, self.recipe.eps_full
-        return 1.0 if self.done >= whole else max(0.0, (self.done - first) / (whole - first))
+        return 1.0 if self.done >= whole else max(0, self.done - first) / max(1, whole - first)
 
     def after_step(self, model: nn.Module) -> None:
         self.done += 1

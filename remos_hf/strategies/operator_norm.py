@@ -13,8 +13,8 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NORMED = (nn.Linear, Conv1D, *_CONVOLUTIONS)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMED = (nn.Linear, Conv1D, *CONVOLUTIONS)
 
 
 class OperatorNorm(nn.Module):
@@ -33,7 +33,7 @@ class OperatorNorm(nn.Module):
         self.beta, weight = beta, layer.weight.detach()
         # Not a module of this one: the layer holds this one already.
         object.__setattr__(self, "layer", layer)
-        self.exact = size is not None and isinstance(layer, _CONVOLUTIONS)
+        self.exact = size is not None and isinstance(layer, CONVOLUTIONS)
         shape = (1, *size) if self.exact else (weight.flatten(1).shape[1],)
         start = torch.randn(shape, generator=generator).to(weight.device)
         # Kept by the hold, not by the model's own files.

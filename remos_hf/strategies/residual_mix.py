@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from remos_hf.activations import alter, evaluating
+from remos_hf.activations import alter, evaluating, watch
 from remos_hf.adapters.base import Adapter
 from remos_hf.errors import UnsupportedModelError
-from remos_hf.strategies.operator_norm import NORMED, Times, computed
+from remos_hf.strategies.operator_norm import CONVOLUTIONS, NORMED, Times, computed
 
 _SHORTCUTS = ("shortcut", "downsample", "convShortcut")
 _ROUNDING = 1e-4
@@ -27,13 +27,14 @@ class Mix:
     """What is scaled, by dotted name.
 
     Attributes:
-        blocks: The blocks that mix.
+        blocks: The blocks that mix, with what writes to the sum: the last layer of the residual and, where it is no
+            identity, of the shortcut.
         weights: Factors of layers' and norms' weights.
         biases: Factors of their biases.
         norms: Factors of what batch norms read from the stream.
     """
 
-    blocks: tuple[str, ...]
+    blocks: dict[str, list[str]]
     weights: dict[str, float]
     biases: dict[str, float]
     norms: dict[str, float]
@@ -50,29 +51,30 @@ def mix_of(model: nn.Module, blocks: Sequence[str], behind: Sequence[str]) -> Mi
     Raises:
         UnsupportedModelError: A block is of no known form; names it.
     """
-    mix = Mix(tuple(blocks), {}, {}, {})
+    mix = Mix({}, {}, {}, {})
     for number, name in enumerate(blocks):
         block, stream = model.get_submodule(name), 0.5**number
+        known = _weighted(block, name)
+        others = {f"{name}.{one.rpartition('.')[0]}".rstrip(".") for one, _ in block.named_parameters()} - set(known)
         beside = [child for child, _ in block.named_children() if child in _SHORTCUTS]
-        inner = _weighted(block, name)
-        shortcut = [one for one in inner if any(f"{one}.".startswith(f"{name}.{child}.") for child in beside)]
-        main = [one for one in inner if one not in shortcut]
-        if not main:
-            raise _unknown(model, name, "it has no convolution")
+        shortcut = [one for one in known if any(f"{one}.".startswith(f"{name}.{child}.") for child in beside)]
+        main = [one for one in known if one not in shortcut]
+        if others or not main:
+            raise _unknown(model, name, f"'{min(others)}' is neither" if others else "it has none")
         _read(mix, model, main[0], stream)
         # Where a norm comes first, what stands in for the shortcut reads behind it.
         if shortcut and main[0] not in mix.norms:
             _read(mix, model, shortcut[0], stream)
-        for path in filter(None, (main, shortcut)):
-            _written(mix, model, path[-1], 1 / stream)
-    readers = [one for name in behind for one in _weighted(model.get_submodule(name), name)]
+        mix.blocks[name] = [path[-1] for path in (main, shortcut) if path]
+        for writer in mix.blocks[name]:
+            _written(mix, model, writer, 1 / stream)
+    readers = [one for name in behind for one in _weighted(model.get_submodule(name), name, (*NORMED, _BatchNorm))]
     _read(mix, model, readers[0], 0.5 ** len(blocks))
     return mix
 
 
-def _weighted(module: nn.Module, name: str) -> list[str]:
+def _weighted(module: nn.Module, name: str, kinds: tuple[type, ...] = (*CONVOLUTIONS, _BatchNorm)) -> list[str]:
     """Name the layers and batch norms of a module in the order in which they were made."""
-    kinds = (*NORMED, _BatchNorm)
     return [f"{name}.{one}".rstrip(".") for one, inner in module.named_modules() if isinstance(inner, kinds)]
 
 
@@ -90,22 +92,43 @@ def _written(mix: Mix, model: nn.Module, name: str, factor: float) -> None:
 
 
 def proven(adapter: Adapter, mix: Mix, batch: object) -> None:
-    """Compare, on a batch, the model so scaled with the one whose blocks give half.
+    """Try, on a batch, that the blocks are sums of the known form, and that the model so scaled is the mixed one.
 
     Raises:
-        UnsupportedModelError: They differ: a block is of another form; names the first.
+        UnsupportedModelError: It is not; names the block, or the first of them.
     """
     model, scaled = adapter.model, copy.deepcopy(adapter.model)
     read_through_norms(scaled, mix)
     apply_mix(scaled, mix)
     blocks = {name: model.get_submodule(name) for name in mix.blocks}
+    given: dict[str, Tensor] = {}
     with torch.no_grad(), evaluating(model), evaluating(scaled):
+        with watch(blocks, lambda name, read, _: given.__setitem__(name, read.clone())):
+            adapter.forward(batch)
+        for name in mix.blocks:
+            _check_sum(model, name, mix.blocks[name], given[name])
         with alter(blocks, lambda _, made: made / 2):
             wanted = _logits(adapter.forward(batch))
         found = _logits(type(adapter)(scaled, adapter.head).forward(batch))
     apart = float((wanted - found).abs().max())
     if not apart <= _ROUNDING * max(1.0, float(wanted.abs().max())):
-        raise _unknown(model, mix.blocks[0], f"written as weights, the mix is {apart:.2g} off")
+        raise _unknown(model, next(iter(mix.blocks)), f"written as weights, the mix is {apart:.2g} off")
+
+
+def _check_sum(model: nn.Module, name: str, writers: list[str], given: Tensor) -> None:
+    """Refuse a block that is not shortcut + residual, with a ReLU behind it or nothing."""
+    block = copy.deepcopy(model.get_submodule(name))
+    plain = block(given.clone())
+    # Without its residual, a block with an identity beside it gives what it reads; one that sums what two layers
+    # write gives twice as much if both write twice as much.
+    factor = 0.0 if len(writers) == 1 else 2.0
+    for writer in writers:
+        for parameter in block.get_submodule(writer.removeprefix(f"{name}.")).parameters(recurse=False):
+            parameter.mul_(factor)
+    found = block(given.clone())
+    wanted = [given, given.relu()] if factor == 0 else [2 * plain]
+    if not any(one.shape == found.shape and torch.allclose(one, found, _ROUNDING, _ROUNDING) for one in wanted):
+        raise _unknown(model, name, "it is no such sum")
 
 
 def _logits(outputs: object) -> Tensor:

@@ -9,6 +9,7 @@ METRICS = (
     "label_flip_rate",
     "relative_accuracy",
     "relative_dir",
+    "robust_accuracy",
 )
 
 

@@ -20,7 +20,7 @@ def test_every_folder_is_a_metric_with_its_script_and_its_card():
 
 
 def test_an_unknown_metric_is_refused_with_the_names():
-    with pytest.raises(ValueError, match=r"excess_dir.*relative_dir, but got 'accuracy'"):
+    with pytest.raises(ValueError, match=r"excess_dir.*robust_accuracy, but got 'accuracy'"):
         metric_path("accuracy")
 
 

@@ -1,0 +1,192 @@
+import copy
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.strategies.adversarial_training import AdversarialTraining, adversarial_distance
+from remos_hf.strategies.composed import Composed
+from remos_hf.strategies.guided import Guided
+from tests import tiny
+from tests.strategies.residual_nets import Net
+from tests.strategies.test_attacked_inputs import MEAN, STD, images
+
+IMAGES = {"mean": MEAN, "std": STD, "head": ("head",), "eps": 0.1, "step": 0.03, "steps": 2}
+
+
+def held(recipe, model):
+    return recipe.hold(model, copy.deepcopy(model).requires_grad_(False).eval())
+
+
+def image_run(model, seen):
+    def run(batch):
+        seen.append(batch[0])
+        logits = model(batch[0])
+        return functional.cross_entropy(logits, batch[1]), logits
+
+    return run
+
+
+class TestTheDistance:
+    CLEAN = torch.tensor([[[1.0, 2.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    HIT = torch.tensor([[[4.0, 6.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]])
+
+    def test_it_is_the_norm_of_each_sample_over_the_root_of_its_size_by_hand(self):
+        assert adversarial_distance(self.CLEAN, self.HIT, None, "sum").item() == pytest.approx(5 / 2 + 2 / 2)
+        assert adversarial_distance(self.CLEAN, self.HIT, None, "mean").item() == pytest.approx((5 / 2 + 2 / 2) / 2)
+
+    def test_padding_counts_neither_in_the_norm_nor_in_the_size(self):
+        real = torch.tensor([[True, False], [True, True]])
+        hit = self.HIT.clone()
+        hit[0, 1] = torch.inf
+        assert adversarial_distance(self.CLEAN, hit, real, "sum").item() == pytest.approx(5 / math.sqrt(2) + 1)
+
+    def test_equal_features_have_no_distance_and_a_finite_gradient(self):
+        hit = self.CLEAN.clone().requires_grad_()
+        adversarial_distance(self.CLEAN, hit, None, "sum").backward()
+        assert hit.grad.isfinite().all()
+
+    def test_published_presets_carry_weight_and_reduction(self):
+        paper, artifact = AdversarialTraining.paper(6), AdversarialTraining.artifact(6, eps=0.1)
+        assert (paper.weight, paper.reduction, artifact.weight, artifact.reduction) == (0.005, "mean", 0.005, "sum")
+        assert artifact.eps == 0.1 and AdversarialTraining().weight == pytest.approx(128 * artifact.weight)
+
+
+def test_its_loss_is_the_attacked_loss_plus_the_distance_of_what_the_last_units_read():
+    model, (values, labels) = Net(), images()
+    hold = held(AdversarialTraining(k=2, weight=3.0, reduction="sum", **IMAGES), model)
+    seen = []
+    loss, outputs = hold.loss(model, (values, labels), image_run(model, seen))
+    assert len(seen) == 1 and not torch.equal(seen[0], values) and not hold.clean.any()
+
+    def feature(given):  # k = 2: the head and the last block, which reads what layer2.0 made
+        return model.layer2[0](model.layer1(model.stem(given)))
+
+    distances = (feature(seen[0]) - feature(values)).flatten(1).norm(dim=1) / math.sqrt(8 * 4 * 4)
+    expected = functional.cross_entropy(model(seen[0]), labels) + 3 * distances.sum()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.equal(outputs, model(seen[0]))
+    told = hold.details()["adversarial_training"]
+    assert told["cut_before"] == ["layer2.1"] and told["mean_distance"] == pytest.approx(distances.sum().item(), 1e-5)
+
+
+def test_its_loss_on_texts_compares_real_tokens():
+    model, batch = tiny.bert(), tiny.text_batches(1)[0]
+    hold = held(AdversarialTraining(k=2, weight=2.0, steps=2, text_eps=0.5), model)
+    inside = []
+
+    def run(given):
+        outputs = model(**given, output_hidden_states=True)
+        inside.append((outputs.loss, outputs.hidden_states[1]))
+        return outputs.loss, outputs
+
+    loss, _ = hold.loss(model, batch, run)
+    clean = model(**batch, output_hidden_states=True).hidden_states[1]
+    attacked_loss, hit = inside[0]
+    distances = [
+        (one[mask] - two[mask]).norm() / math.sqrt(mask.sum() * 16)
+        for one, two, mask in zip(hit, clean, batch["attention_mask"].bool(), strict=True)
+    ]
+    expected = attacked_loss + 2 * torch.stack(distances).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5) and distances[0] > 0
+
+
+def test_without_k_it_is_plain_adversarial_training():
+    model, (values, labels) = Net(), images()
+    seen = []
+    loss, _ = held(AdversarialTraining(**IMAGES), model).loss(model, (values, labels), image_run(model, seen))
+    assert loss.item() == pytest.approx(functional.cross_entropy(model(seen[0]), labels).item())
+
+
+def test_both_passes_are_seen_by_batch_norms_and_the_search_by_none():
+    model, batch = Net().train(), images()
+    held(AdversarialTraining(k=1, **IMAGES), model).loss(model, batch, image_run(model, []))
+    assert int(model.layer1[0].bn1.num_batches_tracked) == 2 and model.training
+
+
+def test_it_makes_a_model_robust_that_plain_training_leaves_open():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(32) % 2
+    pixels = 0.5 + 0.02 * torch.randn(32, 3, 8, 8, generator=generator)
+    pixels[:, :, 4:] += 0.2 * (labels * 2 - 1)[:, None, None, None]
+    values = (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+    def trained(recipe):
+        model = Net()
+        hold, optimizer = held(recipe, model), torch.optim.Adam(model.parameters(), 3e-3)
+        for _ in range(15):
+            optimizer.zero_grad()
+            hold.loss(model.train(), (values, labels), image_run(model, []))[0].backward()
+            optimizer.step()
+            hold.after_step(model)
+        return model.eval()
+
+    attack = held(AdversarialTraining(**{**IMAGES, "eps": 0.15, "step": 0.05, "steps": 5}), Net())
+
+    def robust(model):
+        seen = []
+        attack.loss(model, (values, labels), image_run(model, seen))
+        return (model(seen[0]).argmax(1) == labels).float().mean()
+
+    recipe = AdversarialTraining(k=1, **{**IMAGES, "eps": 0.15, "step": 0.06})
+    never = AdversarialTraining(eps_from=1000, eps_full=1000, **IMAGES)
+    assert robust(trained(recipe)) > robust(trained(never)) + 0.2
+
+
+def test_eps_grows_in_a_line_between_two_steps_and_goes_on_after_resuming():
+    model, (values, labels) = Net(), images()
+    hold, sizes = held(AdversarialTraining(eps_from=1, eps_full=3, **IMAGES), model), []
+    for _ in range(5):
+        seen = []
+        hold.loss(model, (values, labels), image_run(model, seen))
+        sizes.append(((seen[0] - values) * torch.tensor(STD)[:, None, None]).abs().max().item())
+        hold.after_step(model)
+    assert sizes[:2] == [0, 0]
+    assert sizes[2] == pytest.approx(0.05, abs=1e-3) and sizes[3] == pytest.approx(0.1, abs=1e-3)
+    other = held(AdversarialTraining(eps_from=1, eps_full=3, **IMAGES), model)
+    other.load_state_dict(hold.state_dict())
+    assert other._share() == 1 and torch.equal(other.generator.get_state(), hold.generator.get_state())
+
+
+def test_roli_trains_the_head_alone_on_attacked_inputs_before():
+    model = tiny.bert()
+    before = {name: one.clone() for name, one in model.named_parameters()}
+    done = AdversarialTraining(head_steps=3, steps=1).prepare(model, tiny.student_data())
+    moved = {name for name, one in model.named_parameters() if not torch.equal(one, before[name])}
+    assert moved and all(name.startswith(("classifier", "bert.pooler")) for name in moved)
+    assert done.details["roli"]["head_steps"] == 3 and all(one.requires_grad for one in model.parameters())
+    with pytest.raises(ValueError, match="give head="):
+        AdversarialTraining(head_steps=1).prepare(Net(), tiny.student_data(tiny.image_batches))
+
+
+def test_beside_other_perturbations_no_sample_counts_as_clean():
+    model = tiny.bert()
+    hold = Composed((AdversarialTraining(steps=1), Guided(seed=0))).hold(model, copy.deepcopy(model))
+    batch = tiny.text_batches(1)[0]
+    hold.loss(model, batch, lambda given: (model(**given).loss, None))
+    assert not any(one.clean.all() for one in hold.holds)
+
+
+def test_gradient_checkpointing_is_refused_where_features_are_read():
+    model = tiny.bert()
+    hold = held(AdversarialTraining(k=2), model)
+    model.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="Train without gradient_checkpointing"):
+        hold.loss(model, tiny.text_batches(1)[0], None)
+
+
+@pytest.mark.parametrize("options", [
+    {"eps": 0}, {"eps": 8}, {"step": 0}, {"steps": 0}, {"weight": -1}, {"reduction": "max"}, {"k": 0},
+    {"eps_from": 5}, {"eps_from": 5, "eps_full": 4}, {"mean": (0.5,)}, {"mean": (0.5,), "std": (1, 1)},
+])  # fmt: skip
+def test_values_that_no_run_could_use_are_refused(options):
+    with pytest.raises(ValueError, match="but got|but pixels|not before"):
+        AdversarialTraining(**options)
+
+
+def test_more_units_than_there_are_is_refused_before_training():
+    with pytest.raises(ValueError, match="from 1 to 3"):
+        held(AdversarialTraining(k=4), tiny.bert())
+    assert adapter_for(tiny.bert()).head
