@@ -50,7 +50,7 @@ class Neft(Strategy):
         k: Number of last units that train (blocks, final norm, head), as `last_units` counts them. The published 4, 6
             and 8 of a WideResNet are its head, its final norm and 2, 4, 6 blocks; of a transformer k is the head, the
             final norm where it has one, and encoder layers.
-        beta: Operator norm of each layer, in (0, 1].
+        beta: Operator norm of each layer, in (0, 1]; None bounds none: plain transfer of the last units (TL).
         images: Height and width of the images: sigma is that of the convolution on its maps of such an image. None:
             of the kernel as a matrix, as published, which the convolution's may exceed.
         mix: Blocks give the mean of shortcut and residual instead of their sum. Only for residual blocks of
@@ -82,7 +82,7 @@ class Neft(Strategy):
     refuses_adapters: ClassVar[str] = "it bounds the model's own weights, and those stay frozen beside adapters."
 
     k: int
-    beta: float = 0.4
+    beta: float | None = 0.4
     images: tuple[int, int] | None = None
     mix: bool = False
     head_start: Literal["keep", "uniform"] = "keep"
@@ -97,8 +97,8 @@ class Neft(Strategy):
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""
         check_counts(self, k=1)
-        if not 0 < self.beta <= 1:
-            raise ValueError(f"beta is the operator norm of each layer, in (0, 1], but got {self.beta}.")
+        if self.beta is not None and not 0 < self.beta <= 1:
+            raise ValueError(f"beta is the operator norm of each layer, in (0, 1], or None, but got {self.beta}.")
         for names, known in (
             (("extractor_statistics", "submodel_statistics"), ("reuse", "update", None)),
             (("extractor_affine", "submodel_affine"), ("freeze", "tune")),
@@ -174,7 +174,7 @@ class _Plan:
             seen[id(parameter)] = seen.get(id(parameter), 0) + 1
         self.layers, self.left_out = [], []
         for name, module in modules.items():
-            if isinstance(module, NORMED) and self.units.holds(name):
+            if recipe.beta is not None and isinstance(module, NORMED) and self.units.holds(name):
                 (self.layers if seen[id(module.weight)] == 1 else self.left_out).append(name)
         known = {f"{name}.weight" for name in self.layers}
         others = adapter_for(model, ()).layers().values()
@@ -255,7 +255,7 @@ class _Bounded(Hold):
         self.thawed = [parameter for parameter in self.thawed if parameter.requires_grad]
         for parameter in self.thawed:
             parameter.requires_grad_(False)
-        sizes = {} if recipe.images is None else _map_sizes(plan.adapter, plan.layers, recipe.images)
+        sizes = _map_sizes(plan.adapter, plan.layers, recipe.images) if recipe.images and plan.layers else {}
         generator = torch.Generator().manual_seed(recipe.seed or 0)
         for name in plan.layers:
             layer = student.get_submodule(name)

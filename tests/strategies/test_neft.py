@@ -78,6 +78,15 @@ def test_baked_layers_have_at_most_the_norm_beta_and_the_student_is_a_plain_mode
         assert torch.linalg.matrix_norm(layer(units).flatten(1), 2).item() <= 0.4 * (1 + 1e-3)
 
 
+def test_without_beta_it_is_the_plain_transfer_of_the_last_units():
+    model = Net(Post)
+    done, hold = started(Neft(2, beta=None, **HEAD), model)
+    assert not all_computed(model) and done.details["neft"]["bounded"] == []
+    assert not model.layer2[0].conv1.weight.requires_grad and model.layer2[1].conv1.weight.requires_grad
+    steps(model, hold, 1)
+    hold.finish(model, None)
+
+
 @pytest.mark.parametrize("extractor", ["reuse", "update"])
 @pytest.mark.parametrize("submodel", ["reuse", "update"])
 def test_statistics_follow_their_policy_although_evaluation_flips_all_modes(extractor, submodel):
