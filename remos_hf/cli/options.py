@@ -14,7 +14,10 @@ ALL = "all"
 # Strategies by name: those that keep a share of the weights, those that start a student otherwise, and what holds it.
 SLICING = ("remos", "random", "top_magnitude", "mag_prune", "relevance", "seam", "own_backdoors")
 STARTS = ("subspace", "finetune", "retrain", "delta_r", "renofeation", "recipe", "disec")
-HOLDS = ("hardened", "guided", "distilled", "repair_rows", "l2sp", "delta", "feature_lwf", "crow")
+HOLDS = (
+    *("hardened", "guided", "distilled", "repair_rows", "l2sp", "delta", "feature_lwf", "crow"),
+    *("adversarial_training", "neft"),
+)
 
 
 def was_given(asked: Any, name: str) -> bool:  # noqa: ANN401 - the options of any command

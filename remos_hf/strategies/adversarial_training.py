@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,6 +13,7 @@ from remos_hf.activations import watch
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.strategies.attacked_inputs import attacked, budget_of
 from remos_hf.strategies.base import Hold, Preparation, Run, Strategy
+from remos_hf.strategies.feature_distance import CARTL_NORMS
 from remos_hf.strategies.l2sp import head_parameters
 from remos_hf.strategies.last_units import last_units
 from remos_hf.strategies.perturbed_inputs import (
@@ -24,8 +25,6 @@ from remos_hf.strategies.perturbed_inputs import (
 )
 from remos_hf.strategies.short_runs import HEAD_RATE, Samples, check_counts, free_copy, labelled_loss, short_run
 from remos_hf.strategies.student_data import StudentData
-
-Reduction = Literal["sum", "mean"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,9 @@ class AdversarialTraining(Strategy):
     """
 
     citation: ClassVar[str] = (
+        "@inproceedings{madry2018towards, title={Towards Deep Learning Models Resistant to Adversarial Attacks}, "
+        "author={Madry, Aleksander and Makelov, Aleksandar and Schmidt, Ludwig and Tsipras, Dimitris and Vladu, "
+        "Adrian}, booktitle={ICLR}, year={2018}}\n"
         "@inproceedings{chen2021cartl, title={{CARTL}: Cooperative Adversarially-Robust Transfer Learning}, "
         "author={Chen, Dian and Hu, Hongxin and Wang, Qian and Li, Yinli and Wang, Cong and Shen, Chao and Li, Qi}, "
         "booktitle={ICML}, year={2021}}"
@@ -73,7 +75,7 @@ class AdversarialTraining(Strategy):
 
     k: int | None = None
     weight: float = 0.64
-    reduction: Reduction = "mean"
+    reduction: Literal["sum", "mean"] = "mean"
     eps: float = 8 / 255
     step: float = 2 / 255
     steps: int = 7
@@ -159,6 +161,8 @@ class _Attacked(Perturbing):
     def __init__(self, recipe: AdversarialTraining, model: nn.Module) -> None:
         super().__init__(1.0, recipe.seed)
         self.recipe, self.budget = recipe, recipe._budget(model)
+        averaged = ("samples",) if recipe.reduction == "mean" else ()
+        self.distance = replace(CARTL_NORMS, mean_over=(*CARTL_NORMS.mean_over, *averaged))
         self.read: tuple[str, ...] = ()
         if recipe.k is not None and recipe.weight:
             self.read = last_units(adapter_for(model, recipe.head), recipe.k, recipe.units).last[0]
@@ -182,8 +186,8 @@ class _Attacked(Perturbing):
         with self._reading(owner) as clean:
             adapter_for(owner, ()).forward(inputs)
         given = inputs_to_perturb(inputs)
-        real = real_positions(inputs, given.values) if given.is_text else None
-        added = adversarial_distance(clean[0], hit[0], real, self.recipe.reduction)
+        masks = [real_positions(inputs, given.values)] if given.is_text else []
+        added = self.distance({"read": hit[0]}, {"read": clean[0]}, masks)
         self.batches, self.total = self.batches + 1, self.total.to(added.device) + added.detach()
         return loss + self.recipe.weight * added, outputs
 
@@ -215,24 +219,3 @@ class _Attacked(Perturbing):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.done, self.batches, self.total = state["done"], state["batches"], state["total"]
-
-
-def adversarial_distance(clean: Tensor, attacked_: Tensor, real: Tensor | None, reduction: Reduction) -> Tensor:
-    """Give the L2 distance of each sample's feature over the root of its size, added up or averaged. A scalar.
-
-    Args:
-        clean: Feature of the clean inputs, (samples, ...).
-        attacked_: That of the attacked ones.
-        real: Bool, (samples, positions): real positions of texts; None if all are, or the feature is pooled.
-        reduction: Over the samples.
-
-    Source:
-        CARTL, ICML 2021, lambda / sqrt(d) * ||.||_2; the code sums over the batch, the paper's expectation is a mean.
-    """
-    difference = attacked_.float() - clean.float()
-    size = torch.full((len(clean),), clean[0].numel(), device=clean.device)
-    if real is not None and real.shape == clean.shape[:2] and clean.dim() == 3:
-        difference = difference.masked_fill(~real[..., None], 0)
-        size = (real.sum(1) * clean.shape[2]).clamp(min=1)
-    distances = torch.linalg.vector_norm(difference.flatten(1), dim=1) / size.sqrt()
-    return distances.sum() if reduction == "sum" else distances.mean()

@@ -81,7 +81,7 @@ class Neft(Strategy):
     )
     refuses_adapters: ClassVar[str] = "it bounds the model's own weights, and those stay frozen beside adapters."
 
-    k: int
+    k: int = 4
     beta: float | None = 0.4
     images: tuple[int, int] | None = None
     mix: bool = False

@@ -18,7 +18,7 @@ SLICING = {name for name, kind in STRATEGIES.items() if issubclass(kind, SliceAn
 
 def make(name):
     named = {one.name for one in dataclasses.fields(STRATEGIES[name])}
-    values = {"slice_ratio": 0.9, "steps": 2, "head_steps": 2, "mask_token": 2}
+    values = {"slice_ratio": 0.9, "steps": 2, "head_steps": 2, "mask_token": 2, "k": 2}
     return STRATEGIES[name](**{key: value for key, value in values.items() if key in named})
 
 
