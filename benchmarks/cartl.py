@@ -92,8 +92,7 @@ def classes(folder: Path, numbers: range, count: int, seed: int) -> Dataset:
 
 def trained(
     model: nn.Module,
-    data: Dataset,
-    task: ImageTask,
+    data: torch.utils.data.Dataset,
     strategy: Strategy,
     steps: int,
     args: argparse.Namespace,

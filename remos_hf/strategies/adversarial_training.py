@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from remos_hf.activations import watch
 from remos_hf.adapters.transformers_models import adapter_for
-from remos_hf.strategies.attacked_inputs import attacked, budget_of
+from remos_hf.strategies.attacked_inputs import Attack
 from remos_hf.strategies.base import Hold, Preparation, Run, Strategy
 from remos_hf.strategies.feature_distance import CARTL_NORMS
 from remos_hf.strategies.l2sp import head_parameters
@@ -129,10 +129,10 @@ class AdversarialTraining(Strategy):
         new = {name: asked.get_parameter(name) for name in head_parameters(asked, self.head)}
         if not new:
             raise ValueError(f"head_steps trains the head first, but {type(student).__name__} has none: give head=.")
-        budget = self._budget(asked)
+        attack = self._attack(asked)
 
         def loss(batch: Any) -> Tensor:  # noqa: ANN401 - any batch
-            with attacked(asked, batch, budget, generator) as moved:
+            with attack.attacked(asked, batch, generator) as moved:
                 return labelled_loss(asked, moved)
 
         samples = Samples(data, next(student.parameters()).device, seed)
@@ -152,15 +152,15 @@ class AdversarialTraining(Strategy):
         """
         return _Attacked(self, teacher)
 
-    def _budget(self, model: nn.Module) -> Any:  # noqa: ANN401 - a Budget
+    def _attack(self, model: nn.Module) -> Attack:
         sizes = {"eps": self.eps, "step": self.step, "steps": self.steps, "text_eps": self.text_eps}
-        return budget_of(model, **sizes, normalisation=None if self.mean is None else (self.mean, self.std))
+        return Attack(model, **sizes, normalisation=None if self.mean is None else (self.mean, self.std))
 
 
 class _Attacked(Perturbing):
     def __init__(self, recipe: AdversarialTraining, model: nn.Module) -> None:
         super().__init__(1.0, recipe.seed)
-        self.recipe, self.budget = recipe, recipe._budget(model)
+        self.recipe, self.attack = recipe, recipe._attack(model)
         averaged = ("samples",) if recipe.reduction == "mean" else ()
         self.distance = replace(CARTL_NORMS, mean_over=(*CARTL_NORMS.mean_over, *averaged))
         self.read: tuple[str, ...] = ()
@@ -179,7 +179,7 @@ class _Attacked(Perturbing):
                 "it a second time unseen. Train without gradient_checkpointing."
             )
         self.clean = torch.zeros(len(inputs_to_perturb(inputs).values), dtype=torch.bool)
-        with attacked(model, inputs, self.budget, self.generator, share) as moved, self._reading(owner) as hit:
+        with self.attack.attacked(model, inputs, self.generator, share) as moved, self._reading(owner) as hit:
             loss, outputs = run(moved)
         if not self.read:
             return loss, outputs
@@ -208,7 +208,7 @@ class _Attacked(Perturbing):
         self.done += 1
 
     def details(self) -> dict[str, Any]:
-        told = {"steps": self.done, "text_eps": self.budget.text_eps, "cut_before": list(self.read)}
+        told = {"steps": self.done, "text_eps": self.attack.text_eps, "cut_before": list(self.read)}
         if self.batches:
             told["mean_distance"] = float(self.total) / self.batches
         return {"adversarial_training": told}

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,28 +24,88 @@ from remos_hf.strategies.perturbed_inputs import (
 )
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How far inputs may move, and in which steps.
+class Attack:
+    """PGD from a uniform random start, by the signs of the gradient of the cross-entropy on the batch's own labels.
+
+    Args:
+        model: Tells its normalisation and the size of its embeddings, as far as it knows them.
+        eps: Largest change of a pixel, from 0 to 1.
+        step: Of each of the steps; that of texts is in the same ratio to their budget.
+        steps: Number of steps.
+        text_eps: Largest change of a value of an embedding, over the root mean square of the vocabulary's.
+        normalisation: What images are normalised by, (means, deviations), one number a channel; None asks the model.
 
     Attributes:
-        eps: Of pixels from 0 to 1: largest change of a value.
-        step: Of each of the steps; that of texts is in the same ratio to their budget.
-        steps: Number of steps, after a uniform random start.
-        text_eps: Of texts: largest change of a value of an embedding, in its own units.
-        mean: What the model subtracts from each channel of values from 0 to 1; empty if it reads no images.
-        std: What it then divides by.
+        text_eps: In the embeddings' own units; 0 if the model reads no tokens.
     """
 
-    eps: float
-    step: float
-    steps: int
-    text_eps: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    def __init__(
+        self, model: nn.Module, *, eps: float, step: float, steps: int, text_eps: float, normalisation: tuple | None
+    ) -> None:
+        self.eps, self.step, self.steps, self.text_eps = eps, step, steps, 0.0
+        self.mean, self.std = normalisation or ((), ())
+        try:
+            self.text_eps = text_eps * float(embedding_rows(model).square().mean().sqrt())
+        except (UnsupportedModelError, AttributeError):  # no tokens; image models of transformers embed patches
+            if normalisation is None:
+                try:
+                    self.mean, self.std = image_input_of(model).mean, image_input_of(model).std
+                except UnsupportedModelError:  # told when images come
+                    pass
 
-    def of_pixels(self, pixels: Tensor, share: float) -> dict[str, Any]:
-        """Give the sizes for normalised images, by channel, with a share of the budget."""
+    @contextmanager
+    def attacked(
+        self,
+        model: nn.Module,
+        batch: Any,  # noqa: ANN401 - any batch
+        generator: torch.Generator,
+        share: float = 1.0,
+    ) -> Iterator[Any]:
+        """Give a batch that was moved against a model; it holds in the block alone.
+
+        The model is in eval mode and its parameters still while it is searched, and as it was in the block.
+
+        Args:
+            model: A classifier, unwrapped; adapters may lie in it.
+            batch: Labelled, on the model's device.
+            generator: Of the random start.
+            share: Of the budget, in (0, 1].
+
+        Yields:
+            The batch: images moved, or the texts as they are while the model embeds their tokens otherwise.
+
+        Raises:
+            UnsupportedModelError: The model gives no logits of shape (samples, labels), or images come and their
+                normalisation is not known.
+            ValueError: The batch has no labels.
+        """
+        given, losses = inputs_to_perturb(batch), _losses(model, batch)
+        if not given.is_text:
+            with frozen(model):
+                found = self._searched(
+                    lambda point: losses(with_inputs(batch, given, point.to(given.values))),
+                    given.values.float(),
+                    generator,
+                    self._of_pixels(given.values.float(), share),
+                )
+            yield with_inputs(batch, given, found.to(given.values))
+            return
+
+        def at(point: Tensor) -> Tensor:
+            with changed_embeddings(model, given.values, lambda made: point.to(made)):
+                return losses(batch)
+
+        eps = share * self.text_eps
+        # Padding stays.
+        sizes = {"eps": eps * real_positions(batch, given.values)[..., None], "step": eps * self.step / self.eps}
+        with frozen(model):
+            with torch.no_grad():
+                centre = token_embedding(model)(given.values).float()
+            change = self._searched(at, centre, generator, sizes) - centre
+        with changed_embeddings(model, given.values, lambda made: made + change.to(made)):
+            yield batch
+
+    def _of_pixels(self, pixels: Tensor, share: float) -> dict[str, Any]:
         if not self.mean or pixels.dim() != 4 or pixels.shape[1] != len(self.mean):
             raise UnsupportedModelError(
                 f"The budget is in pixels, but of inputs of shape {tuple(pixels.shape)} the normalisation is not "
@@ -56,86 +115,18 @@ class Budget:
         sizes = {"eps": share * self.eps / std, "step": share * self.step / std}
         return {**sizes, "low": -mean / std, "high": (1 - mean) / std}
 
-    def of_embeddings(self, real: Tensor, share: float) -> dict[str, Any]:
-        """Give the sizes for embeddings: padding stays."""
-        eps = share * self.text_eps
-        return {"eps": eps * real[..., None], "step": eps * self.step / self.eps}
-
-
-def budget_of(
-    model: nn.Module, *, eps: float, step: float, steps: int, text_eps: float, normalisation: tuple | None
-) -> Budget:
-    """Give a budget in the units of a model, which tells its own normalisation and the size of its embeddings.
-
-    Args:
-        model: The model.
-        eps: As in `Budget`.
-        step: As in `Budget`.
-        steps: As in `Budget`.
-        text_eps: Over the root mean square of the vocabulary's embeddings.
-        normalisation: The means and deviations; None asks the model.
-    """
-    mean, std = normalisation or ((), ())
-    size = 0.0
-    try:
-        size = float(embedding_rows(model).square().mean().sqrt())
-    except (UnsupportedModelError, AttributeError):  # no texts: image models of transformers embed patches
-        if normalisation is None:
-            try:
-                images = image_input_of(model)
-                mean, std = images.mean, images.std
-            except UnsupportedModelError:  # told when images come, by `Budget.of_pixels`
-                pass
-    return Budget(eps, step, steps, text_eps * size, tuple(mean), tuple(std))
-
-
-@contextmanager
-def attacked(
-    model: nn.Module,
-    batch: Any,  # noqa: ANN401 - any batch
-    budget: Budget,
-    generator: torch.Generator,
-    share: float = 1.0,
-) -> Iterator[Any]:
-    """Give a batch moved to where the model's cross-entropy on its own labels is large; it holds in the block alone.
-
-    The model is in eval mode and its parameters still while it is searched.
-
-    Args:
-        model: A classifier, unwrapped; adapters may lie in it. Its modes are put back before the block runs.
-        batch: Labelled, on the model's device.
-        budget: How far.
-        generator: Of the random start.
-        share: Of the budget, in (0, 1].
-
-    Yields:
-        The batch: images moved, or the texts as they are while the model embeds their tokens otherwise.
-
-    Raises:
-        UnsupportedModelError: The model gives no logits of shape (samples, labels).
-        ValueError: The batch has no labels.
-    """
-    given, objective = inputs_to_perturb(batch), _losses(model, batch)
-    if given.is_text:
-        change = _change_of_embeddings(model, batch, objective, budget, generator, share)
-        with changed_embeddings(model, given.values, lambda made: made + change.to(made)):
-            yield batch
-        return
-
-    def at(point: Tensor) -> Tensor:
-        return objective(with_inputs(batch, given, point.to(given.values)))
-
-    with frozen(model):
-        centre = given.values.float()
-        found = _searched(at, centre, budget.steps, generator, budget.of_pixels(centre, share))
-    yield with_inputs(batch, given, found.to(given.values))
+    def _searched(
+        self, objective: Objective, centre: Tensor, generator: torch.Generator, sizes: Mapping[str, Any]
+    ) -> Tensor:
+        start = random_start(centre, eps=sizes["eps"], generators=generator)
+        return ascend(objective, centre, steps=self.steps, start=start, **sizes)
 
 
 def _losses(model: nn.Module, batch: Any) -> Callable[[Any], Tensor]:  # noqa: ANN401
     adapter, labels = adapter_for(without_adapters(model), ()), labels_of(batch)
 
-    def losses(moved_batch: Any) -> Tensor:  # noqa: ANN401
-        outputs = adapter.forward(moved_batch)
+    def losses(moved: Any) -> Tensor:  # noqa: ANN401
+        outputs = adapter.forward(moved)
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs
         if not isinstance(logits, Tensor) or logits.dim() != 2 or labels.shape != logits.shape[:1]:
             raise UnsupportedModelError(
@@ -146,34 +137,6 @@ def _losses(model: nn.Module, batch: Any) -> Callable[[Any], Tensor]:  # noqa: A
         return functional.cross_entropy(logits.float(), labels.long(), reduction="none")
 
     return losses
-
-
-def _change_of_embeddings(
-    model: nn.Module,
-    batch: Mapping[str, Any],
-    objective: Callable[[Any], Tensor],
-    budget: Budget,
-    generator: torch.Generator,
-    share: float,
-) -> Tensor:
-    tokens = inputs_to_perturb(batch).values
-
-    def at(point: Tensor) -> Tensor:
-        with changed_embeddings(model, tokens, lambda made: point.to(made)):
-            return objective(batch)
-
-    with frozen(model):
-        with torch.no_grad():
-            centre = token_embedding(model)(tokens).float()
-        sizes = budget.of_embeddings(real_positions(batch, tokens), share)
-        return _searched(at, centre, budget.steps, generator, sizes) - centre
-
-
-def _searched(
-    objective: Objective, centre: Tensor, steps: int, generator: torch.Generator, sizes: Mapping[str, Any]
-) -> Tensor:
-    start = random_start(centre, eps=sizes["eps"], generators=generator)
-    return ascend(objective, centre, steps=steps, start=start, **sizes)
 
 
 def labels_of(batch: Any) -> Tensor:  # noqa: ANN401 - any batch

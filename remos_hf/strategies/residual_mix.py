@@ -67,6 +67,8 @@ def mix_of(model: nn.Module, blocks: Sequence[str], behind: Sequence[str]) -> Mi
             _read(mix, model, shortcut[0], stream)
         mix.blocks[name] = [path[-1] for path in (main, shortcut) if path]
         for writer in mix.blocks[name]:
+            if model.get_submodule(writer).weight is None:
+                raise _unknown(model, name, f"'{writer}' has no weight")
             _written(mix, model, writer, 1 / stream)
     readers = [one for name in behind for one in _weighted(model.get_submodule(name), name, (*NORMED, _BatchNorm))]
     _read(mix, model, readers[0], 0.5 ** len(blocks))

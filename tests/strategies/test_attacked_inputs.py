@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional
 
 from remos_hf.errors import UnsupportedModelError
-from remos_hf.strategies.attacked_inputs import attacked, budget_of, labels_of
+from remos_hf.strategies.attacked_inputs import Attack, labels_of
 from remos_hf.strategies.perturbed_inputs import embedding_rows, token_embedding
 from tests import tiny
 from tests.strategies.residual_nets import Net
@@ -11,9 +11,9 @@ from tests.strategies.residual_nets import Net
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
 
 
-def budget(model, normalisation=(MEAN, STD), **options):
+def attack(model, normalisation=(MEAN, STD), **options):
     sizes = {"eps": 0.1, "step": 0.03, "steps": 4, "text_eps": 0.5, **options}
-    return budget_of(model, **sizes, normalisation=normalisation)
+    return Attack(model, **sizes, normalisation=normalisation)
 
 
 def images(count=8):
@@ -31,7 +31,7 @@ def test_images_move_within_the_budget_in_pixels_and_the_loss_rises():
     model, (values, labels) = Net(), images()
     model.train()
     before = [one.clone() for one in model.buffers()]
-    with attacked(model, (values, labels), budget(model), torch.Generator()) as (moved, same):
+    with attack(model).attacked(model, (values, labels), torch.Generator()) as (moved, same):
         assert same is labels and model.training
     pixels = in_pixels(moved)
     change = (pixels - in_pixels(values)).abs()
@@ -46,7 +46,7 @@ def test_images_move_within_the_budget_in_pixels_and_the_loss_rises():
 
 def test_a_share_of_the_budget_moves_by_that_share():
     model, batch = Net(), images()
-    with attacked(model, batch, budget(model), torch.Generator(), 0.25) as (moved, _):
+    with attack(model).attacked(model, batch, torch.Generator(), 0.25) as (moved, _):
         assert (in_pixels(moved) - in_pixels(batch[0])).abs().max() <= 0.025 + 1e-6
 
 
@@ -58,7 +58,7 @@ def test_texts_move_in_the_embeddings_of_their_real_tokens_alone(make, no_hooks_
     embed, real = token_embedding(model), batch["attention_mask"].bool()
     plain = embed(batch["input_ids"]).detach()
     clean = model(**batch).loss
-    with attacked(model, batch, budget(model), torch.Generator()) as same:
+    with attack(model).attacked(model, batch, torch.Generator()) as same:
         assert same is batch
         change, loss = embed(batch["input_ids"]) - plain, model(**batch).loss
     size = 0.5 * embedding_rows(model).square().mean().sqrt()
@@ -69,14 +69,14 @@ def test_texts_move_in_the_embeddings_of_their_real_tokens_alone(make, no_hooks_
 
 def test_images_of_16_bits_come_back_as_they_came():
     model, (values, labels) = Net().to(torch.bfloat16), images()
-    with attacked(model, (values.bfloat16(), labels), budget(model), torch.Generator()) as (moved, _):
+    with attack(model).attacked(model, (values.bfloat16(), labels), torch.Generator()) as (moved, _):
         assert moved.dtype == torch.bfloat16 and not torch.equal(moved, values.bfloat16())
 
 
 def test_images_of_unknown_normalisation_ask_for_it():
     with (
         pytest.raises(UnsupportedModelError, match=r"Give mean=\(...\) and std="),
-        attacked(Net(), images(), budget(Net(), None), torch.Generator()),
+        attack(Net(), None).attacked(Net(), images(), torch.Generator()),
     ):
         pass
 
@@ -85,7 +85,7 @@ def test_what_is_no_classifier_or_has_no_labels_is_refused():
     model, batch = tiny.llama(), tiny.text_batches(1)[0]
     with (
         pytest.raises(UnsupportedModelError, match="is for classifiers"),
-        attacked(model, {**batch, "labels": batch["input_ids"]}, budget(model), torch.Generator()),
+        attack(model).attacked(model, {**batch, "labels": batch["input_ids"]}, torch.Generator()),
     ):
         pass
     with pytest.raises(ValueError, match="attacked by their labels"):
