@@ -103,6 +103,7 @@ def computed(module: nn.Module, name: str, by: nn.Module) -> None:
     if not parametrize.is_parametrized(module):
         module.register_state_dict_post_hook(_give_plain)
         module.register_load_state_dict_pre_hook(_take_plain)
+        module.__dict__["plain_order"] = tuple(module._parameters)
     parametrize.register_parametrization(module, name, by, unsafe=True)
 
 
@@ -120,7 +121,11 @@ def baked(model: nn.Module) -> None:
     """Leave in every module the values that it computes with, in place; its parameters are the same objects."""
     for name in all_computed(model):
         owner, _, parameter = name.rpartition(".")
-        parametrize.remove_parametrizations(model.get_submodule(owner), parameter, leave_parametrized=True)
+        module = model.get_submodule(owner)
+        parametrize.remove_parametrizations(module, parameter, leave_parametrized=True)
+        if not parametrize.is_parametrized(module):  # parameters stand in their order again, as files list them
+            for one in module.__dict__.pop("plain_order"):
+                module._parameters[one] = module._parameters.pop(one)
 
 
 def kept_state(model: nn.Module) -> dict[str, Any]:

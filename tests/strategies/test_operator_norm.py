@@ -83,6 +83,7 @@ def test_baked_parameters_are_the_same_objects_and_compute_the_same():
     baked(layer)
     assert torch.equal(layer(inputs), made) and set(map(id, layer.parameters())) == before
     assert type(layer) is nn.Conv2d and not all_computed(layer)
+    assert list(layer.state_dict()) == ["weight", "bias"] == [name for name, _ in layer.named_parameters()]
 
 
 def test_outside_it_is_an_ordinary_module():
