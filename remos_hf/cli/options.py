@@ -12,12 +12,9 @@ from typer import Argument, BadParameter, Option
 AUTO = "auto"
 ALL = "all"
 # Strategies by name: those that keep a share of the weights, those that start a student otherwise, and what holds it.
-SLICING = ("remos", "random", "top_magnitude", "mag_prune", "relevance", "seam", "own_backdoors")
-STARTS = ("subspace", "finetune", "retrain", "delta_r", "renofeation", "recipe", "disec")
-HOLDS = (
-    *("hardened", "guided", "distilled", "repair_rows", "l2sp", "delta", "feature_lwf", "crow"),
-    *("adversarial_training", "neft"),
-)
+SLICING = ("remos", "random", "top_magnitude", "mag_prune", "relevance", "relative_update", "seam", "own_backdoors")
+STARTS = ("subspace", "finetune", "retrain", "renofeation", "recipe", "disec")
+HOLDS = ("hardened", "guided", "distilled", "repair_rows", "l2sp", "crow")
 
 
 def was_given(asked: Any, name: str) -> bool:  # noqa: ANN401 - the options of any command

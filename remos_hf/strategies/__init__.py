@@ -13,6 +13,7 @@ from remos_hf.strategies.neft import Neft
 from remos_hf.strategies.own_backdoors import OwnBackdoors
 from remos_hf.strategies.plain import Finetune, Retrain
 from remos_hf.strategies.recipe import Recipe
+from remos_hf.strategies.relative_update import RelativeUpdate
 from remos_hf.strategies.relevance import Relevance
 from remos_hf.strategies.renofeation import DeltaR, Renofeation
 from remos_hf.strategies.repair_rows import RepairRows
@@ -28,6 +29,7 @@ STRATEGIES = {
     "top_magnitude": TopMagnitude,
     "random": Random,
     "relevance": Relevance,
+    "relative_update": RelativeUpdate,
     "seam": SeaM,
     "own_backdoors": OwnBackdoors,
     "subspace": Subspace,
