@@ -294,6 +294,57 @@ from remos_hf import Crow
 
 strategy = Crow()
 
+# %% RelativeUpdate
+from remos_hf import RelativeUpdate
+
+strategy = RelativeUpdate(slice_ratio=0.95)  # the ancestor of ReMoS
+
+# %% Delta
+from remos_hf import Delta
+
+strategy = Delta(0.5, attention="none", reduction="mean", at="stages")
+
+# %% DeltaR
+from remos_hf import DeltaR
+
+strategy = DeltaR(weight=5.0)
+
+# %% FeatureLwF
+from remos_hf import FeatureLwF
+
+strategy = FeatureLwF(head_steps=100)
+
+# %% AdversarialTraining
+from remos_hf import AdversarialTraining
+
+strategy = AdversarialTraining(k=4)  # of a teacher; k=None compares no features
+
+# %% Neft
+from remos_hf import Neft
+
+strategy = Neft(k=4, beta=0.4)
+
+# %% FeatureDistance
+from remos_hf import FeatureDistance
+
+distance = FeatureDistance(norm="l2", mean_over=())
+
+# %% Preset
+from remos_hf import PRESETS, Preset
+
+preset: Preset = PRESETS["renofeation"]["paper"].within(600)  # its phases, cut to so many steps
+args_of_paper = TrainingArguments("student", **preset.arguments())
+
+# %% PRESETS
+from remos_hf import PRESETS
+
+settings = PRESETS["delta"]["artifact"].strategy
+
+# %% Pgd
+from remos_hf import Pgd
+
+attack = Pgd(steps=2)  # 100 by default
+
 # %% EffectSearch
 from remos_hf import EffectSearch
 
@@ -455,6 +506,16 @@ task = TextTask(tokenizer, max_length=32)
 from remos_hf import ImageTask
 
 image_task = ImageTask(small, augment="crop_and_flip")
+
+# %% pgd_robustness
+from remos_hf import pgd_robustness
+
+held_up = pgd_robustness(net.eval(), pictures, ImageTask(small), Pgd(steps=2))["robust_acc"]["value"]
+
+# %% auto_attack_robustness
+from remos_hf import auto_attack_robustness
+
+held_up = auto_attack_robustness(net.eval(), pictures, ImageTask(small), steps=2, queries=4)["standing"]
 
 # %% predict_labels
 from remos_hf import predict_labels

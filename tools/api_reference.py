@@ -35,7 +35,10 @@ ROOMS = {
     "errors": "Errors",
 }
 # What has no docstring of its own.
-LINES = {"STRATEGIES": "The strategies by the names that the commands use."}
+LINES = {
+    "STRATEGIES": "The strategies by the names that the commands use.",
+    "PRESETS": "Strategies with the training that their paper and their artifact publish, by name.",
+}
 
 
 def examples(path: Path = EXAMPLES) -> dict[str, str]:

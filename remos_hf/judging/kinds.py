@@ -61,6 +61,12 @@ _RULES = {
     "Distilled": DISTILLED,
     "RepairRows": REPAIRED,
     "OwnBackdoors": OWN,
+    "RelativeUpdate": Kind("relative_update", "resetting what a trial moves least"),
+    "Delta": Kind("delta", "DELTA"),
+    "DeltaR": Kind("delta_r", "DELTA-R"),
+    "FeatureLwF": Kind("feature_lwf", "feature-LwF"),
+    "AdversarialTraining": Kind("adversarial_training", "adversarial training"),
+    "Neft": Kind("neft", "NEFT"),
 }
 
 
