@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from remos_hf.activations import watch
 from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.errors import UnsupportedModelError
+from remos_hf.randomness import seeded
 from remos_hf.strategies.attacked_inputs import Attack
 from remos_hf.strategies.base import Hold, Preparation, Run, Strategy
 from remos_hf.strategies.feature_distance import CARTL_NORMS
@@ -60,8 +62,8 @@ class AdversarialTraining(Strategy):
         2026. For texts: Zhu et al., FreeLB, ICLR 2020.
         Differs: the mean over the batch is the default, with the weight that .005 has as a sum over 128. The attack
         climbs the plain cross-entropy, whatever loss the trainer computes. Texts: signed steps in a cube instead of
-        FreeLB's L2 ball; padding does not count, nor in d. RoLI's head is trained by AdamW for the steps named, in
-        float32. Eps schedules are in steps, not in shares of the run.
+        FreeLB's L2 ball; padding does not count, nor in d. Both passes drop the same where there is dropout. RoLI's
+        head is trained by AdamW for the steps named, in float32. Eps schedules are in steps, not in shares of the run.
     """
 
     citation: ClassVar[str] = (
@@ -147,7 +149,8 @@ class AdversarialTraining(Strategy):
         """Attack every batch while the model trains.
 
         Raises:
-            UnsupportedModelError: The units cannot be found.
+            UnsupportedModelError: The units cannot be found. In training: what the last k read is no feature of the
+                samples.
             ValueError: There are fewer than k.
         """
         return _Attacked(self, teacher)
@@ -178,14 +181,17 @@ class _Attacked(Perturbing):
                 "AdversarialTraining with k looks at a feature while the model runs, and gradient checkpointing runs "
                 "it a second time unseen. Train without gradient_checkpointing."
             )
-        self.clean = torch.zeros(len(inputs_to_perturb(inputs).values), dtype=torch.bool)
+        given = inputs_to_perturb(inputs)
+        self.clean = torch.zeros(len(given.values), dtype=torch.bool)
         with self.attack.attacked(model, inputs, self.generator, share) as moved, self._reading(owner) as hit:
-            loss, outputs = run(moved)
-        if not self.read:
-            return loss, outputs
+            if not self.read:
+                return run(moved)
+            # The state comes back, so that dropout drops the same in the clean pass and is no part of the distance.
+            with seeded(None, [given.values.device]):
+                loss, outputs = run(moved)
+        self._check_read(hit, len(given.values))
         with self._reading(owner) as clean:
             adapter_for(owner, ()).forward(inputs)
-        given = inputs_to_perturb(inputs)
         masks = [real_positions(inputs, given.values)] if given.is_text else []
         added = self.distance({"read": hit[0]}, {"read": clean[0]}, masks)
         self.batches, self.total = self.batches + 1, self.total.to(added.device) + added.detach()
@@ -198,6 +204,15 @@ class _Attacked(Perturbing):
         modules = {name: owner.get_submodule(name) for name in self.read}
         with watch(modules, lambda _, given, __: read.append(given)):
             yield read
+
+    def _check_read(self, read: list[Tensor], samples: int) -> None:
+        if not read or len(read[0]) != samples:
+            came = f"reads a tensor of shape {tuple(read[0].shape)}" if read else "was not called"
+            raise UnsupportedModelError(
+                f"The feature is what '{self.read[0]}' reads, the first of the last k={self.recipe.k} units, but of "
+                f"{samples} samples it {came}. Name the units that samples run through, first to last, the head among "
+                "them: units=(...)."
+            )
 
     def _share(self) -> float:
         """Give the share of the budget at this step, in [0, 1]."""

@@ -75,8 +75,8 @@ class Attack:
             The batch: images moved, or the texts as they are while the model embeds their tokens otherwise.
 
         Raises:
-            UnsupportedModelError: The model gives no logits of shape (samples, labels), or images come and their
-                normalisation is not known.
+            UnsupportedModelError: The model gives no logits of shape (samples, labels), labels are no classes, or
+                images come and their normalisation is not known.
             ValueError: The batch has no labels.
         """
         given, losses = inputs_to_perturb(batch), _losses(model, batch)
@@ -128,11 +128,13 @@ def _losses(model: nn.Module, batch: Any) -> Callable[[Any], Tensor]:  # noqa: A
     def losses(moved: Any) -> Tensor:  # noqa: ANN401
         outputs = adapter.forward(moved)
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or labels.shape != logits.shape[:1]:
+        classifies = isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[1] > 1
+        if not classifies or labels.shape != logits.shape[:1] or labels.is_floating_point():
             raise UnsupportedModelError(
-                "Adversarial training is for classifiers: logits of shape (samples, labels) and one label a sample, "
-                f"but {type(model).__name__} gives {getattr(logits, 'shape', type(logits).__name__)} for labels of "
-                f"shape {tuple(labels.shape)}."
+                "Adversarial training is for classifiers: logits of shape (samples, labels), two labels or more, and "
+                f"the number of one label a sample, but {type(model).__name__} gives "
+                f"{getattr(logits, 'shape', type(logits).__name__)} for labels of shape {tuple(labels.shape)} "
+                f"({labels.dtype})."
             )
         return functional.cross_entropy(logits.float(), labels.long(), reduction="none")
 

@@ -77,6 +77,8 @@ def _found(adapter: Adapter) -> Iterator[tuple[str, ...]]:
     for name, module in model.named_modules():
         inside = any(f"{name}.".startswith(f"{one}.") for one in (*blocks, *adapter.head))
         reached = reached or name == blocks[-1]
+        # A table is read by the blocks (relative positions in MPNet and DeBERTa), wherever it was made.
+        inside = inside or isinstance(module, nn.Embedding)
         if reached and not inside and any(True for _ in module.parameters(recurse=False)):
             yield (name,)
     if adapter.head:

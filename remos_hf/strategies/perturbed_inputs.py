@@ -188,8 +188,14 @@ def token_embedding(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def embedding_rows(model: nn.Module) -> Tensor:
-    """Give embeddings of tokens, at most 4,096 evenly spaced ones, in float32, (tokens, width)."""
+    """Give embeddings of tokens, at most 4,096 evenly spaced ones, in float32, (tokens, width).
+
+    Raises:
+        UnsupportedModelError: The model does not say which module makes them, or it makes them of no tokens.
+    """
     embedding = token_embedding(model)
+    if isinstance(embedding, nn.Conv2d):
+        raise UnsupportedModelError(f"{type(model).__name__} embeds patches of images, so it has no tokens.")
     count = embedding.weight.shape[0]
     tokens = torch.linspace(0, count - 1, min(count, _ROWS), device=embedding.weight.device)
     return embedding(tokens.long()).float()

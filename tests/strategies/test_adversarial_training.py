@@ -3,9 +3,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
+from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
 from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.errors import UnsupportedModelError
 from remos_hf.strategies.adversarial_training import AdversarialTraining
 from remos_hf.strategies.composed import Composed
 from remos_hf.strategies.guided import Guided
@@ -73,6 +76,31 @@ def test_its_loss_on_texts_compares_real_tokens():
     ]
     expected = attacked_loss + 2 * torch.stack(distances).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5) and distances[0] > 0
+
+
+def test_both_passes_drop_the_same_so_that_dropout_is_no_distance():
+    model, batch = tiny.bert().train(), tiny.text_batches(1)[0]
+    for layer in (one for one in model.modules() if isinstance(one, nn.Dropout)):
+        layer.p = 0.5
+    hold = held(AdversarialTraining(k=2, steps=1, text_eps=1e-6), model)
+    outputs = [hold.loss(model, batch, lambda given: (model(**given).loss, model(**given).logits))[1] for _ in range(2)]
+    assert hold.details()["adversarial_training"]["mean_distance"] < 1e-4
+    assert not torch.allclose(*outputs)  # the next step drops otherwise
+
+
+def test_a_unit_that_reads_no_feature_of_the_samples_is_refused():
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "position_buckets": 8}
+    config = DebertaV2Config(
+        hidden_size=16, vocab_size=99, **sizes, relative_attention=True, norm_rel_ebd="layer_norm", pos_att_type=["p2c"]
+    )
+    model = DebertaV2ForSequenceClassification(config)
+    batch = {key: one[:, :5] % 99 if one.dim() == 2 else one for key, one in tiny.text_batches(1)[0].items()}
+    # The norm of its table of relative positions stands behind the blocks, by its place in the module alone.
+    with pytest.raises(UnsupportedModelError, match=r"'deberta.encoder.LayerNorm' reads.* shape .* units="):
+        held(AdversarialTraining(k=2, steps=1), model).loss(model, batch, lambda given: (model(**given).loss, None))
+    units = ("deberta.encoder.layer.0", "deberta.encoder.layer.1", "classifier")
+    hold = held(AdversarialTraining(k=2, steps=1, units=units), model)
+    assert hold.loss(model, batch, lambda given: (model(**given).loss, None))[0].isfinite()
 
 
 def test_without_k_it_is_plain_adversarial_training():

@@ -81,6 +81,30 @@ def test_images_of_unknown_normalisation_ask_for_it():
         pass
 
 
+def test_a_model_that_embeds_patches_of_images_has_no_tokens():
+    model = Net()
+    model.get_input_embeddings = lambda: model.stem  # as SigLIP's
+    assert attack(model).text_eps == 0
+    with attack(model).attacked(model, images(), torch.Generator()) as (moved, _):
+        assert not torch.equal(moved, images()[0])
+
+
+def test_numbers_to_be_predicted_are_no_labels():
+    (values, labels), model = images(), Net()
+    model.head = torch.nn.Linear(8, 1)
+    for wanted in (labels.float(), labels):
+        with (
+            pytest.raises(UnsupportedModelError, match="two labels or more"),
+            attack(model).attacked(model, (values, wanted), torch.Generator()),
+        ):
+            pass
+    with (
+        pytest.raises(UnsupportedModelError, match="float32"),
+        attack(Net()).attacked(Net(), (values, labels.float()), torch.Generator()),
+    ):
+        pass
+
+
 def test_what_is_no_classifier_or_has_no_labels_is_refused():
     model, batch = tiny.llama(), tiny.text_batches(1)[0]
     with (

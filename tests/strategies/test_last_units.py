@@ -1,4 +1,5 @@
 import pytest
+from transformers import MPNetConfig, MPNetForSequenceClassification
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import UnsupportedModelError
@@ -26,6 +27,12 @@ def test_units_of_a_transformer_are_layers_final_norm_and_the_whole_head():
     assert set(found.last[1]) >= {"classifier", "bert.pooler"}
     assert found.holds("bert.pooler.dense.weight") and not found.holds("bert.encoder.layer.0.output.dense")
     assert not found.holds("bert.embeddings")
+
+
+def test_a_table_of_relative_positions_is_no_unit_wherever_it_was_made():
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    model = MPNetForSequenceClassification(MPNetConfig(hidden_size=16, vocab_size=99, **sizes))
+    assert units(model) == (("mpnet.encoder.layer.0",), ("mpnet.encoder.layer.1",), ("classifier",))
 
 
 def test_named_units_go_before_those_found():
