@@ -180,7 +180,7 @@ class _Plan:
         others = adapter_for(model, ()).layers().values()
         self.left_out += sorted({one.parameter_name for one in others if self.units.holds(one.name)} - known)
         self.batch_norms = [name for name, one in modules.items() if isinstance(one, _BatchNorm)]
-        self.norms = [name for name, one in modules.items() if isinstance(one, _NORMS)]
+        self.norms = [name for name, one in modules.items() if _is_norm(one)]
         asked = [name for name in ("extractor_statistics", "submodel_statistics") if getattr(recipe, name) is not None]
         if asked and not self.batch_norms:
             raise UnsupportedModelError(
@@ -242,6 +242,13 @@ class _Plan:
             "statistics_reused": len(self.still()),
             "statistics_updated": len(self.batch_norms) - len(self.still()),
         }
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm; libraries write RMS norms of their own, which nothing but their name tells."""
+    shapes = {name: parameter.dim() for name, parameter in module.named_parameters(recurse=False)}
+    known = shapes.keys() <= {"weight", "bias"} and set(shapes.values()) == {1}
+    return isinstance(module, _NORMS) or (known and "Norm" in type(module).__name__)
 
 
 def _is_composite(module: nn.Module) -> bool:

@@ -123,6 +123,37 @@ def test_layer_norms_have_only_the_half_of_weight_and_bias():
         Neft(2, extractor_statistics="reuse").hold(tiny.bert(), model)
 
 
+def test_the_rms_norms_that_libraries_write_themselves_are_norms():
+    model = tiny.llama()
+    Neft(2, extractor_affine="tune", submodel_affine="freeze").hold(model, model)
+    assert model.model.layers[0].input_layernorm.weight.requires_grad
+    assert not model.model.layers[0].mlp.up_proj.weight.requires_grad
+    assert not model.model.norm.weight.requires_grad and model.lm_head.weight.requires_grad
+
+
+def test_each_step_follows_the_weights_and_the_end_settles_them():
+    model = Net(Post)
+    _, hold = started(Neft(2, **HEAD), model)
+    norm, given = model.head.parametrizations.weight[0], []
+    with torch.no_grad():
+        model.head.parametrizations.weight.original[0] += 1
+        given.append(norm.given.clone())
+    steps(model, hold, 1, rate=0.0)
+    assert not torch.equal(norm.given, given[0]) and kernel_norm(model.head.weight) != pytest.approx(0.4, rel=1e-6)
+    hold.finish(model, None)
+    assert kernel_norm(model.head.weight) == pytest.approx(0.4, rel=1e-5)
+
+
+def test_the_heads_start_goes_by_the_seed():
+    heads = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(len(heads))
+        model = Net(Post)
+        Neft(2, head_start="uniform", seed=seed, **HEAD).prepare(model, data())
+        heads.append(model.head.weight.detach())
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
 def test_where_a_norm_takes_beta_out_again_it_is_told_and_so_it_is():
     with pytest.warns(UserWarning, match="Right behind 5 of the 6 layers .*'layer2.0.conv1'"):
         done = Neft(3, submodel_statistics="update", **HEAD).prepare(Net(Post), tiny.student_data(lambda: [images()]))
