@@ -65,7 +65,7 @@ def auto_attack_robustness(
 
     Returns:
         JSON values: "acc" and "robust_acc", rates over all images; "standing", how many are left after each attack;
-        "name", "parts", "left_out" and the budget.
+        "name", "left_out", the budget and the seed.
 
     Source:
         Croce and Hein, ICML 2020 (AutoAttack, APGD); Andriushchenko et al., ECCV 2020 (Square). As implemented by the

@@ -91,8 +91,13 @@ def pgd_robustness(
     Returns:
         JSON values: "acc", a rate; "robust_acc", the share of all images that are right when clean and when attacked;
         "attack"; "name".
+
+    Raises:
+        ValueError: The attack keeps only some of the images.
     """
     attack = Pgd(image_column=task.image_column, label_column=task.label_column) if attack is None else attack
+    if attack.keep != "all":
+        raise ValueError(f"Robustness is a share of all images, but the attack keeps {attack.keep!r}. Set keep='all'.")
     found = attack.exposed_set(dataset, teacher=model, images=task.images, cache=cache)
     index = np.array(found.clean_index)
     references = np.array(dataset[task.label_column])[index]

@@ -60,6 +60,11 @@ def test_it_starts_anywhere_within_the_budget_and_climbs_the_loss_of_the_models_
     assert model.fc.weight.requires_grad and not model.training
 
 
+def test_an_attack_that_keeps_some_of_the_images_is_refused():
+    with pytest.raises(ValueError, match="keeps 'fooled'"):
+        pgd_robustness(Brightness(), DATA, TASK, Pgd(steps=1, keep="fooled"))
+
+
 def test_a_budget_that_is_none_is_refused():
     with pytest.raises(ValueError, match="eps is 8"):
         Pgd(eps=8)
