@@ -13,7 +13,7 @@ from remos_hf.activations import watch
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.randomness import seeded
-from remos_hf.strategies.attacked_inputs import Attack
+from remos_hf.strategies.attacked_inputs import Attack, outputs_without_labels
 from remos_hf.strategies.base import Hold, Preparation, Run, Strategy
 from remos_hf.strategies.feature_distance import CARTL_NORMS
 from remos_hf.strategies.l2sp import head_parameters
@@ -191,7 +191,7 @@ class _Attacked(Perturbing):
                 loss, outputs = run(moved)
         self._check_read(hit, len(given.values))
         with self._reading(owner) as clean:
-            adapter_for(owner, ()).forward(inputs)
+            outputs_without_labels(model, inputs)
         masks = [real_positions(inputs, given.values)] if given.is_text else []
         added = self.distance({"read": hit[0]}, {"read": clean[0]}, masks)
         self.batches, self.total = self.batches + 1, self.total.to(added.device) + added.detach()

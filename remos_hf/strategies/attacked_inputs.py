@@ -123,10 +123,10 @@ class Attack:
 
 
 def _losses(model: nn.Module, batch: Any) -> Callable[[Any], Tensor]:  # noqa: ANN401
-    adapter, labels = adapter_for(without_adapters(model), ()), labels_of(batch)
+    labels = labels_of(batch)
 
     def losses(moved: Any) -> Tensor:  # noqa: ANN401
-        outputs = adapter.forward(moved)
+        outputs = outputs_without_labels(model, moved)
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs
         classifies = isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[1] > 1
         if not classifies or labels.shape != logits.shape[:1] or labels.is_floating_point():
@@ -139,6 +139,14 @@ def _losses(model: nn.Module, batch: Any) -> Callable[[Any], Tensor]:  # noqa: A
         return functional.cross_entropy(logits.float(), labels.long(), reduction="none")
 
     return losses
+
+
+def outputs_without_labels(model: nn.Module, batch: Any) -> Any:  # noqa: ANN401 - any batch, any output
+    """Run a model as its trainer does: with the adapters around it, and in the trainer's own precision."""
+    adapter = adapter_for(without_adapters(model), ())
+    # Mixed precision is laid on the forward of the outermost model, so the one within would run without it.
+    adapter.model = model
+    return adapter.forward(batch)
 
 
 def labels_of(batch: Any) -> Tensor:  # noqa: ANN401 - any batch

@@ -135,10 +135,13 @@ class Neft(Strategy):
         Raises:
             UnsupportedModelError: Units cannot be found, statistics are asked for where there are no batch norms, or
                 the mix is not known for a block.
-            ValueError: There are fewer than k units.
+            ValueError: There are fewer than k units, or no sample.
         """
         plan = _Plan(self, student)
-        batch = send_to_device(next(iter(data.batches(data.max_samples))), next(student.parameters()).device)
+        batch = next(iter(data.batches(data.max_samples)), None)
+        if batch is None:
+            raise ValueError("There is no sample to start the student with. Pass the student's training data.")
+        batch = send_to_device(batch, next(student.parameters()).device)
         if plan.mix is not None:
             proven(plan.adapter, plan.mix, batch)
             read_through_norms(student, plan.mix)

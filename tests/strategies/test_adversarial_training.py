@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch import nn
 from torch.nn import functional
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
@@ -15,6 +16,7 @@ from remos_hf.strategies.guided import Guided
 from tests import tiny
 from tests.strategies.residual_nets import Net
 from tests.strategies.test_attacked_inputs import MEAN, STD, images
+from tests.training.runs import trainer
 
 IMAGES = {"mean": MEAN, "std": STD, "head": ("head",), "eps": 0.1, "step": 0.03, "steps": 2}
 
@@ -101,6 +103,20 @@ def test_a_unit_that_reads_no_feature_of_the_samples_is_refused():
     units = ("deberta.encoder.layer.0", "deberta.encoder.layer.1", "classifier")
     hold = held(AdversarialTraining(k=2, steps=1, units=units), model)
     assert hold.loss(model, batch, lambda given: (model(**given).loss, None))[0].isfinite()
+
+
+def test_with_adapters_every_pass_runs_in_the_trainers_precision(tmp_path):
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], r=2)
+    options = {"save_strategy": "no", "bf16": True, "use_cpu": True, "max_steps": 1}
+    ours = trainer(tmp_path, strategy=AdversarialTraining(k=2, steps=1), peft_config=config, options=options)
+    seen = []
+
+    def see(layer, _, made):
+        seen.append((layer.training, made.dtype))
+
+    ours.model.bert.encoder.layer[0].intermediate.dense.register_forward_hook(see)
+    ours.train()
+    assert seen == [(training, torch.bfloat16) for training in (False, True, True)]
 
 
 def test_without_k_it_is_plain_adversarial_training():

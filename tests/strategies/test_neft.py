@@ -235,6 +235,11 @@ def test_values_that_no_run_could_use_are_refused(options):
         Neft(**{"k": 2, **options})
 
 
+def test_no_sample_at_all_is_refused():
+    with pytest.raises(ValueError, match="no sample to start"):
+        Neft(2, **HEAD).prepare(Net(Post), tiny.student_data(lambda: []))
+
+
 def test_a_mix_of_unknown_blocks_is_refused_by_name():
     with pytest.raises(UnsupportedModelError, match=r"'bert.encoder.layer.1' is a BertLayer"):
         Neft(2, mix=True).prepare(tiny.bert(), tiny.student_data())
