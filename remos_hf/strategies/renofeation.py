@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_swa_avg_fn
 
 from remos_hf.activations import alter
 from remos_hf.adapters.transformers_models import adapter_for
@@ -174,8 +174,9 @@ class _Disturbed(HeldFeatures):
         self.average: AveragedModel | None = None
         if recipe.average_decay != 0:
             decay = recipe.average_decay
-            average = get_swa_multi_avg_fn() if decay is None else get_ema_multi_avg_fn(decay)
-            self.average = AveragedModel(student, multi_avg_fn=average)
+            average = get_swa_avg_fn() if decay is None else get_ema_avg_fn(decay)
+            # In float32: a step's share of an average is less than half precision can add to it.
+            self.average = AveragedModel(student, avg_fn=average).float()
 
     def loss(self, model: nn.Module, inputs: Any, run: Run) -> tuple[Tensor, Any]:  # noqa: ANN401
         if self.recipe.dropout and getattr(model, "is_gradient_checkpointing", False):

@@ -207,3 +207,24 @@ def test_values_out_of_range_are_refused():
             Renofeation(**options)
     with pytest.raises(ValueError, match="weight is a weight in the loss"):
         DeltaR(-5)
+
+
+@pytest.mark.parametrize(("decay", "expected"), [(None, 1.4975), (0.99, 1.5688)])
+def test_the_average_of_half_precision_weights_is_that_of_full_precision(decay, expected):
+    student, _, hold = started(Renofeation(average_decay=decay), lambda: tiny.bert().bfloat16())
+    for step in range(200):
+        with torch.no_grad():
+            student.classifier.bias.fill_(1 + step / 200)
+        hold.after_step(student)
+    hold.finish(student, tiny.student_data())
+    bias = student.classifier.bias
+    assert bias.dtype == torch.bfloat16 and bias[0].item() == pytest.approx(expected, abs=5e-3)
+
+
+def test_the_feature_that_is_compared_is_that_before_dropout():
+    recipe = Renofeation(dropout=0.5, head_decay=0.0, layers=("grouped",), head=("head",))
+    student, _, hold = started(recipe, tiny.ConvNet)
+    batch = tiny.image_batches(1)[0]
+    student.eval()
+    run = lambda given: (0 * student(given[0]).sum(), None)  # noqa: E731
+    assert hold.loss(student, batch, run)[0] == hold.loss(student, batch, run)[0]
