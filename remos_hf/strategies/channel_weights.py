@@ -10,6 +10,7 @@ from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from remos_hf.activations import alter, capture, evaluating
+from remos_hf.errors import NonFiniteError
 from remos_hf.profiling.batches import count_samples
 from remos_hf.strategies.feature_distance import channel_axis
 from remos_hf.strategies.short_runs import Samples, labelled_loss, together
@@ -50,6 +51,10 @@ def loss_when_silenced(
 
     Returns:
         By layer, (channels,), on the CPU; the same on all processes.
+
+    Raises:
+        NonFiniteError: A loss is NaN or infinite.
+        ValueError: No process has a sample, or samples have no labels.
 
     Source:
         DELTA, channel_eval.py, which runs the whole net once for every filter and batch. A loss less that of the whole
@@ -126,4 +131,11 @@ def _mean_over(samples: Samples, size: int, of_batch: Callable[[Any], Mapping[st
     rows = float(found.pop("rows"))
     if not rows:
         raise ValueError("There is no sample to weigh channels by. Pass the student's training data, with labels.")
-    return {name: (one / rows).float() for name, one in found.items()}
+    means = {name: (one / rows).float() for name, one in found.items()}
+    broken = next((name for name, one in means.items() if not bool(one.isfinite().all())), None)
+    if broken is not None:
+        raise NonFiniteError(
+            f"What the channels of '{broken}' add to the loss is NaN or infinite for some of them, so they cannot be "
+            "weighed. Look for NaN in the data or the teacher."
+        )
+    return means

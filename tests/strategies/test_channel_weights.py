@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from remos_hf.activations import alter
+from remos_hf.errors import NonFiniteError
 from remos_hf.strategies.channel_weights import loss_by_gradient, loss_when_silenced, weights_of_channels
 from remos_hf.strategies.short_runs import Samples
 from tests import tiny
@@ -106,3 +107,10 @@ def test_without_samples_it_says_what_to_pass():
     model, modules, samples = asked(tiny.bert, TEXT, lambda: [])
     with pytest.raises(ValueError, match="Pass the student's training data"):
         loss_when_silenced(model, modules, samples, 4)
+
+
+@pytest.mark.parametrize("weigh", [loss_when_silenced, loss_by_gradient])
+def test_channels_whose_silence_costs_nan_are_refused(weigh):
+    broken = lambda: [(images * torch.nan, labels) for images, labels in tiny.image_batches()]  # noqa: E731
+    with pytest.raises(NonFiniteError, match="channels of 'conv' .* NaN"):
+        weigh(*asked(tiny.ConvNet, IMAGE, broken), 100)

@@ -121,3 +121,9 @@ def test_in_bf16_every_transfer_strategy_adds_what_it_adds_in_full_precision(rec
         found.append((added, size))
     assert found[1][0] == pytest.approx(found[0][0], rel=0.1) and found[0][0] > 0
     assert found[1][1] == pytest.approx(found[0][1], rel=0.2)
+
+
+def test_it_compares_what_the_last_weight_of_a_stage_gives_unless_stages_are_asked_for():
+    for recipe, ends in ((Delta(), ".output.dense"), (Delta(at="stages"), "")):
+        _, _, hold = moved(tiny.bert, recipe)
+        assert list(hold.layers) == [f"bert.encoder.layer.{block}{ends}" for block in range(2)]
