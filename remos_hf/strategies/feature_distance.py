@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -30,6 +30,10 @@ class FeatureDistance:
         over_variance: It is divided by the same distance of the teacher's features from their mean in the batch; a
             layer whose features do not vary in the batch counts 0. Of squares alone.
         layers: "sum" or "mean" over the layers.
+
+    Raises:
+        ValueError: A word is none of those, the factor is not above 0, or another norm than squares is to be over the
+            variance.
     """
 
     norm: Literal["squares", "absolute", "l2"] = "squares"
@@ -38,6 +42,22 @@ class FeatureDistance:
     pooled: bool = False
     over_variance: bool = False
     layers: Literal["sum", "mean"] = "sum"
+
+    def __post_init__(self) -> None:
+        """Refuse what is no distance."""
+        object.__setattr__(self, "mean_over", tuple(self.mean_over))
+        for name, known, given in (
+            ("norm", ("squares", "absolute", "l2"), (self.norm,)),
+            ("mean_over", get_args(Axis), self.mean_over),
+            ("layers", ("sum", "mean"), (self.layers,)),
+        ):
+            unknown = [one for one in given if one not in known]
+            if unknown:
+                raise ValueError(f"{name} is of {', '.join(known)}, but got {unknown[0]!r}.")
+        if not 0 < self.factor < float("inf"):
+            raise ValueError(f"factor is above 0, but got {self.factor}.")
+        if self.over_variance and self.norm != "squares":
+            raise ValueError(f"over_variance is for norm='squares', but got norm={self.norm!r}.")
 
     def __call__(
         self,

@@ -113,3 +113,18 @@ def test_features_of_half_precision_are_compared_in_full():
 def test_features_of_two_widths_are_refused_with_what_to_do():
     with pytest.raises(UnsupportedModelError, match=r"'a' are \(2, 3\) .*and \(2, 4\).*projector=True"):
         MEAN_SQUARES({"a": torch.ones(2, 3)}, {"a": torch.ones(2, 4)}, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"norm": "l1"}, "norm is of squares, absolute, l2, but got 'l1'"),
+        ({"mean_over": ("sample",)}, "mean_over is of samples, channels, positions, but got 'sample'"),
+        ({"layers": "avg"}, "layers is of sum, mean, but got 'avg'"),
+        ({"factor": 0.0}, "factor is above 0"),
+        ({"norm": "absolute", "over_variance": True}, "over_variance is for norm='squares'"),
+    ],
+)
+def test_what_is_no_distance_is_refused(options, told):
+    with pytest.raises(ValueError, match=told):
+        FeatureDistance(**options)
