@@ -222,7 +222,7 @@ class HeldFeatures(Hold):
         """Count the step, and let the projector take its own."""
         self.steps += 1
         if self.projector is not None:
-            self.projector.step()
+            self.projector.step(next(model.parameters()).device)
 
     def details(self) -> dict[str, Any]:
         """Give the steps, the layers and the distance."""

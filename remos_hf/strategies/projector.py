@@ -50,8 +50,19 @@ class Projector:
         self._seen += 1
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Take a step along what was seen, by all processes, since the last one."""
+    def step(self, device: torch.device) -> None:
+        """Take a step along what was seen, by all processes, since the last one.
+
+        Args:
+            device: Where the student lies. Processes tell each other there whether they have seen anything yet: before
+                all of them have, none takes a step.
+        """
+        if in_processes():
+            fewest = torch.tensor(len(self.maps), device=device)
+            torch.distributed.all_reduce(fewest, torch.distributed.ReduceOp.MIN)
+            if not fewest:
+                self._sums, self._seen = {}, 0
+                return
         for name, one in self.maps.items():
             seen = torch.tensor(float(self._seen), device=one.device)
             gradient = self._sums.get(name, torch.zeros_like(one))

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from accelerate import debug_launcher
 
 from remos_hf.strategies.feature_distance import MEAN_SQUARES
 from remos_hf.strategies.projector import Projector
@@ -27,7 +28,7 @@ def test_it_maps_one_width_to_another_and_learns_to_lessen_the_distance():
     for _ in range(60):
         projector(made, wanted)
         projector.see(made, lambda mapped: MEAN_SQUARES(mapped, wanted, []))
-        projector.step()
+        projector.step(torch.device("cpu"))
     assert projector.maps["maps"].shape == (5, 3)
     best = torch.linalg.lstsq(made["rows"], wanted["rows"]).solution.T
     assert away(projector, made, wanted) < 0.9 * before
@@ -48,7 +49,7 @@ def test_its_gradient_is_that_of_the_loss_and_its_step_that_of_sgd_with_momentum
         optimizer.step()
         for _ in range(2):  # batches of one step are averaged
             projector.see(made, lambda mapped: MEAN_SQUARES(mapped, wanted, []))
-        projector.step()
+        projector.step(torch.device("cpu"))
     assert all(torch.allclose(projector.maps[name], one, atol=1e-6) for name, one in maps.items())
 
 
@@ -70,5 +71,26 @@ def test_it_starts_by_its_seed_and_goes_on_from_its_state():
         for projector in (one, other) if number >= 2 else (one,):
             projector(made, wanted)
             projector.see(made, lambda mapped: MEAN_SQUARES(mapped, wanted, []))
-            projector.step()
+            projector.step(torch.device("cpu"))
     assert away(one, made, wanted).item() == pytest.approx(away(other, made, wanted).item(), rel=0)
+
+
+def _later_on_one_process(folder):
+    rank = torch.distributed.get_rank()
+    made, wanted = features(3, 5)
+    projector = Projector(rate=0.1, seed=0)
+    for number in range(3):
+        if number or rank == 0:  # the first batch of the other process shows it nothing
+            projector(made, wanted)
+            projector.see(made, lambda mapped: MEAN_SQUARES(mapped, wanted, []))
+        projector.step(torch.device("cpu"))
+    alone = Projector(rate=0.1, seed=0)
+    alone(made, wanted)
+    torch.save({"found": projector.maps, "start": alone.maps}, f"{folder}/{rank}")
+
+
+def test_processes_take_their_steps_together_from_when_all_have_seen_something(tmp_path):
+    debug_launcher(_later_on_one_process, args=(str(tmp_path),), num_processes=2)
+    one, other = (torch.load(tmp_path / str(rank)) for rank in range(2))
+    for name, found in one["found"].items():
+        assert torch.equal(found, other["found"][name]) and not torch.equal(found, one["start"][name])
