@@ -37,7 +37,7 @@ class RelativeUpdate(SliceAndReset):
         |w_trial - w| / max(|w|, low_bound), 3,000 steps, the lowest 5 % of all convolution weights.
         Differs: the trial is shorter by default, and in eval mode (statistics of norms stay). Theirs trained on
         from the trial's weights, as its way back copied an alias; their low_bound of 0 divides by zero. Linear layers
-        compete too.
+        compete too. What is frozen stays as it is in the trial.
     """
 
     steps: int = 300
@@ -59,11 +59,12 @@ class RelativeUpdate(SliceAndReset):
         layers, _ = competing_layers(student, head=self.head, embeddings=self.embeddings, ran=ran)
         samples = Samples(data, next(student.parameters()).device, data.seed if self.seed is None else self.seed)
         trial = free_copy(student)
+        trained = [trial.get_parameter(name) for name, one in student.named_parameters() if one.requires_grad]
         losses = short_run(
             trial,
             samples,
             lambda batch: labelled_loss(trial, batch),
-            torch.optim.SGD(trial.parameters(), self.learning_rate, momentum=0.9),
+            torch.optim.SGD(trained, self.learning_rate, momentum=0.9),
             steps=self.steps,
             batch_size=self.batch_size,
         )

@@ -3,6 +3,7 @@ import torch
 
 from remos_hf.errors import NonFiniteError
 from remos_hf.strategies.relative_update import RelativeUpdate
+from remos_hf.strategies.short_runs import Samples, labelled_loss, short_run
 from remos_hf.strategies.student_data import StudentData
 from tests import tiny
 
@@ -59,3 +60,30 @@ def test_a_trial_that_explodes_is_named():
     data = StudentData(lambda samples: [(torch.full((4, 4), 1e30), torch.tensor([0, 1, 0, 1]))])
     with pytest.raises(NonFiniteError, match="lower the learning rate"):
         RelativeUpdate(0.9, steps=5, learning_rate=1e9, head=HEAD).prepare(student, data)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_it_keeps_the_largest_updates_for_their_size_of_a_trial_that_leaves_what_is_frozen(frozen):
+    def net():
+        made = tiny.mlp(sizes=(4, 6, 6, 2))
+        made[0].requires_grad_(not frozen)
+        return made
+
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(8, 4, generator=generator), torch.arange(8) % 2) for _ in range(4)]
+    data, student, trial = StudentData(lambda samples: batches), net(), net()
+    strategy = RelativeUpdate(0.5, steps=50, learning_rate=0.3, head=("4",), seed=0)
+    kept = strategy.prepare(student, data).relevant_slice.kept
+    samples = Samples(data, torch.device("cpu"), 0)
+    by_hand = torch.optim.SGD([one for one in trial.parameters() if one.requires_grad], 0.3, momentum=0.9)
+    for part in trial:
+        part.requires_grad_(False)
+    short_run(trial, samples, lambda batch: labelled_loss(trial, batch), by_hand, steps=50)
+    places = (2,) if frozen else (0, 2)
+    scores = {
+        f"{place}.weight": (trial[place].weight - net()[place].weight).abs() / net()[place].weight.abs()
+        for place in places
+    }
+    half = torch.cat([one.flatten() for one in scores.values()]).median()
+    for name, score in scores.items():
+        assert torch.equal(kept[name].bool(), score > half)
