@@ -2,9 +2,11 @@ import copy
 
 import pytest
 import torch
+from accelerate import debug_launcher
 from torch import nn
 
 from remos_hf.strategies.feature_lwf import FeatureLwF
+from remos_hf.training.accelerate_loop import fit
 from tests import tiny
 from tests.strategies.test_distilled import moved
 from tests.strategies.test_hardened import image_run, text_run
@@ -65,3 +67,19 @@ def test_values_that_no_run_could_use_are_refused():
         FeatureLwF(-1)
     with pytest.raises(ValueError, match="head_steps is a whole number"):
         FeatureLwF(head_steps=-1)
+
+
+def _head_alone(folder):
+    student = fit(
+        tiny.bert(), tiny.dataset(), strategy=FeatureLwF(head_steps=2), collate_fn=tiny.pad, batch_size=4, max_steps=2,
+        optimizer=lambda model: torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.1), progress=False,
+    ).model  # fmt: skip
+    before = tiny.bert().state_dict()
+    still = {name for name, one in student.state_dict().items() if torch.equal(one, before[name])}
+    assert still == {name for name in before if not name.startswith(("classifier", "bert.pooler"))}
+    (folder / str(torch.distributed.get_rank())).touch()
+
+
+def test_in_two_processes_the_body_stays_as_it_was_although_the_optimizer_decays_weights(tmp_path):
+    debug_launcher(_head_alone, args=(tmp_path,), num_processes=2)
+    assert {one.name for one in tmp_path.iterdir()} >= {"0", "1"}

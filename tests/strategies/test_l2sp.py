@@ -1,7 +1,9 @@
+import warnings
+
 import pytest
 import torch
 
-from remos_hf.strategies.l2sp import L2SP, head_parameters
+from remos_hf.strategies.l2sp import _PIECE, L2SP, head_parameters
 from tests import tiny
 
 
@@ -102,3 +104,35 @@ def test_a_trainer_that_decays_weights_beside_it_warns(tmp_path):
         options = {"weight_decay": 0.01, "max_steps": 1, "save_strategy": "no"}
         with pytest.warns(UserWarning, match=f"{told}.*Set weight_decay=0"):
             trainer(tmp_path, strategy=strategy, options=options).train()
+
+
+def test_weights_of_several_pieces_in_any_layout_are_pulled_by_a_loss_of_any_scale():
+    class Wide(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.body = torch.nn.Conv2d(90, 90, 3).to(memory_format=torch.channels_last)
+            self.head = torch.nn.Linear(90, 2)
+
+    student, teacher = Wide(), Wide()
+    hold = L2SP(0.3, 0.7, head=("head",)).hold(student, teacher)
+    assert student.body.weight.numel() > _PIECE and not student.body.weight.is_contiguous()
+    with torch.no_grad():
+        student.body.weight.add_(torch.randn(student.body.weight.shape))
+    loss, _ = hold.loss(student, None, lambda _: (torch.zeros(()), None))
+    (loss / 4).backward()
+    away = student.body.weight.detach() - teacher.body.weight.detach()
+    assert torch.allclose(student.body.weight.grad, 0.3 / 4 * away, atol=1e-6)
+    assert torch.allclose(student.head.weight.grad, 0.7 / 4 * student.head.weight.detach(), atol=1e-6)
+
+
+def test_fit_warns_of_an_optimizer_that_decays_weights_beside_it():
+    from remos_hf.training.accelerate_loop import fit
+
+    for decay, warned in ((0.01, 1), (0.0, 0)):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            fit(tiny.bert(), tiny.dataset(), strategy=L2SP(), collate_fn=tiny.pad, batch_size=4, max_steps=1,
+                optimizer=lambda model, by=decay: torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=by),
+                progress=False)  # fmt: skip
+        assert sum("Set weight_decay=0" in str(one.message) for one in told) == warned
