@@ -67,10 +67,15 @@ def auto_attack_robustness(
         JSON values: "acc" and "robust_acc", rates over all images; "standing", how many are left after each attack;
         "name", "left_out", the budget and the seed.
 
+    Raises:
+        ValueError: The budget is none of pixels from 0 to 1.
+
     Source:
         Croce and Hein, ICML 2020 (AutoAttack, APGD); Andriushchenko et al., ECCV 2020 (Square). As implemented by the
         Adversarial Robustness Toolbox, whose own AutoAttack takes DeepFool for FAB.
     """
+    if not 0 < eps <= 1:
+        raise ValueError(f"eps is {eps}, but pixels go from 0 to 1: 8/255 is meant as 8 of 255 levels.")
     device = next(model.parameters()).device
     batches = [batch["pixel_values"] for _, batch in task.batches(dataset)]
     pixels = task.images.denormalised(torch.cat(batches)).clamp(0, 1).numpy().astype(np.float32)

@@ -21,3 +21,9 @@ def test_a_model_is_put_back_and_the_same_seed_finds_the_same():
     model = pictures.Residual().train()
     one, two = (auto_attack_robustness(model, DATA, TASK, eps=0.05, steps=3, queries=5) for _ in range(2))
     assert one == two and model.training and model.fc.weight.requires_grad
+
+
+@pytest.mark.parametrize("eps", [0, 8])
+def test_a_budget_that_is_none_of_pixels_is_refused(eps):
+    with pytest.raises(ValueError, match=f"eps is {eps}, but pixels"):
+        auto_attack_robustness(Brightness(), DATA, TASK, eps=eps)
