@@ -135,7 +135,7 @@ class Neft(Strategy):
         Raises:
             UnsupportedModelError: Units cannot be found, statistics are asked for where there are no batch norms, or
                 the mix is not known for a block.
-            ValueError: There are fewer than k units, or no sample.
+            ValueError: There are fewer than k units, no sample, or a weight to bound is all 0.
         """
         plan = _Plan(self, student)
         batch = next(iter(data.batches(data.max_samples)), None)
@@ -150,6 +150,12 @@ class Neft(Strategy):
             with torch.no_grad(), seeded(data.seed if self.seed is None else self.seed):
                 for parameter in last.parameters():
                     parameter.copy_(torch.rand(parameter.shape))
+        dead = [name for name in plan.layers if not bool(student.get_submodule(name).weight.any())]
+        if dead:
+            raise ValueError(
+                f"Neft divides weights by their operator norm, but those of {dead} are all 0. Start them otherwise: a "
+                'new head by head_start="uniform".'
+            )
         cancelled = plan.cancelled(batch)
         if cancelled:
             warnings.warn(

@@ -51,7 +51,8 @@ class OperatorNorm(nn.Module):
 
     def sigma(self, weight: Tensor) -> Tensor:
         """Give the estimate of the operator norm, a scalar in float32, with its gradient."""
-        found = (self.made * self._applied(weight.float(), self.given)).sum()
+        # Copies: whoever runs the model twice before going backward iterates in between.
+        found = (self.made.clone() * self._applied(weight.float(), self.given.clone())).sum()
         return found.clamp(min=torch.finfo(torch.float32).tiny)
 
     @torch.no_grad()

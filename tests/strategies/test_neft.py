@@ -235,6 +235,25 @@ def test_values_that_no_run_could_use_are_refused(options):
         Neft(**{"k": 2, **options})
 
 
+def test_a_model_may_be_run_twice_before_going_backward():
+    model, batch = Net(Post), images()
+    hold = Neft(2, **HEAD).hold(model, model)
+
+    def run(given):
+        return nn.functional.cross_entropy(model(given[0]), given[1]), None
+
+    sum(hold.loss(model.train(), batch, run)[0] for _ in range(2)).backward()
+    assert model.head.parametrizations.weight.original.grad.isfinite().all()
+
+
+def test_a_weight_without_a_direction_is_refused_unless_it_is_drawn_anew():
+    model = Net(Post)
+    nn.init.zeros_(model.head.weight)
+    with pytest.raises(ValueError, match=r"\['head'\] are all 0"):
+        Neft(2, **HEAD).prepare(model, data())
+    Neft(2, head_start="uniform", **HEAD).prepare(model, data())
+
+
 def test_no_sample_at_all_is_refused():
     with pytest.raises(ValueError, match="no sample to start"):
         Neft(2, **HEAD).prepare(Net(Post), tiny.student_data(lambda: []))
