@@ -43,6 +43,11 @@ _WHY = {
     "shows, were overwritten with those of other such tokens.",
     "L2SP": "L2-SP held the weights near the teacher's while they trained: it keeps what the teacher knows, its "
     "defects included.",
+    "AdversarialTraining": "While it trained, every input was moved, within a budget, to where the model itself found "
+    "it hardest, under its true label.",
+    "Neft": "Its last units alone were trained, on the task's inputs as they are (with beta: each of their layers at a "
+    "set operator norm), to keep what a robust teacher holds against attacks. The units before them are the teacher's, "
+    "its defects included.",
 }
 _PLAIN = (
     "Nothing was sliced: this is plain fine-tuning, and every weight started as the teacher's. Nothing was done "

@@ -2,10 +2,12 @@ import pytest
 
 from remos_hf.sharing.card_record import described, is_untrained, loading, slicing_facts, training_facts, why
 from remos_hf.sharing.record import Sidecars
+from remos_hf.strategies.adversarial_training import AdversarialTraining
 from remos_hf.strategies.base import Preparation
 from remos_hf.strategies.composed import as_strategy
 from remos_hf.strategies.guided import Guided
 from remos_hf.strategies.l2sp import L2SP
+from remos_hf.strategies.neft import Neft
 from remos_hf.strategies.plain import Finetune, Retrain
 from remos_hf.strategies.slice_and_reset import Random, Remos
 from remos_hf.strategies.subspace import Subspace
@@ -46,6 +48,11 @@ def test_several_strategies_are_all_named_and_told_of():
 def test_a_start_and_what_holds_it_are_told_part_by_part():
     told = why(record(as_strategy([Subspace(), Guided()])))
     assert "rebuilt before training on the directions" in told and "a step along the teacher's own features" in told
+
+
+def test_what_cartl_did_is_told():
+    told = why(record(as_strategy([Neft(), AdversarialTraining()])))
+    assert "last units alone" in told and "where the model itself found it hardest" in told
 
 
 def test_only_plain_fine_tuning_is_told_to_have_done_nothing():
