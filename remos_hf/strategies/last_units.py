@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from remos_hf.adapters.base import Adapter
 from remos_hf.errors import UnsupportedModelError
@@ -103,6 +104,7 @@ def _blocks(adapter: Adapter) -> list[str]:
 def _is_block(module: nn.Module) -> bool:
     """Whether an element of a list is a block: it computes several things itself, and is no list or stage of others."""
     children = list(module.children())
-    if isinstance(module, _LISTS) or not any(True for _ in module.parameters()):
+    # timm's norms hold their activation.
+    if isinstance(module, (*_LISTS, _NormBase)) or not any(True for _ in module.parameters()):
         return False
     return len(children) > 1 or (len(children) == 1 and not isinstance(children[0], _LISTS))

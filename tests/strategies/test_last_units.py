@@ -1,4 +1,5 @@
 import pytest
+from torch import nn
 from transformers import MPNetConfig, MPNetForSequenceClassification
 
 from remos_hf.adapters.transformers_models import adapter_for
@@ -27,6 +28,13 @@ def test_units_of_a_transformer_are_layers_final_norm_and_the_whole_head():
     assert set(found.last[1]) >= {"classifier", "bert.pooler"}
     assert found.holds("bert.pooler.dense.weight") and not found.holds("bert.encoder.layer.0.output.dense")
     assert not found.holds("bert.embeddings")
+
+
+def test_a_norm_that_holds_its_activation_is_no_block():
+    net = Net(Post)
+    net.layer1.add_module("2", nn.BatchNorm2d(6))
+    net.layer1[2].drop, net.layer1[2].act = nn.Identity(), nn.ReLU()
+    assert units(net, ("head",)) == (*((one,) for one in BLOCKS), ("head",))
 
 
 def test_a_table_of_relative_positions_is_no_unit_wherever_it_was_made():
