@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from remos_hf.activations import capture
+from remos_hf.activations import capture, watch
 from remos_hf.adapters.base import Adapter
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.strategies.base import Hold, Run
@@ -184,7 +184,10 @@ class HeldFeatures(Hold):
         """Give the run's loss with what is added to it."""
         student = without_adapters(model)
         modules = {name: student.get_submodule(name) for name in self.layers}
-        with capture(modules) as made, self.disturbed(modules):
+        # Trainers lay mixed precision on the student's forward alone; the teacher runs as the student's features did.
+        precision: dict[str, AbstractContextManager] = {}
+        told = watch(modules, lambda _, __, feature: precision.update(of=_precision(feature.device.type)))
+        with capture(modules) as made, told, self.disturbed(modules):
             loss, outputs = run(inputs)
         if self.head_decay:
             loss = loss + 0.5 * self.head_decay * head_squares(student, self.teacher.head).to(loss.device)
@@ -195,7 +198,8 @@ class HeldFeatures(Hold):
                 return loss, outputs
             inputs = rows_of(inputs, rows)
             made = {name: one[rows.to(one.device)] for name, one in made.items()}
-        wanted = features_of(self.teacher, self.layers, inputs)
+        with precision["of"]:
+            wanted = features_of(self.teacher, self.layers, inputs)
         masks = [one.real for one in self.teacher.sequences(inputs).values() if one.real is not None]
         return loss + self.weight * self._away(made, wanted, masks), outputs
 
@@ -241,6 +245,11 @@ class HeldFeatures(Hold):
         self.steps, self.channels = state["steps"], state["channels"]
         if self.projector is not None:
             self.projector.load_state_dict(state["projector"])
+
+
+def _precision(device: str) -> AbstractContextManager:
+    """Give the mixed precision, or none, that is in force on a kind of device, to be taken up again."""
+    return torch.autocast(device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device))
 
 
 def _check_gradient(modules: Mapping[str, nn.Module], made: Mapping[str, Tensor]) -> None:

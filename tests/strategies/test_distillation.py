@@ -147,3 +147,14 @@ def test_a_weight_in_the_loss_is_at_least_0_and_finite():
         recipe = type("Recipe", (), {"weight": value, "layers": None, "head": None})()
         with pytest.raises(ValueError, match="weight is a weight in the loss, at least 0"):
             check_weights(recipe, "weight")
+
+
+def test_the_teacher_runs_in_the_precision_that_is_laid_on_the_students_forward():
+    student, teacher = tiny.ConvNet().eval(), tiny.ConvNet().eval().requires_grad_(False)
+    batch, seen = tiny.image_batches(1)[0], []
+    teacher.down.register_forward_hook(lambda _, __, made: seen.append(made.dtype))
+    run = lambda given: (student(given[0]).float().square().mean(), None)  # noqa: E731
+    held(teacher).loss(student, batch, run)
+    student.forward = torch.autocast("cpu", torch.bfloat16)(student.forward)
+    assert held(teacher).loss(student, batch, run)[0] == run(batch)[0]  # the very teacher is at distance 0
+    assert seen == [torch.float32, torch.bfloat16] and not torch.is_autocast_enabled("cpu")
