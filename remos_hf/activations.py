@@ -204,5 +204,14 @@ def without_fast_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+def recomputes(model: nn.Module) -> bool:
+    """Whether any part of a model runs a second time in the backward pass, when hooks may be gone.
+
+    Source: the flags of transformers' (`gradient_checkpointing`) and timm's (`grad_checkpointing`) own modules.
+    """
+    flags = ("gradient_checkpointing", "grad_checkpointing")
+    return any(getattr(module, flag, False) is True for module in model.modules() for flag in flags)
+
+
 def _first_tensor(values: tuple) -> Tensor | None:
     return next((value for value in values if isinstance(value, Tensor)), None)

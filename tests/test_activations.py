@@ -2,7 +2,16 @@ import pytest
 import torch
 from torch import nn
 
-from remos_hf.activations import alter, capture, evaluating, standing_in, watch, watch_products, without_fast_path
+from remos_hf.activations import (
+    alter,
+    capture,
+    evaluating,
+    recomputes,
+    standing_in,
+    watch,
+    watch_products,
+    without_fast_path,
+)
 from tests import tiny
 
 
@@ -124,3 +133,19 @@ def test_a_module_that_is_stood_in_for_does_not_run_and_runs_again_afterwards():
     with pytest.raises(ZeroDivisionError), standing_in({model[0]: torch.zeros(2, 7)}):
         raise ZeroDivisionError
     assert torch.equal(model(inputs), whole)
+
+
+def test_a_model_of_transformers_that_runs_parts_of_itself_again_is_known():
+    model = tiny.llama()
+    assert not recomputes(model)
+    model.gradient_checkpointing_enable()
+    assert recomputes(model)
+    model.gradient_checkpointing_disable()
+    assert not recomputes(model)
+
+
+def test_so_is_one_of_timm():
+    model = pytest.importorskip("timm").create_model("resnet18")
+    assert not recomputes(model)
+    model.set_grad_checkpointing()
+    assert recomputes(nn.ModuleDict({"body": model}))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from remos_hf.activations import watch
+from remos_hf.activations import recomputes, watch
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.randomness import seeded
@@ -176,7 +176,7 @@ class _Attacked(Perturbing):
         if not share:
             return run(inputs)
         owner = without_adapters(model)
-        if self.read and getattr(owner, "is_gradient_checkpointing", False):
+        if self.read and recomputes(owner):
             raise ValueError(
                 "AdversarialTraining with k looks at a feature while the model runs, and gradient checkpointing runs "
                 "it a second time unseen. Train without gradient_checkpointing."

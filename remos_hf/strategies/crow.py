@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from remos_hf.activations import alter, capture
+from remos_hf.activations import alter, capture, recomputes
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.profiling.tokens import input_embeddings
@@ -78,7 +78,7 @@ class _Consistent(Hold):
         self.steps, self.total = 0, torch.zeros((), dtype=torch.float64)
 
     def loss(self, model: nn.Module, inputs: Any, run: Run) -> tuple[Tensor, Any]:  # noqa: ANN401
-        if getattr(self.adapter.model, "is_gradient_checkpointing", False):
+        if recomputes(self.adapter.model):
             raise ValueError(
                 "Crow looks at hidden states while the student runs, and gradient checkpointing runs it a second time "
                 "unseen. Train without gradient_checkpointing."

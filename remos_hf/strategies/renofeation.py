@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_swa_avg_fn
 
-from remos_hf.activations import alter
+from remos_hf.activations import alter, recomputes
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.strategies.base import Hold, Preparation, Run, Strategy
@@ -179,7 +179,7 @@ class _Disturbed(HeldFeatures):
             self.average = AveragedModel(student, avg_fn=average).float()
 
     def loss(self, model: nn.Module, inputs: Any, run: Run) -> tuple[Tensor, Any]:  # noqa: ANN401
-        if self.recipe.dropout and getattr(model, "is_gradient_checkpointing", False):
+        if self.recipe.dropout and recomputes(model):
             raise ValueError(
                 "Renofeation drops features while the student runs, and gradient checkpointing runs it a second "
                 "time without. Train without gradient_checkpointing."

@@ -198,6 +198,10 @@ def test_gradient_checkpointing_is_refused():
     student.gradient_checkpointing_enable()
     with pytest.raises(ValueError, match="Train without gradient_checkpointing"):
         hold.loss(student, tiny.text_batches(1)[0], text_run(student))
+    student, _, hold = started(Renofeation(head=("head",)), tiny.ConvNet)
+    student.grad_checkpointing = True  # as models of timm say it
+    with pytest.raises(ValueError, match="Train without gradient_checkpointing"):
+        hold.loss(student, tiny.image_batches(1)[0], image_run(student))
 
 
 def test_values_out_of_range_are_refused():
