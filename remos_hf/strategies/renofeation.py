@@ -137,6 +137,7 @@ class Renofeation(Strategy):
                 raise ValueError(f"{name} is a share, in [0, 1), but got {value}.")
         check_counts(self, average_start=0, average_every=1)
         check_positive(projector_rate=self.projector_rate)
+        self._refuse_idle()
 
     def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
         """Start every parameter anew, in place, by the model's own library.
@@ -156,6 +157,14 @@ class Renofeation(Strategy):
     def hold(self, student: nn.Module, teacher: nn.Module) -> Hold:
         """Hold the student's features to the teacher's."""
         return _Disturbed(self, student, teacher)
+
+    def _refuse_idle(self) -> None:
+        idle = {} if self.projector else {"projector_rate": "projector=False"}
+        if self.average_decay == 0:
+            idle |= dict.fromkeys(("average_start", "average_every", "norm_dropout"), "average_decay=0")
+        for name, why in idle.items():
+            if getattr(self, name) != getattr(Renofeation, name):
+                raise ValueError(f"{name}={getattr(self, name)} does nothing with {why}. Leave one of the two out.")
 
 
 class _Disturbed(HeldFeatures):

@@ -213,6 +213,15 @@ def test_values_out_of_range_are_refused():
         DeltaR(-5)
 
 
+@pytest.mark.parametrize("options", [{"average_start": 3}, {"average_every": 2}, {"norm_dropout": True}])
+def test_options_that_would_do_nothing_are_refused(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}=.* does nothing with average_decay=0. Leave one"):
+        Renofeation(average_decay=0, **options)
+    with pytest.raises(ValueError, match="projector_rate=0.1 does nothing with projector=False"):
+        Renofeation(projector_rate=0.1)
+    assert Renofeation(projector=True, projector_rate=0.1, **options)
+
+
 @pytest.mark.parametrize(("decay", "expected"), [(None, 1.4975), (0.99, 1.5688)])
 def test_the_average_of_half_precision_weights_is_that_of_full_precision(decay, expected):
     student, _, hold = started(Renofeation(average_decay=decay), lambda: tiny.bert().bfloat16())
