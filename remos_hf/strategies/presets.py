@@ -10,8 +10,11 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from remos_hf.strategies.adversarial_training import AdversarialTraining
 from remos_hf.strategies.base import Strategy
 from remos_hf.strategies.delta import Delta
+from remos_hf.strategies.feature_lwf import FeatureLwF
+from remos_hf.strategies.neft import Neft
 from remos_hf.strategies.plain import Finetune, Retrain
 from remos_hf.strategies.renofeation import DeltaR, Renofeation
 from remos_hf.strategies.slice_and_reset import MagPrune
@@ -23,16 +26,19 @@ class Phase:
 
     Attributes:
         steps: Optimizer steps.
-        learning_rate: At the first of them.
-        schedule: "constant", "cosine" to 0, or "drop" to a tenth after 67 % of the steps.
+        learning_rate: At the first of them; of "warm_up", after the last.
+        schedule: "constant", "cosine" to 0, "drop" to a tenth after 67 % of the steps, or "warm_up" in a line from 0,
+            which leaves the first step without effect.
     """
 
     steps: int
     learning_rate: float
-    schedule: Literal["constant", "cosine", "drop"] = "constant"
+    schedule: Literal["constant", "cosine", "drop", "warm_up"] = "constant"
 
     def rate(self, step: int) -> float:
         """Give the learning rate of a step, counted from 0."""
+        if self.schedule == "warm_up":
+            return self.learning_rate * min(step / self.steps, 1.0)
         if self.schedule == "cosine":
             return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1.0)))
         return self.learning_rate * (0.1 if self.schedule == "drop" and step >= 0.67 * self.steps else 1.0)
@@ -103,18 +109,31 @@ class Preset:
         return optimizer, self.scheduler(optimizer)
 
     def within(self, steps: int) -> "Preset":
-        """Give the same in fewer or more steps: phases, and where and how often weights are averaged, in proportion."""
-        scale = steps / self.steps
-        ends = [round(scale * sum(one.steps for one in self.phases[: place + 1])) for place in range(len(self.phases))]
-        starts = [0, *ends[:-1]]
-        phases = tuple(
-            replace(one, steps=max(1, end - start)) for one, start, end in zip(self.phases, starts, ends, strict=True)
+        """Give the same in fewer or more steps: phases, and what a strategy does by its steps, in proportion.
+
+        Raises:
+            ValueError: There are fewer steps than phases, of which each takes one at least.
+        """
+        if steps < len(self.phases):
+            raise ValueError(f"A run of {len(self.phases)} phases takes as many steps at least, but got {steps}.")
+        scale, done, end, phases = steps / self.steps, 0, 0, []
+        for place, one in enumerate(self.phases, 1):
+            done += one.steps
+            start, end = end, min(max(end + 1, round(scale * done)), steps - len(self.phases) + place)
+            phases.append(replace(one, steps=end - start))
+        return replace(self, strategy=_in_proportion(self.strategy, scale, steps), phases=tuple(phases))
+
+
+def _in_proportion(strategy: Strategy, scale: float, steps: int) -> Strategy:
+    """Give a strategy whose own steps are so many times those it has; what begins within a run still does."""
+    if isinstance(strategy, Renofeation):
+        every = max(1, round(scale * strategy.average_every))
+        return replace(
+            strategy, average_start=min(round(scale * strategy.average_start), steps - 1), average_every=every
         )
-        strategy = self.strategy
-        if isinstance(strategy, Renofeation):
-            every = max(1, round(scale * strategy.average_every))
-            strategy = replace(strategy, average_start=round(scale * strategy.average_start), average_every=every)
-        return replace(self, strategy=strategy, phases=phases)
+    if isinstance(strategy, FeatureLwF):
+        return replace(strategy, head_steps=min(round(scale * strategy.head_steps), steps - 1))
+    return strategy
 
 
 _REMOS = "ReMoS, ICSE 2022, section 5.2"
@@ -130,6 +149,24 @@ _RENOFEATION = Preset(
     "distance=1.",
     momentum=0.9,
 )
+
+_CARTL = "CARTL, ICML 2021, its slides"
+_CARTL_CODE = "NISP-official/CARTL, src/config.py, src/trainer/base_trainer.py"
+# 100 epochs of 50,000 images in batches of 128, which are 391: one to warm up, and times .2 after the 40th, 70th, 90th.
+_CARTL_RUN: dict[str, Any] = {
+    "phases": (
+        Phase(391, 1e-1, "warm_up"),
+        Phase(39 * 391, 1e-1),
+        Phase(30 * 391, 2e-2),
+        Phase(20 * 391, 4e-3),
+        Phase(10 * 391, 8e-4),
+    ),
+    "weight_decay": 5e-4,
+    "momentum": 0.9,
+    "batch_size": 128,
+}
+_OF_CIFAR = "Steps are those of CIFAR's 50,000 images; k is 4, 6 or 8 there, of the 17 units of a WRN-34-10."
+_CARTL_SILENT = f"The slides say nothing of SGD: its values are the artifact's. {_OF_CIFAR}"
 
 # By strategy, then "paper" or "artifact".
 PRESETS: Mapping[str, Mapping[str, Preset]] = MappingProxyType(
@@ -208,6 +245,50 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = MappingProxyType(
                 source="ReMoS artifact, CV_adv/distillation_training.py (raw features, averages of every 500th step)",
                 differs="A quarter of the steps, and no projector. The artifact ships no script: its paper trains "
                 "every method for 30,000 steps, which are shared out here as Renofeation's are.",
+            ),
+        },
+        "feature_lwf": {
+            "artifact": Preset(
+                FeatureLwF(0.01, head_steps=25 * 391),
+                (Phase(52 * 391, 1e-3),),
+                2e-4,
+                "NISP-official/CARTL, lwf_tl_trainer.py and scripts/lwf.sh (weights .1, .01, .005, .001)",
+                "Their slides print an L2 distance, the code takes L1. Of 52 epochs 26 are named for the head, and 25 "
+                "are trained so. Steps are those of CIFAR's 50,000 images, as its comment says (about 20,000); lwf.sh "
+                "takes SVHN, of 573 batches an epoch.",
+                momentum=0.9,
+                batch_size=128,
+            ),
+        },
+        "adversarial_training": {
+            "paper": Preset(
+                AdversarialTraining.paper(k=6),
+                source=f"{_CARTL} (PGD-7, lambda .005 or .01); {_CARTL_CODE}",
+                differs=f"{_CARTL_SILENT} The net starts from random weights there: put Retrain before it.",
+                **_CARTL_RUN,
+            ),
+            "artifact": Preset(
+                AdversarialTraining.artifact(k=6),
+                source=f"{_CARTL_CODE}, exps/fdm_l2.py, robust_plus_singular_regularization_trainer.py",
+                differs="The distance is a sum over the batch of 128, so it counts 128 times as much as the printed "
+                f"mean. {_OF_CIFAR} The net starts from random weights there, and what is kept is the epoch of the "
+                "best robust accuracy in training; here it is the last.",
+                **_CARTL_RUN,
+            ),
+        },
+        "neft": {
+            "paper": Preset(
+                Neft(k=6, extractor_statistics="reuse", submodel_affine="freeze"),
+                source=f"{_CARTL} (beta .4, and the policy of norms that kept most robustness); {_CARTL_CODE}",
+                differs=f"{_CARTL_SILENT} They name neither the mix nor the head's start, which the code has.",
+                **_CARTL_RUN,
+            ),
+            "artifact": Preset(
+                Neft.artifact(k=6, extractor_statistics="update"),
+                source=f"{_CARTL_CODE}, scripts/pwrn34_neft_sn_norm.sh, src/networks/parseval_wrn.py",
+                differs="Blocks mix, the head starts from U[0, 1), and the extractor's statistics are updated: the "
+                f"script freezes weight and bias of norms alone, the slides' best reuses both. {_OF_CIFAR}",
+                **_CARTL_RUN,
             ),
         },
     }
