@@ -1,27 +1,19 @@
 """The students that an audit makes: what decides whether slicing is worth it, beside ReMoS."""
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from remos_hf.strategies import STRATEGIES
 from remos_hf.strategies.base import Strategy
 from remos_hf.strategies.composed import as_strategy
-from remos_hf.strategies.distilled import Distilled
-from remos_hf.strategies.guided import Guided
-from remos_hf.strategies.hardened import Hardened
 from remos_hf.strategies.plain import Finetune, Retrain
-from remos_hf.strategies.slice_and_reset import MagPrune, Random, Remos, TopMagnitude
-from remos_hf.strategies.subspace import Subspace
+from remos_hf.strategies.slice_and_reset import SliceAndReset
 
-_RULES = {
-    "random": (Random, "model"),
-    "top_magnitude": (TopMagnitude, "model"),
-    "mag_prune": (MagPrune, "model"),
-    "remos": (Remos, "model"),
-    "remos_layer": (Remos, "layer"),
-}
-# Starts without a slice ratio, by the name that a command gives them; joined by "+" they are one student.
-_STARTS = {"subspace": Subspace, "hardened": Hardened, "guided": Guided, "distilled": Distilled}
+_LAYERWISE = {"remos_layer": "remos"}  # names beside those of STRATEGIES: the same, layer by layer
+_KNOWN = (*STRATEGIES, *_LAYERWISE)
+_RULES = ("random", "top_magnitude", "mag_prune", "remos", "remos_layer")
 
 
 @dataclass(frozen=True)
@@ -56,7 +48,7 @@ def standard_students(
     curves_for: Sequence[str] | None = None,
     rows: bool = False,
     reactivate: bool = False,
-    rules: Sequence[str] = tuple(_RULES),
+    rules: Sequence[str] = _RULES,
 ) -> dict[str, StudentPlan]:
     """Give the students of an honest table: ReMoS beside all that must be beaten.
 
@@ -69,26 +61,24 @@ def standard_students(
         curves_for: Defects that get the other slice ratios too; None for all.
         rows: Also fine-tuning with the embedding rows of unseen tokens reset (texts).
         reactivate: Measure re-activation on the students of the first slice ratio.
-        rules: Ways to choose what is reset, by name, all of them by default; the other students are always made. Also
-            starts without a slice ratio, "subspace", "hardened", "guided", "distilled", or several joined by "+", which
-            get the learning rate of the others.
+        rules: What is made beside fine-tuning and retraining, which are always made: names of
+            `remos_hf.strategies.STRATEGIES`, or "remos_layer". Several joined by "+" are one student, such as
+            "subspace+guided". What keeps a share of the weights is made at each slice ratio, the others once, as they
+            are when nobody sets them otherwise.
 
     Returns:
         Plans by the student's name. Plain fine-tuning is "finetune".
 
     Raises:
         ValueError: The rival's learning rate is below three times the others', or there is no slice ratio or no such
-            rule.
+            name: the nearest one is told.
     """
     if high_lr_factor < 3:
         raise ValueError(
             f"high_lr_factor is that of the honest rival's learning rate, at least 3, but got {high_lr_factor}."
         )
-    starts = [name for name in rules if name not in _RULES]
-    unknown = [name for name in starts if not set(name.split("+")) <= set(_STARTS)]
-    if unknown:
-        known = f"{', '.join(_RULES)}; {', '.join(_STARTS)}, or several of these joined by +"
-        raise ValueError(f"The rules are {known}, but got {unknown[0]!r}.")
+    for name in rules:
+        _check_known(name)
     if not slice_ratios:
         raise ValueError("slice_ratios names the shares of weights to keep, at least one.")
     students = {
@@ -101,13 +91,37 @@ def standard_students(
         only = None if first or curves_for is None else tuple(curves_for)
         if only == ():
             continue
-        for name in (one for one in rules if one in _RULES):
-            rule, scope = _RULES[name]
-            strategy = rule(slice_ratio=ratio, scope=scope)
-            students[f"{name} {ratio:g}"] = StudentPlan(strategy, defects=only, reactivate=first and reactivate)
-    for name in starts:
-        strategy = as_strategy([_STARTS[part]() for part in name.split("+")])
-        students[name.replace("+", " + ")] = StudentPlan(strategy, reactivate=reactivate)
+        for name in (one for one in rules if _slices(one)):
+            plan = StudentPlan(_strategy(name, ratio), defects=only, reactivate=first and reactivate)
+            students[f"{name.replace('+', ' + ')} {ratio:g}"] = plan
+    for name in (one for one in rules if not _slices(one)):
+        students[name.replace("+", " + ")] = StudentPlan(_strategy(name, None), reactivate=reactivate)
     if rows:
         students["finetune, rows mean"] = StudentPlan(Finetune(embedding_rows="mean"), reactivate=reactivate)
     return students
+
+
+def _check_known(name: str) -> None:
+    for part in name.split("+"):
+        if part not in _KNOWN:
+            near = difflib.get_close_matches(part, _KNOWN, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"Students are named {', '.join(_KNOWN)}, or several of these joined by +, but got {name!r}.{hint}"
+            )
+
+
+def _kind(part: str) -> type[Strategy]:
+    return STRATEGIES[_LAYERWISE.get(part, part)]
+
+
+def _slices(name: str) -> bool:
+    return any(issubclass(_kind(part), SliceAndReset) for part in name.split("+"))
+
+
+def _strategy(name: str, ratio: float | None) -> Strategy:
+    parts = []
+    for part in name.split("+"):
+        recipe: dict[str, Any] = {"slice_ratio": ratio} if issubclass(_kind(part), SliceAndReset) else {}
+        parts.append(_kind(part)(**recipe, **({"scope": "layer"} if part in _LAYERWISE else {})))
+    return as_strategy(parts)

@@ -209,7 +209,7 @@ def _audit(asked: AuditOptions) -> tuple[Audit, dict[str, Any], Recipe, Recipe]:
         students=standard_students(
             asked.slice_ratios[:1] if asked.quick else asked.slice_ratios,
             reactivate=bool(counts) and not asked.quick,
-            rules=asked.rules or (_RULES_OF_IMAGES if named.reads_images else _RULES),
+            rules=asked.students or (_RULES_OF_IMAGES if named.reads_images else _RULES),
         ),
         seeds=asked.seeds[:1] if asked.quick else asked.seeds,
         load_teacher=lambda seed: named.load(num_labels["attacker"], seed, names["attacker"]),

@@ -3,7 +3,18 @@ import json
 import pytest
 
 from remos_hf.auditing.students import StudentPlan, standard_students
-from remos_hf.strategies import Finetune, MagPrune, Random, Remos, Retrain, Subspace, TopMagnitude
+from remos_hf.strategies import (
+    L2SP,
+    STRATEGIES,
+    Finetune,
+    MagPrune,
+    Random,
+    Remos,
+    Retrain,
+    Subspace,
+    TopMagnitude,
+)
+from remos_hf.strategies.slice_and_reset import SliceAndReset
 
 
 def test_the_table_holds_all_that_must_be_beaten():
@@ -65,3 +76,27 @@ def test_starts_without_a_ratio_are_named_like_rules_and_joined_by_plus():
     assert students["subspace + hardened"].strategy.to_dict()["name"] == "Subspace + Hardened"
     with pytest.raises(ValueError, match="but got 'subspace\\+nonesuch'"):
         standard_students([0.9], rules=["subspace+nonesuch"])
+
+
+def test_every_strategy_of_the_package_is_a_student_by_its_name():
+    always = {"finetune", "finetune lr x3", "retrain"}
+    for name, kind in STRATEGIES.items():
+        made = standard_students([0.9, 0.7], rules=[name])
+        ratios = [0.9, 0.7] if issubclass(kind, SliceAndReset) else []
+        wanted = [f"{name} {ratio:g}" for ratio in ratios] or [name]
+        assert set(made) == always | set(wanted)
+        assert [type(made[one].strategy) for one in wanted] == [kind] * len(wanted)
+        assert [made[one].strategy.slice_ratio for one in wanted if ratios] == ratios
+
+
+def test_what_slices_and_what_holds_are_one_student_at_each_ratio():
+    students = standard_students([0.9, 0.7], rules=["remos_layer+l2sp"], reactivate=True)
+    assert students["remos_layer + l2sp 0.7"].strategy.strategies == (Remos(0.7, scope="layer"), L2SP())
+    assert [plan.reactivate for name, plan in students.items() if "l2sp" in name] == [True, False]
+
+
+def test_a_wrong_name_is_told_the_nearest():
+    with pytest.raises(ValueError, match="but got 'renofeatoin'. Did you mean 'renofeation'\\?"):
+        standard_students([0.9], rules=["renofeatoin"])
+    with pytest.raises(ValueError, match="adversarial_training.*but got 'qqq'.$"):
+        standard_students([0.9], rules=["qqq"])

@@ -268,5 +268,5 @@ def test_an_audit_of_images_makes_the_best_start_of_our_table_too(tmp_path):
     asked = {"teacher": f"timm/local-dir:{tmp_path / 'net'}", "data": str(tmp_path / "images")}
     planned = audit._audit(AuditOptions(**asked, output=tmp_path / "a", quick=True))[0]
     assert {"random 0.9", "remos 0.9", "subspace + hardened"} < set(planned.students)
-    named = audit._audit(AuditOptions(**asked, output=tmp_path / "a", quick=True, rules=["random"]))[0]
+    named = audit._audit(AuditOptions(**asked, output=tmp_path / "a", quick=True, students=["random"]))[0]
     assert not any("subspace" in name or "remos" in name for name in named.students)

@@ -46,6 +46,13 @@ def test_lists_are_not_shared_between_two_calls():
         (options.TrainOptions, {"strategy": ["l2sp"], "profile_samples": 9}, "which the strategy l2sp does not need"),
         (options.TrainOptions, {"strategy": ["random"], "slice_ratio": 0.9, "criterion": "nc"}, "--criterion is about"),
         (options.TrainOptions, {"strategy": ["subspace", "nonesuch"]}, "subspace.*but got nonesuch"),
+        (options.TrainOptions, {"strategy": ["renofeatoin"]}, "but got renofeatoin. Did you mean renofeation?"),
+        (
+            options.AuditOptions,
+            {"teacher": "t", "students": ["l2sp", "subspace+guidde"]},
+            "--students is one of .*but got guidde. Did you mean guided",
+        ),
+        (options.AuditOptions, {"student": "s", "students": ["l2sp"]}, "--students says how students are made"),
         (
             options.TrainOptions,
             {"strategy": ["subspace"], "profile_samples": 9},
@@ -85,6 +92,9 @@ def test_a_strategy_of_the_command_is_one_of_the_package_and_all_of_them_are_the
     assert sorted(named) == sorted(STRATEGIES)
     slicing = {name for name, kind in STRATEGIES.items() if "slice_ratio" in kind.__dataclass_fields__}
     assert set(options.SLICING) == slicing
+    from remos_hf.auditing.students import standard_students
+
+    assert standard_students([0.9], rules=options._AUDITED)
 
 
 def test_the_start_that_audits_of_images_add_is_what_reports_show_first():
