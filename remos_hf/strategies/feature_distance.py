@@ -20,7 +20,8 @@ class FeatureDistance:
     distance A pulls at a layer as w * B.divisor(...) / A.divisor(...) of a distance B does, `divisor` being that of the
     layer's shape: DELTA's .01 on 64 maps of (512, 7, 7) is .005 * 64 * 512 = 164 of Renofeation's mean, whose
     own weight is 5. A sum over samples is over those of one forward pass: cutting a step's samples into more batches,
-    or more processes, makes it weaker by as much. A norm has no such conversion.
+    or more processes, makes it weaker by as much. A norm, a pooled feature and a share of the variance have no such
+    conversion.
 
     Attributes:
         norm: "squares" or "absolute" values, added up; "l2" is the root of the squares of a sample, averaged within it.
@@ -69,7 +70,8 @@ class FeatureDistance:
         """Give the distance, a scalar, in float32.
 
         Args:
-            made: The student's features by layer: (samples, channels, height, width), or channels last.
+            made: The student's features by layer: (samples, channels, height, width), as which all of four axes are
+                taken; of fewer axes, channels last.
             wanted: The teacher's, of the same shapes.
             masks: Of sequences, bool, (samples, positions): real positions. One that fits a feature's first two axes is
                 laid on it.
@@ -84,8 +86,9 @@ class FeatureDistance:
             if mine.shape != theirs.shape:
                 raise UnsupportedModelError(
                     f"The features of '{name}' are {tuple(mine.shape)} in the student and {tuple(theirs.shape)} in the "
-                    "teacher. Compare layers of one shape, or, where only the width differs, let a trained map stand "
-                    "between them: projector=True."
+                    "teacher. Compare layers that have one shape in both: layers=(...). Where only the width differs, "
+                    "Renofeation(projector=True), or a hold of your own, HeldFeatures(..., projector=Projector(...)), "
+                    "trains a map between them."
                 )
             theirs, real = theirs.float(), _real(theirs, masks)
             weights = None if channels is None else channels[name]
@@ -99,9 +102,30 @@ class FeatureDistance:
         return whole if self.factor == 1 else self.factor * whole
 
     def divisor(self, samples: int, channels: int, positions: int) -> float:
-        """Give what the sum over all elements of a layer of that shape is divided by, the factor included."""
+        """Give what the sum over all elements of a layer of that shape is divided by, the factor included.
+
+        With layers="mean" its part is divided once more, by the number of layers.
+
+        Args:
+            samples: Of a batch.
+            channels: Of the layer.
+            positions: Of the layer's maps or sequences, without padding.
+
+        Raises:
+            ValueError: The distance is no such sum: norm="l2", pooled or over the variance.
+        """
+        for name, other in (
+            ("norm", self.norm == "l2"),
+            ("pooled", self.pooled),
+            ("over_variance", self.over_variance),
+        ):
+            if other:
+                raise ValueError(
+                    f"A distance with {name}={getattr(self, name)!r} is no sum over elements that is divided by a "
+                    "number, so its weight cannot be converted by one. Compare two distances on a batch."
+                )
         sizes = {"samples": samples, "channels": channels, "positions": positions}
-        divided = positions if self.pooled and "positions" not in self.mean_over else 1
+        divided = 1
         for axis in self.mean_over:
             divided *= sizes[axis]
         return divided / self.factor
@@ -149,7 +173,11 @@ UNEXPLAINED = FeatureDistance(over_variance=True, layers="mean")
 
 
 def channel_axis(feature: Tensor) -> int:
-    """Give the axis of channels: the second of (samples, channels, height, width), the last of all others."""
+    """Give the axis of channels: the second of four axes, the last of fewer.
+
+    Four axes are taken as (samples, channels, height, width). Nothing in a tensor tells maps of channels last, as
+    timm's Swin gives them: their second axis, the height, is taken for the channels.
+    """
     return 1 if feature.dim() == 4 else feature.dim() - 1
 
 

@@ -12,6 +12,7 @@ from remos_hf.strategies.feature_distance import (
     POOLED_ABSOLUTE,
     UNEXPLAINED,
     FeatureDistance,
+    channel_axis,
 )
 
 # Two maps of (2 channels, 1, 2): the differences are 1, 2 | 3, 4 in the first sample, and 0, 0 | 0, 2 in the second.
@@ -85,6 +86,20 @@ def test_weights_of_two_distances_are_converted_by_their_divisors():
     assert 0.01 * MEAN_SQUARES.divisor(64, 512, 49) / DELTA_ATTENTION.divisor(64, 512, 49) == pytest.approx(163.84)
 
 
+@pytest.mark.parametrize(
+    ("distance", "told"),
+    [(CARTL_NORMS, "norm='l2'"), (POOLED_ABSOLUTE, "pooled=True"), (UNEXPLAINED, "over_variance=True")],
+)
+def test_what_is_no_sum_over_elements_has_no_divisor(distance, told):
+    with pytest.raises(ValueError, match=f"{told} is no sum over elements"):
+        distance.divisor(2, 2, 2)
+
+
+def test_four_axes_are_taken_with_the_channels_second_and_fewer_with_them_last():
+    shapes = [(2, 3, 5, 5), (2, 5, 3), (2, 3)]
+    assert [shape[channel_axis(torch.zeros(shape))] for shape in shapes] == [3, 3, 3]
+
+
 def test_the_share_that_is_not_explained_is_0_for_the_teachers_features_and_1_for_their_mean():
     wanted = {"maps": torch.randn(3, 4, 5, 5), "tokens": torch.randn(3, 5, 4), "pooled": torch.randn(3, 4)}
     axes = {"maps": (0, 2, 3), "tokens": (0, 1), "pooled": (0,)}
@@ -111,7 +126,9 @@ def test_features_of_half_precision_are_compared_in_full():
 
 
 def test_features_of_two_widths_are_refused_with_what_to_do():
-    with pytest.raises(UnsupportedModelError, match=r"'a' are \(2, 3\) .*and \(2, 4\).*projector=True"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"'a' are \(2, 3\) .*and \(2, 4\).*layers=.*Renofeation\(projector=True\)"
+    ):
         MEAN_SQUARES({"a": torch.ones(2, 3)}, {"a": torch.ones(2, 4)}, [])
 
 
