@@ -40,11 +40,18 @@ class Projector:
         return {name: _mapped(made[name], self.maps[name]) for name in wanted}
 
     def see(self, made: Mapping[str, Tensor], loss: Callable[[Mapping[str, Tensor]], Tensor]) -> None:
-        """Take the gradient of the maps alone; those of several batches of a step are averaged."""
+        """Take the gradient of the maps alone; those of several batches of a step are averaged.
+
+        So are those of a step that the student skipped, as a scaler of losses does where its gradient overflows. From a
+        gradient that is infinite or NaN itself it starts anew.
+        """
         with torch.enable_grad():
             free = {name: one.detach().requires_grad_() for name, one in self.maps.items()}
             mapped = {name: _mapped(made[name].detach(), one) for name, one in free.items()}
             found = torch.autograd.grad(loss(mapped), list(free.values()))
+        if not all(bool(gradient.isfinite().all()) for gradient in found):
+            self._sums, self._seen = {}, 0
+            return
         for name, gradient in zip(free, found, strict=True):
             self._sums[name] = self._sums[name] + gradient if name in self._sums else gradient
         self._seen += 1

@@ -75,6 +75,21 @@ def test_it_starts_by_its_seed_and_goes_on_from_its_state():
     assert away(one, made, wanted).item() == pytest.approx(away(other, made, wanted).item(), rel=0)
 
 
+def test_a_batch_that_overflows_is_no_part_of_any_step():
+    made, wanted = features(3, 5)
+    found = []
+    for overflows in (False, True):
+        projector = Projector(rate=0.1, seed=0)
+        projector(made, wanted)
+        if overflows:  # the student skips this step, so its hold takes none
+            for given in (made, {**made, "rows": made["rows"] * torch.inf}):
+                projector.see(given, lambda mapped: MEAN_SQUARES(mapped, wanted, []))
+        projector.see(made, lambda mapped: MEAN_SQUARES(mapped, wanted, []))
+        projector.step(torch.device("cpu"))
+        found.append(projector.maps)
+    assert all(torch.equal(one, found[1][name]) for name, one in found[0].items())
+
+
 def _later_on_one_process(folder):
     rank = torch.distributed.get_rank()
     made, wanted = features(3, 5)
