@@ -32,17 +32,23 @@ def predict_labels(model: nn.Module, dataset: Dataset, task: Task, *, progress: 
     """
     predicted = np.empty(len(dataset), dtype=np.int64)
     device = next((one.device for one in model.parameters()), torch.device("cpu"))
+    dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
     bar = tqdm(total=len(dataset), desc="predict", delay=2, leave=False, disable=not progress)
     with evaluating(model), bar:
         for rows, batch in task.batches(dataset):
-            predicted[rows] = _predict(model, batch, device, task.bf16)
+            predicted[rows] = _predict(model, _moved(batch, device, dtype), task.bf16)
             bar.update(len(rows))
     return predicted
 
 
-def _predict(model: nn.Module, batch: Mapping[str, Tensor], device: torch.device, bf16: bool) -> np.ndarray:
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        logits = model(**{name: one.to(device) for name, one in batch.items()}).logits
+def _moved(batch: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Give a batch on the model's device, its floating point (pixels) in the dtype of the model's weights."""
+    return {name: one.to(device, dtype if one.is_floating_point() else one.dtype) for name, one in batch.items()}
+
+
+def _predict(model: nn.Module, batch: Mapping[str, Tensor], bf16: bool) -> np.ndarray:
+    with torch.autocast(next(iter(batch.values())).device.type, torch.bfloat16, enabled=bf16):
+        logits = model(**batch).logits
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(
             f"A classifier gives logits of shape (samples, labels), two labels or more, but {type(model).__name__} "

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from remos_hf.adapters.timm_models import ImageClassifier
 from remos_hf.evaluation.image_task import ImageTask
 from remos_hf.evaluation.robustness import Pgd, pgd_robustness
 from tests.defects import pictures
@@ -39,6 +40,12 @@ def test_an_image_is_robust_if_it_is_right_and_stays_right_within_the_budget():
         assert found["acc"]["count"] == 7 and found["acc"]["num_samples"] == 8
         assert found["robust_acc"]["count"] == robust and found["robust_acc"]["num_samples"] == 8
         assert found["name"] == "PGD-12" and found["attack"]["eps"] == eps
+
+
+def test_a_model_of_half_precision_weights_is_attacked_and_counted():
+    model = ImageClassifier(pictures.Residual(), head=("fc",)).bfloat16()
+    found = pgd_robustness(model, DATA, TASK, Pgd(eps=0.05, step=0.01, steps=2))
+    assert found["acc"]["num_samples"] == found["robust_acc"]["num_samples"] == 8
 
 
 def test_the_published_attack_is_the_default():
