@@ -6,9 +6,13 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 from transformers import BertTokenizer
 
+from remos_hf.adapters.images import image_input_of
+from remos_hf.adapters.timm_loading import image_classifier
 from remos_hf.adapters.transformers_models import with_new_head
 from remos_hf.auditing.recipes import Recipe, StudentTuner, copied_weights, trainer_inputs
+from remos_hf.auditing.students import standard_students
 from remos_hf.evaluation.anatomy import anatomy
+from remos_hf.evaluation.image_task import ImageTask
 from remos_hf.evaluation.tasks import TextTask
 from remos_hf.strategies import Finetune, Remos
 from remos_hf.training.trainer import RemosTrainer
@@ -120,3 +124,34 @@ def test_images_are_profiled_without_augmentation():
     assert torch.equal(plain, again)
     drawn = [found["train_dataset"][0]["pixel_values"] for _ in range(4)]
     assert not all(torch.equal(drawn[0], other) for other in drawn[1:])
+
+
+def trained_by_name(name, student, task, samples, **options):
+    before = copied_weights(student)
+    plan = standard_students([0.9], rules=[name]).popitem()[1]
+    assert plan.to_dict()["strategy"]["name"] != "Finetune"
+    facts = StudentTuner(task, recipe(**options).arguments)(student, plan.strategy, samples, plan.lr_factor, 0)
+    json.dumps(facts)
+    moved = [one for one, weight in student.named_parameters() if not torch.equal(weight, before[one])]
+    assert moved and all(one.isfinite().all() for one in student.parameters())
+    return {**facts["start"], **facts["finish"]}
+
+
+@pytest.mark.filterwarnings("ignore:Right behind:UserWarning", "ignore:.*weights tie at the threshold:UserWarning")
+@pytest.mark.parametrize("name", ["l2sp", "delta", "feature_lwf", "relative_update", "adversarial_training", "neft"])
+def test_transfer_strategies_are_students_of_texts_by_their_names(task, samples, name):
+    told = trained_by_name(name, with_new_head(tiny.bert(layers=4), 2, seed=0), task, samples)
+    assert name in told or name == "l2sp"
+
+
+@pytest.mark.filterwarnings("ignore:Right behind:UserWarning")
+@pytest.mark.parametrize("name", ["delta_r", "renofeation", "adversarial_training", "neft"])
+def test_transfer_strategies_are_students_of_images_by_their_names(name):
+    teacher = image_classifier("test_resnet", 2, pretrained=False)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (8, 24, 24, 3), generator=generator).byte().numpy()
+    dataset = Dataset.from_dict({"image": [*pixels], "label": [0, 1] * 4}).cast_column("image", ImageFeature())
+    told = trained_by_name(
+        name, with_new_head(teacher, 2, seed=0), ImageTask(image_input_of(teacher)), dataset, texts=False
+    )
+    assert name in told
