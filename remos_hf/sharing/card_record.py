@@ -30,6 +30,12 @@ _WHY = {
     "TopMagnitude": "The largest weights were reset, whatever the data. It is a comparison: ReMoS without coverage.",
     "MagPrune": "The smallest weights were reset, whatever the data. It is a comparison.",
     "Random": "Random weights were reset, whatever the data. It is the comparison that any rule has to beat.",
+    "RelativeUpdate": "A copy was fine-tuned first, and the weights that it moved least for their size were reset.",
+    "Relevance": "As ReMoS, with how strongly the task's own data activates a weight's neurons, or with the gradient of "
+    "its loss, in place of coverage.",
+    "SeaM": "Which weights are kept was learned on the task's own data; the others were reset.",
+    "OwnBackdoors": "Backdoors of the defender's own were put into copies of the teacher, and the channels that they "
+    "changed most were reset.",
     "Subspace": "Every layer was rebuilt before training on the directions of its inputs that the task's own data "
     "shows, fitted to what the teacher's layer makes of that data; what lies along the others was given up (with a "
     "ridge: damped). The idea: a defect lies where the data does not look. Whether it holds here is what was measured "
@@ -43,6 +49,20 @@ _WHY = {
     "shows, were overwritten with those of other such tokens.",
     "L2SP": "L2-SP held the weights near the teacher's while they trained: it keeps what the teacher knows, its "
     "defects included.",
+    "Delta": "DELTA held its features near the teacher's while it trained, channel by channel: it keeps what the teacher "
+    "knows, its defects included.",
+    "DeltaR": "It started from fresh weights and learned the teacher's features beside the task, on the task's own data: "
+    "no weight is the teacher's, and what its features show on that data may come along.",
+    "Renofeation": "It started from fresh weights and learned the teacher's features beside the task, on the task's own "
+    "data, under dropout and an average of its weights: no weight is the teacher's, and what its features show on that "
+    "data may come along.",
+    "FeatureLwF": "Its head was trained first, alone; then its last feature was held near the teacher's while all of it "
+    "trained: it keeps what the teacher knows, its defects included.",
+    "Recipe": "The teacher's pre-training was gone on with on the task's own texts first, at a price on the norms of the "
+    "first matrices of its MLPs.",
+    "DiSec": "Rows of the last blocks that stand out in the gradient on the task's own data were given the mean of the "
+    "others before it trained.",
+    "Crow": "While it trained, each block might change what it reads only little, on moved embeddings too.",
     "AdversarialTraining": "While it trained, every input was moved, within a budget, to where the model itself found "
     "it hardest, under its true label.",
     "Neft": "Its last units alone were trained, on the task's inputs as they are (with beta: each of their layers at a "

@@ -14,7 +14,7 @@ from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.randomness import seeded
 from remos_hf.strategies.attacked_inputs import Attack, outputs_without_labels
-from remos_hf.strategies.base import Hold, Preparation, Run, Strategy
+from remos_hf.strategies.base import Hold, Preparation, Run, Strategy, check_names
 from remos_hf.strategies.feature_distance import CARTL_NORMS
 from remos_hf.strategies.l2sp import head_parameters
 from remos_hf.strategies.last_units import last_units
@@ -107,7 +107,8 @@ class AdversarialTraining(Strategy):
             raise ValueError(f"eps_full is the step at which eps is whole, not before eps_from={self.eps_from}.")
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise ValueError(f"mean and std belong together, one number a channel, but got {self.mean} and {self.std}.")
-        for name in ("mean", "std", "units", "head"):
+        check_names(self, "units", "head")
+        for name in ("mean", "std"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
 

@@ -180,6 +180,20 @@ class Strategy:
         return None
 
 
+def check_names(recipe: Strategy, *fields_of_names: str) -> None:
+    """Make a recipe's lists of names tuples, and refuse one string, whose letters would be taken for names.
+
+    Raises:
+        ValueError: Names the first such field.
+    """
+    for name in fields_of_names:
+        given = getattr(recipe, name)
+        if isinstance(given, str):
+            raise ValueError(f"{name} is a tuple of names, but got the string {given!r}: write ({given!r},).")
+        if given is not None:
+            object.__setattr__(recipe, name, tuple(given))
+
+
 def check_embedding_rows(embedding_rows: str) -> None:
     """Refuse what is neither."""
     if embedding_rows not in ("keep", "mean"):

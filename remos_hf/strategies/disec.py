@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.layers import is_below
 from remos_hf.slicing.competition import competing_layers
-from remos_hf.strategies.base import Preparation, Strategy
+from remos_hf.strategies.base import Preparation, Strategy, check_names
 from remos_hf.strategies.distillation import feature_modules
 from remos_hf.strategies.short_runs import Samples, check_counts, mean_gradient, part_of, with_trained_head
 from remos_hf.strategies.student_data import StudentData
@@ -62,8 +62,7 @@ class DiSec(Strategy):
         check_counts(self, last_blocks=1, components=1, head_steps=0)
         if not 0 < self.deviations < float("inf"):
             raise ValueError(f"deviations is a number of standard deviations, above 0, but got {self.deviations}.")
-        if self.head is not None:
-            object.__setattr__(self, "head", tuple(self.head))
+        check_names(self, "head")
 
     def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
         """Take the gradient on a copy, average the rows that stand out in place."""

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from remos_hf.activations import capture, watch
 from remos_hf.adapters.base import Adapter
 from remos_hf.errors import UnsupportedModelError
-from remos_hf.strategies.base import Hold, Run
+from remos_hf.strategies.base import Hold, Run, Strategy, check_names
 from remos_hf.strategies.feature_distance import FeatureDistance
 from remos_hf.strategies.perturbed_inputs import rows_of, without_adapters
 from remos_hf.strategies.projector import Projector
@@ -125,18 +125,18 @@ def head_squares(model: nn.Module, head: tuple[str, ...]) -> Tensor:
     return sum((one.float().square().sum() for one in trained.values()), start=torch.zeros(()))
 
 
-def check_weights(recipe: object, *names: str) -> None:
-    """Refuse fields of a recipe that are no weight in a loss, and make its lists of names tuples.
+def check_weights(recipe: Strategy, *names: str) -> None:
+    """Refuse fields of a recipe that are no weight in a loss, and lists of names that are none; make these tuples.
 
     Raises:
-        ValueError: Names the first field that is below 0, or not finite.
+        ValueError: Names the first field that is below 0, or not finite; layers is empty, or a string.
     """
     for name in names:
         if not 0 <= getattr(recipe, name) < float("inf"):
             raise ValueError(f"{name} is a weight in the loss, at least 0, but got {getattr(recipe, name)}.")
-    for name in ("layers", "head"):
-        if getattr(recipe, name) is not None:
-            object.__setattr__(recipe, name, tuple(getattr(recipe, name)))
+    check_names(recipe, "layers", "head")
+    if recipe.layers == ():
+        raise ValueError("layers names the modules whose outputs are compared, but got (). Leave it None to find them.")
 
 
 class HeldFeatures(Hold):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from remos_hf.activations import watch
 from remos_hf.adapters.transformers_models import adapter_for
-from remos_hf.strategies.base import Hold, Run, Strategy
+from remos_hf.strategies.base import Hold, Run, Strategy, check_names
 from remos_hf.strategies.perturbed_inputs import (
     Perturbing,
     changed_embeddings,
@@ -56,8 +56,7 @@ class Guided(Strategy):
         """Refuse values that no run could use, before anything is loaded."""
         check_positive(radius=self.radius)
         check_share(self.share)
-        if self.head is not None:
-            object.__setattr__(self, "head", tuple(self.head))
+        check_names(self, "head")
 
     def hold(self, student: nn.Module, teacher: nn.Module) -> Hold:
         """Move inputs by the teacher's gradient while the student trains."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from remos_hf.adapters.transformers_models import adapter_for
-from remos_hf.strategies.base import Hold, Run, Strategy
+from remos_hf.strategies.base import Hold, Run, Strategy, check_names
 
 # Values that are looked at at once on the CPU: few enough to stay in its cache.
 _PIECE = 2**16
@@ -51,8 +51,7 @@ class L2SP(Strategy):
         for name in ("alpha", "beta"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is a weight of the penalty, at least 0, but got {getattr(self, name)}.")
-        if self.head is not None:
-            object.__setattr__(self, "head", tuple(self.head))
+        check_names(self, "head")
 
     def hold(self, student: nn.Module, teacher: nn.Module) -> Hold:
         """Hold the body's weights to the teacher's, and the head's to 0."""

@@ -15,7 +15,7 @@ from remos_hf.adapters.base import Adapter
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.randomness import seeded
-from remos_hf.strategies.base import Hold, Preparation, Run, Strategy
+from remos_hf.strategies.base import Hold, Preparation, Run, Strategy, check_names
 from remos_hf.strategies.last_units import Units, last_units
 from remos_hf.strategies.operator_norm import (
     NORMED,
@@ -109,9 +109,9 @@ class Neft(Strategy):
                     raise ValueError(
                         f"{name} is one of {', '.join(map(repr, known))}, but got {getattr(self, name)!r}."
                     )
-        for name in ("images", "units", "head"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_names(self, "units", "head")
+        if self.images is not None:
+            object.__setattr__(self, "images", tuple(self.images))
         if self.images is not None and len(self.images) != 2:
             raise ValueError(f"images is a height and a width in pixels, but got {self.images}.")
 

@@ -21,7 +21,7 @@ from remos_hf.profiling.data_pass import on_main_process
 from remos_hf.slicing.refill import REFILLS, Refill, reset_outside, squares_outside
 from remos_hf.slicing.relevant_slice import RelevantSlice, check_slice_ratio, choose_slice
 from remos_hf.slicing.rules import Rule
-from remos_hf.strategies.base import EmbeddingRows, Preparation, Strategy, check_embedding_rows, reset_rows
+from remos_hf.strategies.base import EmbeddingRows, Preparation, Strategy, check_embedding_rows, check_names, reset_rows
 from remos_hf.strategies.student_data import StudentData
 
 CRITERIA = {
@@ -79,8 +79,7 @@ class SliceAndReset(Strategy):
         if self.reset_to not in REFILLS:
             raise ValueError(f"reset_to is one of {', '.join(map(repr, REFILLS))}, but got {self.reset_to!r}.")
         check_embedding_rows(self.embedding_rows)
-        if self.head is not None:
-            object.__setattr__(self, "head", tuple(self.head))
+        check_names(self, "head")
 
     def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
         """Profile if the rule needs it, choose the slice, reset the rest in place."""

@@ -27,7 +27,7 @@ from remos_hf.profiling.taps import Read, Taps
 from remos_hf.profiling.unpadded import without_padding
 from remos_hf.slicing.competition import competing_layers
 from remos_hf.slicing.subspace import Directions, Fit, InputSums, share_that_keeps
-from remos_hf.strategies.base import Preparation, Strategy
+from remos_hf.strategies.base import Preparation, Strategy, check_names
 from remos_hf.strategies.norm_statistics import redo_norm_statistics
 from remos_hf.strategies.student_data import StudentData
 
@@ -102,8 +102,7 @@ class Subspace(Strategy):
         samples = self.max_samples
         if samples not in (None, "all") and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
             raise ValueError(f"max_samples is a number of at least 1, 'all' or None, but got {samples!r}.")
-        if self.head is not None:
-            object.__setattr__(self, "head", tuple(self.head))
+        check_names(self, "head")
 
     def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
         """Rebuild the student in place. It is left as it was if anything fails.

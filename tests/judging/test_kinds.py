@@ -34,13 +34,15 @@ def test_the_reference_is_plain_fine_tuning_as_the_report_says_unless_it_was_rec
 
 def test_a_list_of_strategies_names_all_its_parts():
     found = kind_of(made(as_strategy([Remos(0.9), L2SP()])))
-    assert "ReMoS" in found.name and "L2SP" in found.name
+    assert "ReMoS" in found.name and "L2-SP" in found.name
 
 
 def test_every_strategy_of_the_package_has_a_kind_of_its_own():
     recipes = [cls(**({"slice_ratio": 0.9} if issubclass(cls, SliceAndReset) else {})) for cls in STRATEGIES.values()]
     kinds = [kind_of(made(one)) for one in recipes]
-    assert len({one.key for one in kinds}) == len(kinds)
+    assert len({one.key for one in kinds}) == len({one.name for one in kinds}) == len(kinds)
+    named = [name for name, kind in zip(STRATEGIES, kinds, strict=True) if kind.key == kind.name.lower() == name]
+    assert set(named) <= {"remos", "renofeation", "recipe", "disec", "crow", "seam"}  # those that are names of methods
 
 
 def test_seeds_that_were_made_in_several_ways_are_of_no_kind():

@@ -2,6 +2,7 @@ import pytest
 
 from remos_hf.sharing.card_record import described, is_untrained, loading, slicing_facts, training_facts, why
 from remos_hf.sharing.record import Sidecars
+from remos_hf.strategies import STRATEGIES
 from remos_hf.strategies.adversarial_training import AdversarialTraining
 from remos_hf.strategies.base import Preparation
 from remos_hf.strategies.composed import as_strategy
@@ -9,7 +10,7 @@ from remos_hf.strategies.guided import Guided
 from remos_hf.strategies.l2sp import L2SP
 from remos_hf.strategies.neft import Neft
 from remos_hf.strategies.plain import Finetune, Retrain
-from remos_hf.strategies.slice_and_reset import Random, Remos
+from remos_hf.strategies.slice_and_reset import Random, Remos, SliceAndReset
 from remos_hf.strategies.subspace import Subspace
 from tests import tiny
 
@@ -42,7 +43,7 @@ def test_a_higher_learning_rate_is_told():
 
 def test_several_strategies_are_all_named_and_told_of():
     held = Sidecars({"strategy": {"name": "x", "strategies": [Remos(0.9).to_dict(), L2SP().to_dict()]}})
-    assert "made by ReMoS with L2SP." in described(held, "") and "ReMoS keeps the weights" in why(held)
+    assert "made by ReMoS with L2-SP." in described(held, "") and "ReMoS keeps the weights" in why(held)
 
 
 def test_a_start_and_what_holds_it_are_told_part_by_part():
@@ -53,6 +54,15 @@ def test_a_start_and_what_holds_it_are_told_part_by_part():
 def test_what_cartl_did_is_told():
     told = why(record(as_strategy([Neft(), AdversarialTraining()])))
     assert "last units alone" in told and "where the model itself found it hardest" in told
+
+
+def test_every_strategy_of_the_package_has_a_sentence_of_its_own():
+    recipes = [
+        kind(**({"slice_ratio": 0.9} if issubclass(kind, SliceAndReset) else {})) for kind in STRATEGIES.values()
+    ]
+    told = [why(record(one)) for one in recipes]
+    assert len(set(told)) == len(told) and all(one.endswith(".") for one in told)
+    assert not [one for one in told if "what the strategy below says" in one]
 
 
 def test_only_plain_fine_tuning_is_told_to_have_done_nothing():

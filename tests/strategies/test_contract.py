@@ -57,6 +57,10 @@ def made(kind):
     return kind(**{one.name: NEEDED[one.name] for one in dataclasses.fields(kind) if one.name in NEEDED})
 
 
+def fields_of_names(kind):
+    return [one.name for one in dataclasses.fields(kind) if "tuple[str" in str(one.type)]
+
+
 def by_remos_trainer(folder, strategy, resume):
     ours = trainer(folder, strategy=strategy)
     ours.train(resume_from_checkpoint=resume)
@@ -96,10 +100,21 @@ def test_all_strategies_of_the_package_live_in_their_room():
     assert {"Finetune", "Retrain", "Remos", "L2SP", "Renofeation", "Composed"} <= {kind.__name__ for kind in KINDS}
 
 
+def test_fields_of_names_are_found():
+    found = {name for kind in KINDS for name in fields_of_names(kind)}
+    assert found == {"head", "layers", "units"}
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 class TestEveryStrategy:
     def test_its_description_makes_it_again(self, kind):
         assert strategy_from_dict(made(kind).with_seed(3).to_dict()) == made(kind).with_seed(3)
+
+    def test_names_come_in_tuples_and_one_string_is_refused(self, kind):
+        for name in fields_of_names(kind):
+            with pytest.raises(ValueError, match=rf"{name} is a tuple of names, .* 'fc': write \('fc',\)\."):
+                dataclasses.replace(made(kind), **{name: "fc"})
+            assert getattr(dataclasses.replace(made(kind), **{name: ["fc"]}), name) == ("fc",)
 
     @pytest.mark.parametrize("by", TRAINERS)
     def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(self, tmp_path, kind, by):

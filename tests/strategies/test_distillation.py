@@ -7,6 +7,7 @@ from remos_hf.adapters.timm_loading import image_classifier
 from remos_hf.adapters.timm_models import ImageClassifier
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import UnsupportedModelError
+from remos_hf.strategies.delta import Delta
 from remos_hf.strategies.distillation import (
     HeldFeatures,
     check_weights,
@@ -16,8 +17,11 @@ from remos_hf.strategies.distillation import (
     last_weights,
     stage_modules,
 )
+from remos_hf.strategies.distilled import Distilled
 from remos_hf.strategies.feature_distance import MEAN_SQUARES
+from remos_hf.strategies.feature_lwf import FeatureLwF
 from remos_hf.strategies.projector import Projector
+from remos_hf.strategies.renofeation import DeltaR, Renofeation
 from tests import tiny
 
 
@@ -147,6 +151,12 @@ def test_a_weight_in_the_loss_is_at_least_0_and_finite():
         recipe = type("Recipe", (), {"weight": value, "layers": None, "head": None})()
         with pytest.raises(ValueError, match="weight is a weight in the loss, at least 0"):
             check_weights(recipe, "weight")
+
+
+@pytest.mark.parametrize("kind", [Delta, DeltaR, Distilled, FeatureLwF, Renofeation])
+def test_no_layer_at_all_is_refused(kind):
+    with pytest.raises(ValueError, match=r"layers names the modules .* but got \(\)"):
+        kind(layers=[])
 
 
 def test_the_teacher_runs_in_the_precision_that_is_laid_on_the_students_forward():
