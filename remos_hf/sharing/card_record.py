@@ -31,8 +31,8 @@ _WHY = {
     "MagPrune": "The smallest weights were reset, whatever the data. It is a comparison.",
     "Random": "Random weights were reset, whatever the data. It is the comparison that any rule has to beat.",
     "RelativeUpdate": "A copy was fine-tuned first, and the weights that it moved least for their size were reset.",
-    "Relevance": "As ReMoS, with how strongly the task's own data activates a weight's neurons, or with the gradient of "
-    "its loss, in place of coverage.",
+    "Relevance": "It is ReMoS with another coverage: how strongly the task's own data activates a weight's neurons, or "
+    "the gradient of its loss.",
     "SeaM": "Which weights are kept was learned on the task's own data; the others were reset.",
     "OwnBackdoors": "Backdoors of the defender's own were put into copies of the teacher, and the channels that they "
     "changed most were reset.",
@@ -49,19 +49,19 @@ _WHY = {
     "shows, were overwritten with those of other such tokens.",
     "L2SP": "L2-SP held the weights near the teacher's while they trained: it keeps what the teacher knows, its "
     "defects included.",
-    "Delta": "DELTA held its features near the teacher's while it trained, channel by channel: it keeps what the teacher "
-    "knows, its defects included.",
-    "DeltaR": "It started from fresh weights and learned the teacher's features beside the task, on the task's own data: "
-    "no weight is the teacher's, and what its features show on that data may come along.",
-    "Renofeation": "It started from fresh weights and learned the teacher's features beside the task, on the task's own "
-    "data, under dropout and an average of its weights: no weight is the teacher's, and what its features show on that "
-    "data may come along.",
-    "FeatureLwF": "Its head was trained first, alone; then its last feature was held near the teacher's while all of it "
-    "trained: it keeps what the teacher knows, its defects included.",
-    "Recipe": "The teacher's pre-training was gone on with on the task's own texts first, at a price on the norms of the "
-    "first matrices of its MLPs.",
-    "DiSec": "Rows of the last blocks that stand out in the gradient on the task's own data were given the mean of the "
-    "others before it trained.",
+    "Delta": "DELTA held its features near the teacher's while it trained, channel by channel: it keeps what the "
+    "teacher knows, its defects included.",
+    "DeltaR": "It started from fresh weights and learned the teacher's features on the task's own data: no weight is "
+    "the teacher's, and what its features show on that data may come along.",
+    "Renofeation": "It started from fresh weights and learned the teacher's features on the task's own data, under "
+    "dropout and an average of its weights: no weight is the teacher's, and what its features show on that data may "
+    "come along.",
+    "FeatureLwF": "Its first steps trained the head alone; in those after them all of it trained, its last feature "
+    "held near the teacher's: it keeps what the teacher knows, its defects included.",
+    "Recipe": "The teacher's pre-training was gone on with on the task's own texts first, at a price on the norms of "
+    "the first matrices of its MLPs.",
+    "DiSec": "Rows of the last blocks that stand out in the gradient on the task's own data were given the mean of "
+    "the others before it trained.",
     "Crow": "While it trained, each block might change what it reads only little, on moved embeddings too.",
     "AdversarialTraining": "While it trained, every input was moved, within a budget, to where the model itself found "
     "it hardest, under its true label.",
