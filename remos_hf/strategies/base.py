@@ -131,6 +131,10 @@ class Strategy:
     refuses_adapters: ClassVar[str] = ""
     # Whether it decays or pulls weights by its loss, so that an optimizer's weight decay would do so a second time.
     decays_itself: ClassVar[bool] = False
+    # Whether the student computes its weights from others while it trains, so that those that train are no weights.
+    computes_weights: ClassVar[bool] = False
+    # Why it cannot hold such a student; empty where it can.
+    refuses_computed_weights: ClassVar[str] = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Give the name and the hyper-parameters as JSON values, for `remos_config.json`."""

@@ -42,6 +42,7 @@ class Composed(Strategy):
                 f"One strategy of a list may choose a slice, but {' and '.join(slicing)} both do: a student has one "
                 "record of what it kept."
             )
+        _check_weights_that_are_held(parts)
         object.__setattr__(self, "strategies", parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,6 +63,11 @@ class Composed(Strategy):
     def decays_itself(self) -> bool:
         """Whether any part does."""
         return any(one.decays_itself for one in self.strategies)
+
+    @property
+    def computes_weights(self) -> bool:
+        """Whether any part does."""
+        return any(one.computes_weights for one in self.strategies)
 
     @property
     def holds(self) -> bool:
@@ -96,6 +102,16 @@ class Composed(Strategy):
         found = [one.hold(student, teacher) for one in self.strategies if one.holds]
         held = sorted((one for one in found if one is not None), key=lambda one: -one.outside)
         return _Nested(held) if held else None
+
+
+def _check_weights_that_are_held(parts: Sequence[Strategy]) -> None:
+    computing = [type(one).__name__ for one in parts if one.computes_weights]
+    refusing = [one for one in parts if one.refuses_computed_weights]
+    if computing and refusing:
+        raise ValueError(
+            f"{computing[0]} has its student compute with other weights than those that train, and "
+            f"{type(refusing[0]).__name__} would not hold them: {refusing[0].refuses_computed_weights}."
+        )
 
 
 def _gives_up(strategy: Strategy) -> bool:

@@ -10,7 +10,7 @@ from torch import nn
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.strategies.base import Hold, Strategy
 from remos_hf.strategies.channel_weights import loss_by_gradient, loss_when_silenced, weights_of_channels
-from remos_hf.strategies.distillation import HeldFeatures, check_weights, last_weights, stage_modules
+from remos_hf.strategies.distillation import HEAD_DECAYS, HeldFeatures, check_weights, last_weights, stage_modules
 from remos_hf.strategies.feature_distance import DELTA_ATTENTION, DELTA_PLAIN, MEAN_SQUARES, FeatureDistance
 from remos_hf.strategies.short_runs import Samples, check_counts, with_trained_head
 from remos_hf.strategies.student_data import StudentData
@@ -80,6 +80,11 @@ class Delta(Strategy):
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}, but got {getattr(self, name)!r}.")
+
+    @property
+    def refuses_computed_weights(self) -> str:
+        """Why its decay of the head does nothing there."""
+        return HEAD_DECAYS if self.head_decay else ""
 
     @property
     def distance(self) -> FeatureDistance:

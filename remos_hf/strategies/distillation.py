@@ -21,6 +21,9 @@ from remos_hf.strategies.projector import Projector
 # What a model calls the convolution beside a block, which is registered after those within it.
 _SHORTCUTS = ("downsample", "shortcut", "skip", "identity")
 
+# Why a strategy that decays the head refuses a student that computes its weights from others.
+HEAD_DECAYS = "it decays the head's weights that train. Set its head_decay=0"
+
 
 def feature_modules(adapter: Adapter, named: tuple[str, ...] | None = None) -> dict[str, nn.Module]:
     """Find the modules whose outputs are a model's features, first to last.

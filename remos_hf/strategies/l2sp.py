@@ -41,6 +41,7 @@ class L2SP(Strategy):
     )
     refuses_adapters: ClassVar[str] = "it holds the model's own weights, and those stay frozen beside adapters."
     decays_itself: ClassVar[bool] = True
+    refuses_computed_weights: ClassVar[str] = "it pulls the weights that train, by their names. Leave one of them out"
 
     alpha: float = 0.01
     beta: float = 0.01

@@ -129,6 +129,11 @@ class Neft(Strategy):
         published = {"mix": True, "head_start": "uniform", "extractor_statistics": "reuse", "submodel_affine": "freeze"}
         return cls(**{"k": k, **published, **changes})
 
+    @property
+    def computes_weights(self) -> bool:
+        """Whether it bounds or mixes any."""
+        return self.beta is not None or self.mix
+
     def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
         """Draw the head anew if asked to, bring norms to the mix's scale, and look for what takes beta out again.
 

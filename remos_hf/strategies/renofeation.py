@@ -15,7 +15,7 @@ from remos_hf.activations import alter, recomputes
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.strategies.base import Hold, Preparation, Run, Strategy
-from remos_hf.strategies.distillation import HeldFeatures, check_weights, stage_modules
+from remos_hf.strategies.distillation import HEAD_DECAYS, HeldFeatures, check_weights, stage_modules
 from remos_hf.strategies.feature_distance import MEAN_SQUARES
 from remos_hf.strategies.norm_statistics import has_norm_statistics, redo_norm_statistics
 from remos_hf.strategies.perturbed_inputs import check_positive
@@ -64,6 +64,11 @@ class DeltaR(Strategy):
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""
         check_weights(self, "weight", "head_decay")
+
+    @property
+    def refuses_computed_weights(self) -> str:
+        """Why its decay of the head does nothing there."""
+        return HEAD_DECAYS if self.head_decay else ""
 
     def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
         """Start every parameter anew, in place, by the model's own library."""
@@ -138,6 +143,13 @@ class Renofeation(Strategy):
         check_counts(self, average_start=0, average_every=1)
         check_positive(projector_rate=self.projector_rate)
         self._refuse_idle()
+
+    @property
+    def refuses_computed_weights(self) -> str:
+        """Why its average, and its decay of the head, do nothing right there."""
+        if self.average_decay != 0:
+            return "it averages the weights that train. Leave one of them out, or set its average_decay=0"
+        return HEAD_DECAYS if self.head_decay else ""
 
     def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
         """Start every parameter anew, in place, by the model's own library.

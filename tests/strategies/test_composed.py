@@ -7,9 +7,12 @@ import torch
 
 from remos_hf.strategies.base import Hold, Preparation, Strategy
 from remos_hf.strategies.composed import Composed, as_strategy, strategy_from_dict
+from remos_hf.strategies.delta import Delta
+from remos_hf.strategies.distilled import Distilled
 from remos_hf.strategies.l2sp import L2SP
+from remos_hf.strategies.neft import Neft
 from remos_hf.strategies.plain import Finetune, Retrain
-from remos_hf.strategies.renofeation import DeltaR
+from remos_hf.strategies.renofeation import DeltaR, Renofeation
 from remos_hf.strategies.slice_and_reset import Random, Remos
 from tests import tiny
 
@@ -134,6 +137,28 @@ def test_a_spring_to_the_teacher_beside_what_gives_weights_up_is_told(other, war
         warnings.simplefilter("always")
         as_strategy([other, L2SP()]).hold(tiny.bert(), tiny.bert())
     assert [f"what {type(other).__name__} gives up back" in str(one.message) for one in told] == [True] * warned
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (L2SP(), "L2SP would not hold them: it pulls .* Leave one of them out"),
+        (Renofeation(head_decay=0), "Renofeation would not .* it averages .* average_decay=0"),
+        (Renofeation(average_decay=0), "Renofeation would not .* Set its head_decay=0"),
+        (Delta(), "Delta would not .* Set its head_decay=0"),
+        (DeltaR(), "DeltaR would not .* Set its head_decay=0"),
+    ],
+)
+def test_weights_that_are_computed_from_others_are_refused_to_what_would_not_hold_them(other, told):
+    for bounding in (Neft(2), Neft(2, beta=None, mix=True)):
+        for parts in ((bounding, other), (other, bounding)):
+            with pytest.raises(ValueError, match=f"Neft has its student compute .*{told}"):
+                Composed(parts)
+    assert Composed((Neft(2, beta=None), other))
+
+
+def test_what_looks_at_no_weight_holds_such_a_student():
+    assert Composed((Neft(2), Delta(head_decay=0))) and Composed((Neft(2), Distilled()))
 
 
 class _Telling(Finetune):
