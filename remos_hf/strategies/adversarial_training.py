@@ -4,9 +4,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from remos_hf.activations import recomputes, watch
@@ -17,7 +19,7 @@ from remos_hf.strategies.attacked_inputs import Attack, outputs_without_labels
 from remos_hf.strategies.base import Hold, Preparation, Run, Strategy, check_names
 from remos_hf.strategies.feature_distance import CARTL_NORMS
 from remos_hf.strategies.l2sp import head_parameters
-from remos_hf.strategies.last_units import last_units
+from remos_hf.strategies.last_units import check_order, last_units
 from remos_hf.strategies.perturbed_inputs import (
     Perturbing,
     check_positive,
@@ -123,7 +125,17 @@ class AdversarialTraining(Strategy):
         return cls(**{"k": k, "weight": 0.005, "reduction": "sum", **changes})
 
     def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
-        """Train the head alone on attacked inputs, if asked to (RoLI); the student's body stays as it is."""
+        """Train the head alone on attacked inputs, if asked to (RoLI); the student's body stays as it is.
+
+        Raises:
+            UnsupportedModelError: Units cannot be found, or do not run in the order they were found in.
+            ValueError: There are fewer than k, or there is no head to train.
+        """
+        if self.k is not None and self.units is None:
+            adapter = adapter_for(student, self.head)
+            units = last_units(adapter, self.k)
+            for batch in islice(data.batches(data.max_samples), 1):
+                check_order(adapter, units, send_to_device(batch, next(student.parameters()).device))
         if not self.head_steps:
             return Preparation()
         begun = time.perf_counter()

@@ -1,11 +1,15 @@
 """The units that a model is cut into where its last k are told apart from its extractor: blocks, final norm, head."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from remos_hf.activations import evaluating, watch_calls
 from remos_hf.adapters.base import Adapter
 from remos_hf.errors import UnsupportedModelError
 
@@ -33,8 +37,10 @@ class Units:
 def last_units(adapter: Adapter, k: int, named: tuple[str, ...] | None = None) -> Units:
     """Cut a model before its last k units.
 
-    Units are the residual or transformer blocks, each norm or other layer between them and the head, and the head; in a
-    convolutional net the blocks are those within its stages.
+    Units are the residual or transformer blocks, each norm or other layer that the model lists between them and the
+    head, and the head. In a net in stages the blocks are those within its stages where a stage is a plain list of them
+    (ResNets); where it holds more, as a patch merging of its own (ConvNeXt, Swin), each stage is one unit. Whether the
+    model runs them in that order only a batch tells: `check_order`.
 
     Args:
         adapter: Of the model.
@@ -63,6 +69,47 @@ def last_units(adapter: Adapter, k: int, named: tuple[str, ...] | None = None) -
             f"k is a number of units from 1 to {len(units)} of {type(model).__name__} ({told}), but got {k}."
         )
     return Units(units[:-k], units[-k:])
+
+
+@torch.no_grad()
+def check_order(adapter: Adapter, units: Units, batch: Any) -> None:  # noqa: ANN401 - any batch
+    """Refuse units that were found if the model does not run the last of them last, one after another.
+
+    Args:
+        adapter: Of the model; its modes are put back.
+        units: What `last_units` found.
+        batch: On the model's device.
+
+    Raises:
+        UnsupportedModelError: Another layer runs among or behind the last units, or they run in another order. It says
+            how to name them.
+    """
+    model, every = adapter.model, (*units.before, *units.last)
+    unit_of = {name: unit for unit in every for name in unit}
+    loose = {name for name, one in model.named_modules() if _is_loose(name, one, unit_of)}
+    ran: dict[str, None] = {}
+    watched = {name: model.get_submodule(name) for name in (*unit_of, *loose)}
+    with evaluating(model), watch_calls(watched, lambda name, *_: ran.setdefault(name)):
+        adapter.forward(batch)
+    order = list(dict.fromkeys(unit_of.get(name, (name,)) for name in ran))
+    asked = [unit for unit in units.last if unit in order]
+    if not asked or order[-len(asked) :] == asked:
+        return
+    before = set(takewhile(lambda name: name != every[0][0], ran)) if every[0][0] in ran else ()
+    named = [name for name in ran if name not in before and any(True for _ in model.get_submodule(name).parameters())]
+    raise UnsupportedModelError(
+        f"The last {len(units.last)} units of {type(model).__name__} were taken to be "
+        f"{', '.join(' and '.join(unit) for unit in units.last)}, but what runs last is "
+        f"{', '.join(' and '.join(unit) for unit in order[-len(asked) :])}. Name all units as they run, and count k by "
+        f"them: units={tuple(named)}."
+    )
+
+
+def _is_loose(name: str, module: nn.Module, units: Iterable[str]) -> bool:
+    """Whether a module holds parameters of its own, and neither lies in a unit nor holds one."""
+    apart = not any(f"{name}.".startswith(f"{one}.") or f"{one}.".startswith(f"{name}.") for one in units)
+    own = any(True for _ in module.parameters(recurse=False))
+    return bool(name) and apart and own and not isinstance(module, nn.Embedding)
 
 
 def _found(adapter: Adapter) -> Iterator[tuple[str, ...]]:

@@ -16,7 +16,7 @@ from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.randomness import seeded
 from remos_hf.strategies.base import Hold, Preparation, Run, Strategy, check_names
-from remos_hf.strategies.last_units import Units, last_units
+from remos_hf.strategies.last_units import Units, check_order, last_units
 from remos_hf.strategies.operator_norm import (
     NORMED,
     OperatorNorm,
@@ -138,8 +138,8 @@ class Neft(Strategy):
         """Draw the head anew if asked to, bring norms to the mix's scale, and look for what takes beta out again.
 
         Raises:
-            UnsupportedModelError: Units cannot be found, statistics are asked for where there are no batch norms, or
-                the mix is not known for a block.
+            UnsupportedModelError: Units cannot be found, or do not run in the order they were found in; statistics are
+                asked for where there are no batch norms; or the mix is not known for a block.
             ValueError: There are fewer than k units, no sample, or a weight to bound is all 0.
         """
         plan = _Plan(self, student)
@@ -147,6 +147,8 @@ class Neft(Strategy):
         if batch is None:
             raise ValueError("There is no sample to start the student with. Pass the student's training data.")
         batch = send_to_device(batch, next(student.parameters()).device)
+        if self.units is None:
+            check_order(plan.adapter, plan.units, batch)
         if plan.mix is not None:
             proven(plan.adapter, plan.mix, batch)
             read_through_norms(student, plan.mix)
