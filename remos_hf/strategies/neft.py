@@ -1,5 +1,6 @@
 """Neft: a robust teacher's first units stay as they are, and its last ones train with small operator norms."""
 
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from remos_hf.strategies.operator_norm import (
 from remos_hf.strategies.residual_mix import Mix, apply_mix, end_mix, mix_of, proven, read_through_norms
 from remos_hf.strategies.short_runs import check_counts
 from remos_hf.strategies.student_data import StudentData
+
+logger = logging.getLogger(__name__)
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -139,7 +142,8 @@ class Neft(Strategy):
 
         Raises:
             UnsupportedModelError: Units cannot be found, or do not run in the order they were found in; statistics are
-                asked for where there are no batch norms; or the mix is not known for a block.
+                asked for where there are no batch norms; the mix is not known for a block; or a weight of the last
+                units is tied to one of the extractor.
             ValueError: There are fewer than k units, no sample, or a weight to bound is all 0.
         """
         plan = _Plan(self, student)
@@ -163,6 +167,13 @@ class Neft(Strategy):
                 f"Neft divides weights by their operator norm, but those of {dead} are all 0. Start them otherwise: a "
                 'new head by head_start="uniform".'
             )
+        if plan.left_out:
+            logger.warning(
+                "Neft bounds modules that hold one weight of their own (Linear, convolutions). These weights of the "
+                "last %d units train unbounded: %s.",
+                self.k,
+                ", ".join(plan.left_out),
+            )
         cancelled = plan.cancelled(batch)
         if cancelled:
             warnings.warn(
@@ -184,17 +195,16 @@ class _Plan:
     def __init__(self, recipe: Neft, model: nn.Module) -> None:
         self.recipe, self.adapter = recipe, adapter_for(model, recipe.head)
         self.units: Units = last_units(self.adapter, recipe.k, recipe.units)
-        modules = dict(model.named_modules())
-        seen: dict[int, int] = {}
-        for _, parameter in model.named_parameters(remove_duplicate=False):
-            seen[id(parameter)] = seen.get(id(parameter), 0) + 1
-        self.layers, self.left_out = [], []
-        for name, module in modules.items():
-            if recipe.beta is not None and isinstance(module, NORMED) and self.units.holds(name):
-                (self.layers if seen[id(module.weight)] == 1 else self.left_out).append(name)
-        known = {f"{name}.weight" for name in self.layers}
-        others = adapter_for(model, ()).layers().values()
-        self.left_out += sorted({one.parameter_name for one in others if self.units.holds(one.name)} - known)
+        modules, owners = dict(model.named_modules()), _owners(model)
+        self._check_tied(owners)
+        tied = {name for names in owners if len(names) > 1 for name in names}
+        bounded = recipe.beta is not None
+        normed = [name for name, one in modules.items() if isinstance(one, NORMED) and self.units.holds(name)]
+        self.layers = [name for name in normed if bounded and f"{name}.weight" not in tied]
+        self.left_out = [name for name in normed if bounded and f"{name}.weight" in tied]
+        others = adapter_for(model, ()).layers().values() if bounded else ()
+        others = {one.parameter_name for one in others if self.units.holds(one.name)}
+        self.left_out += sorted(others - {f"{name}.weight" for name in normed})
         self.batch_norms = [name for name, one in modules.items() if isinstance(one, _BatchNorm)]
         self.norms = [name for name, one in modules.items() if _is_norm(one)]
         asked = [name for name in ("extractor_statistics", "submodel_statistics") if getattr(recipe, name) is not None]
@@ -210,6 +220,18 @@ class _Plan:
                 raise UnsupportedModelError(f"None of the last {recipe.k} units is a residual block. Leave mix=False.")
             behind = [name for unit in last[len(blocks) :] for name in unit]
             self.mix = mix_of(model, blocks, behind)
+
+    def _check_tied(self, owners: list[list[str]]) -> None:
+        """Refuse a weight that one of the last units shares with the extractor, and that so would not train."""
+        for names in owners:
+            last = [name for name in names if self.units.holds(name)]
+            first = [name for name in names if name not in last]
+            if last and first:
+                raise UnsupportedModelError(
+                    f"'{last[0]}' of the last {self.recipe.k} units is tied to '{first[0]}' of the extractor, which is "
+                    "frozen, so it would not train. Give it a weight of its own: model.config.tie_word_embeddings = "
+                    f"False where there is one, and model.{last[0]} = nn.Parameter(model.{last[0]}.detach().clone())."
+                )
 
     def still(self) -> list[str]:
         """Name the batch norms that use the statistics that they have."""
@@ -258,6 +280,14 @@ class _Plan:
             "statistics_reused": len(self.still()),
             "statistics_updated": len(self.batch_norms) - len(self.still()),
         }
+
+
+def _owners(model: nn.Module) -> list[list[str]]:
+    """Give all names of each parameter; a tied one has several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return list(names.values())
 
 
 def _is_norm(module: nn.Module) -> bool:

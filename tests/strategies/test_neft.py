@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from remos_hf.adapters.timm_models import ImageClassifier
 from remos_hf.errors import UnsupportedModelError
@@ -219,11 +220,69 @@ def test_a_student_of_16_bits_trains():
     assert model.head.weight.dtype == torch.bfloat16 and all(one.isfinite().all() for one in model.parameters())
 
 
-def test_a_weight_that_is_tied_is_left_out_and_told():
+def test_a_weight_that_is_tied_is_left_out_and_told_once(caplog):
     model = Net(Post)
     model.layer2[1].conv2.weight = model.layer2[1].conv1.weight
-    told = Neft(2, **HEAD).prepare(model, data()).details["neft"]
-    assert told["bounded"] == ["head"] and set(told["not_bounded"]) >= {"layer2.1.conv1", "layer2.1.conv2"}
+    recipe = Neft(2, **HEAD)
+    told = recipe.prepare(model, data()).details["neft"]
+    recipe.hold(model, model)
+    assert told["bounded"] == ["head"] and told["not_bounded"] == ["layer2.1.conv1", "layer2.1.conv2"]
+    (warned,) = [one.message for one in caplog.records if "unbounded" in one.message]
+    assert warned.endswith("the last 2 units train unbounded: layer2.1.conv1, layer2.1.conv2.")
+
+
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.TransformerEncoderLayer(8, 2, 8, batch_first=True) for _ in range(2)])
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, pixel_values):
+        hidden = pixel_values.mean(2)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.head(hidden.mean(1))
+
+
+def test_a_packed_weight_is_left_out_and_told_and_nothing_is_where_nothing_is_bounded(caplog):
+    told = Neft(2, **HEAD).prepare(Packed(), data()).details["neft"]
+    assert told["not_bounded"] == ["blocks.1.self_attn.in_proj_weight"] and "blocks.1.linear1" in told["bounded"]
+    assert "train unbounded: blocks.1.self_attn.in_proj_weight." in caplog.text
+    caplog.clear()
+    assert not Neft(2, beta=None, **HEAD).prepare(Packed(), data()).details["neft"]["not_bounded"]
+    assert "unbounded" not in caplog.text
+
+
+@pytest.mark.parametrize("beta", [0.4, None])
+def test_a_head_tied_to_the_frozen_embeddings_is_refused_with_what_to_do(beta):
+    config = GPT2Config(vocab_size=60, n_embd=16, n_layer=2, n_head=2, n_positions=32)
+    model, recipe = GPT2LMHeadModel(config), Neft(2, beta=beta)
+    with pytest.raises(UnsupportedModelError, match="'lm_head.weight' .* tied to 'transformer.wte.weight' .*") as told:
+        recipe.prepare(model, tiny.student_data())
+    model.config.tie_word_embeddings = False
+    exec(str(told.value).rpartition("and ")[2].rstrip("."), {"model": model, "nn": nn})
+    recipe.prepare(model, tiny.student_data())
+    recipe.hold(model, model)
+    trained = {name.partition(".")[0] for name, one in model.named_parameters() if one.requires_grad}
+    assert trained == {"lm_head", "transformer"} and not model.transformer.wte.weight.requires_grad
+
+
+def test_the_best_checkpoint_comes_back_with_its_norms_settled(tmp_path):
+    rows = [{"pixel_values": one, "labels": int(label)} for one, label in zip(*images(), strict=True)]
+    student = ImageClassifier(Net(Pre), head=("head",))
+    best = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "max_steps": 3, "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss", "greater_is_better": True, "learning_rate": 0.1}  # fmt: skip
+    ours = trainer(tmp_path, model=student, strategy=Neft(3, head=("body.head",)), data_collator=None,
+                   train_dataset=rows, options=best)  # fmt: skip
+    ours.eval_dataset = rows
+    ours.train()
+    number = ours.state.best_global_step
+    saved = load_file(tmp_path / f"checkpoint-{number}" / "model.safetensors")
+    assert number < 3  # the loss falls: the worst is asked for, so that it is not the last
+    for name, one in ours.model.state_dict().items():  # up to their norm, which the end settles
+        one, other = (nn.functional.normalize(each.double().flatten(), dim=0) for each in (one, saved[name]))
+        assert torch.allclose(one, other, atol=1e-5), name
+    assert kernel_norm(ours.model.body.head.weight) == pytest.approx(0.4, rel=1e-4)
 
 
 @pytest.mark.parametrize("options", [
