@@ -339,6 +339,7 @@ args_of_paper = TrainingArguments("student", **preset.arguments())
 from remos_hf import PRESETS
 
 settings = PRESETS["delta"]["artifact"].strategy
+teacher_of_cartl, student_of_cartl = PRESETS["adversarial_training"]["artifact"], PRESETS["neft"]["artifact"]
 
 # %% Pgd
 from remos_hf import Pgd
@@ -643,6 +644,7 @@ plans = {"random 0.9": StudentPlan(Random(0.9)), "faster": StudentPlan(Finetune(
 from remos_hf import standard_students
 
 plans = standard_students([0.9])  # ReMoS beside all that must be beaten
+plans = standard_students([0.9], rules=["remos", "delta", "subspace+guided"])  # or what is named, of STRATEGIES
 
 # %% Recipe, StudentTuner
 from remos_hf import Recipe, StudentTuner
