@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,13 +17,8 @@ from remos_hf.evaluation.measures import Rate, accuracy
 from remos_hf.perturbation import frozen
 from remos_hf.randomness import own_randomness
 
-try:
-    from art.attacks.evasion import AutoProjectedGradientDescent, SquareAttack
+if TYPE_CHECKING:
     from art.estimators.classification import PyTorchClassifier
-except ImportError as error:
-    raise ImportError(
-        "AutoAttack's parts come from adversarial-robustness-toolbox: pip install 'remos_hf[robustness]'."
-    ) from error
 
 # Of the published four: no maintained package that can be installed holds these.
 LEFT_OUT = ("APGD-T (targeted DLR)", "FAB-T")
@@ -68,6 +64,7 @@ def auto_attack_robustness(
         "name", "left_out", the budget and the seed.
 
     Raises:
+        ImportError: The extra `robustness` is not installed.
         ValueError: The budget is none of pixels from 0 to 1.
 
     Source:
@@ -76,12 +73,13 @@ def auto_attack_robustness(
     """
     if not 0 < eps <= 1:
         raise ValueError(f"eps is {eps}, but pixels go from 0 to 1: 8/255 is meant as 8 of 255 levels.")
+    art = _toolbox()
     device = next(model.parameters()).device
     batches = [batch["pixel_values"] for _, batch in task.batches(dataset)]
     pixels = task.images.denormalised(torch.cat(batches)).clamp(0, 1).numpy().astype(np.float32)
     references = np.array(dataset[task.label_column])
     with frozen(model), own_randomness(seed):
-        estimator = PyTorchClassifier(
+        estimator = art.estimators.classification.PyTorchClassifier(
             _FromPixels(model, task.images).eval(),
             loss=nn.CrossEntropyLoss(),
             input_shape=pixels.shape[1:],
@@ -91,7 +89,7 @@ def auto_attack_robustness(
         )
         clean = _predicted(estimator, pixels, task.batch_size)
         standing, left = np.flatnonzero(clean == references), {}
-        for name, attack in _attacks(estimator, eps, steps, queries, task.batch_size).items():
+        for name, attack in _attacks(art, estimator, eps, steps, queries, task.batch_size).items():
             if len(standing):
                 moved = attack(pixels[standing], references[standing])
                 moved = np.clip(moved, pixels[standing] - eps, pixels[standing] + eps).clip(0, 1)
@@ -111,24 +109,35 @@ def auto_attack_robustness(
     }
 
 
+def _toolbox() -> ModuleType:
+    try:
+        import art.attacks.evasion
+        import art.estimators.classification
+    except ImportError as error:
+        raise ImportError(
+            "AutoAttack's parts come from adversarial-robustness-toolbox: pip install 'remos_hf[robustness]'."
+        ) from error
+    return art
+
+
 def _attacks(
-    estimator: PyTorchClassifier, eps: float, steps: int, queries: int, batch_size: int
+    art: ModuleType, estimator: "PyTorchClassifier", eps: float, steps: int, queries: int, batch_size: int
 ) -> dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]:
     budget = {"norm": np.inf, "eps": eps, "batch_size": batch_size, "verbose": False}
     losses = {"APGD-CE": "cross_entropy"}
     if estimator.nb_classes > 2:
         losses["APGD-DLR"] = "difference_logits_ratio"
     made = {
-        name: AutoProjectedGradientDescent(
+        name: art.attacks.evasion.AutoProjectedGradientDescent(
             estimator, **budget, eps_step=2 * eps, max_iter=steps, nb_random_init=1, loss_type=loss
         )
         for name, loss in losses.items()
     }
-    made["Square"] = SquareAttack(estimator, **budget, max_iter=queries)
+    made["Square"] = art.attacks.evasion.SquareAttack(estimator, **budget, max_iter=queries)
     return {name: attack.generate for name, attack in made.items()}
 
 
-def _predicted(estimator: PyTorchClassifier, pixels: np.ndarray, batch_size: int) -> np.ndarray:
+def _predicted(estimator: "PyTorchClassifier", pixels: np.ndarray, batch_size: int) -> np.ndarray:
     return estimator.predict(pixels, batch_size=batch_size).argmax(1)
 
 

@@ -144,6 +144,7 @@ def test_transfer_strategies_are_students_of_texts_by_their_names(task, samples,
     assert name in told or name == "l2sp"
 
 
+@pytest.mark.timm
 @pytest.mark.filterwarnings("ignore:Right behind:UserWarning")
 @pytest.mark.parametrize("name", ["delta_r", "renofeation", "adversarial_training", "neft"])
 def test_transfer_strategies_are_students_of_images_by_their_names(name):

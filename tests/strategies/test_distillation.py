@@ -96,11 +96,15 @@ def test_the_last_convolution_of_a_stage_is_the_last_that_is_no_shortcut_and_of_
     assert list(last_weights(adapter_for(Staged(), ("fc",)))) == ["layer1.1.conv2", "layer2.0.conv2"]
     found = list(last_weights(adapter_for(resnet())))
     assert len(found) == 2 and not any("shortcut" in name for name in found)
-    timm = image_classifier("resnet18", pretrained=False, num_labels=2)
-    assert list(last_weights(adapter_for(timm))) == [f"body.layer{stage}.1.conv2" for stage in range(1, 5)]
     blocks = [f"bert.encoder.layer.{block}.output.dense" for block in range(2)]
     assert list(last_weights(adapter_for(tiny.bert()))) == blocks
     assert list(last_weights(adapter_for(tiny.gpt2()))) == [f"transformer.h.{block}.mlp.c_proj" for block in range(2)]
+
+
+@pytest.mark.timm
+def test_the_last_convolutions_of_a_net_of_timm_are_those_of_its_stages():
+    timm = image_classifier("resnet18", pretrained=False, num_labels=2)
+    assert list(last_weights(adapter_for(timm))) == [f"body.layer{stage}.1.conv2" for stage in range(1, 5)]
     assert list(last_weights(adapter_for(tiny.ConvNet(), ("head",)), ("down",))) == ["down"]
 
 
