@@ -37,7 +37,7 @@ from remos_hf.cli.defects_asked import (
     defects_of_texts,
     target_of,
 )
-from remos_hf.cli.options import ALL, BEST_ON_IMAGES, AuditOptions
+from remos_hf.cli.options import ALL, BEST_ON_IMAGES, BEST_ON_TEXTS, AuditOptions
 from remos_hf.cli.profile import number_to_profile
 from remos_hf.cli.report import report_files
 from remos_hf.cli.teacher import Teacher, identity
@@ -54,8 +54,9 @@ from remos_hf.strategies.plain import Finetune
 _DEFAULT_DEFECTS = (("word", "sentence"), ("patch", "blended"))
 _RULES = ("random", "remos")
 _RULES_OF_IMAGES = (*_RULES, "+".join(BEST_ON_IMAGES))
+_RULES_OF_TEXTS = (*_RULES, "+".join(BEST_ON_TEXTS))
 _MAX_LENGTH = 64
-_SAMPLES = 2000  # of each source: with two rules and three seeds about half an hour on two cores
+_SAMPLES = 2000  # of each source: two rules and three seeds took about half an hour on two cores
 _QUICK_SAMPLES = 1000
 # The most that are used of what is there, and the shares of samples that all parts come from.
 _MOST = {"test": 1000, "dev": 500}
@@ -209,7 +210,7 @@ def _audit(asked: AuditOptions) -> tuple[Audit, dict[str, Any], Recipe, Recipe]:
         students=standard_students(
             asked.slice_ratios[:1] if asked.quick else asked.slice_ratios,
             reactivate=bool(counts) and not asked.quick,
-            rules=asked.students or (_RULES_OF_IMAGES if named.reads_images else _RULES),
+            rules=asked.students or (_RULES_OF_IMAGES if named.reads_images else _RULES_OF_TEXTS),
         ),
         seeds=asked.seeds[:1] if asked.quick else asked.seeds,
         load_teacher=lambda seed: named.load(num_labels["attacker"], seed, names["attacker"]),
@@ -348,7 +349,7 @@ def _planned(audit: Audit, split: Mapping[str, Any], folder: Path, students: Rec
         a_student = a_run + a_step * (steps + shown / students.batch_size / _LESS_WITHOUT_GRADIENTS)
         a_student += _seconds_of_reactivation(audit, a_step, a_run)
         a_teacher = a_run + a_step * again
-        measured_by = f"a student's first {_PROBED[1]} steps"
+        measured_by = f"a student's first {_PROBED[1]} steps; what starts and holds add is not counted"
     minutes = (missing * a_student + to_make * a_teacher) / 60
     return Plan(audit, split, missing, to_make, minutes, measured_by, too_little)
 

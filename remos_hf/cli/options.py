@@ -21,9 +21,10 @@ HOLDS = (
 )
 _STRATEGIES = (*SLICING, *STARTS, *HOLDS)
 _AUDITED = (*_STRATEGIES, "remos_layer")
-# What audits of images make beside the published rule: the best of the table in benchmarks/README.md, which holds one
-# small net. `remos train` asks for a start: what this one removes was measured nowhere else.
+# What audits of images and of texts make beside the published rule: the best of the tables in benchmarks/README.md,
+# which hold one small net each. `remos train` asks for a start: what these remove was measured nowhere else.
 BEST_ON_IMAGES = ("subspace", "hardened")
+BEST_ON_TEXTS = ("repair_rows",)
 
 
 def was_given(asked: Any, name: str) -> bool:  # noqa: ANN401 - the options of any command
@@ -341,7 +342,8 @@ class AuditOptions:
             "--rules",
             help="What is made beside plain fine-tuning at two rates and training from scratch. At each of "
             f"--slice-ratios: {' '.join(SLICING)} remos_layer. Once: {' '.join((*STARTS, *HOLDS))}. Or several joined "
-            f"by +. Default: random remos, for images also {'+'.join(BEST_ON_IMAGES)}.",
+            f"by +. Default: random remos, for images also {'+'.join(BEST_ON_IMAGES)}, for texts "
+            f"{'+'.join(BEST_ON_TEXTS)}.",
         ),
     ] = field(default_factory=list)
     seeds: Annotated[list[int], Option(min=0, help="A run each. Below three, students cannot be compared.")] = field(

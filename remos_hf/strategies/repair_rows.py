@@ -41,8 +41,9 @@ class RepairRows(Strategy):
         bf16: Show the rows in bfloat16 autocast: less time on processors that know it.
 
     Source:
-        Ours. Not yet shown to remove anything from a real student: of one that obeyed trigger words, 8 rows of each
-        label took nothing away.
+        Ours. In benchmarks/README.md 64 rows of each label leave 2 % of trigger words (plain fine-tuning 94 %) and 11 %
+        of a trigger sentence (99 %, of which five poisoned samples bring most back), at equal accuracy; 8 rows did
+        nothing. A trigger of tokens that the data shows is not touched.
     """
 
     refuses_adapters: ClassVar[str] = "it overwrites rows of the embeddings, which adapters leave to the base model."

@@ -47,8 +47,9 @@ def test_a_teacher_and_one_file_give_a_report(done, rendered):
         "retrain",
         "random 0.9",
         "remos 0.9",
+        "repair_rows",
     }
-    assert said["missing"] == 0 and len(said["results"]) == 5
+    assert said["missing"] == 0 and len(said["results"]) == 6
     assert {name: part["samples"] for name, part in said["split"].items()} == {
         "test": 24,
         "dev": 12,
@@ -57,16 +58,16 @@ def test_a_teacher_and_one_file_give_a_report(done, rendered):
     }
     made = next(record["made"] for record in report.records if record["student"] == "remos 0.9")
     assert made["share_kept"] == pytest.approx(0.9, abs=0.01) and {"profile", "reset"} <= made["seconds"].keys()
-    assert len(report.anatomies) == 9 and all(one["anatomy"]["layers"] for one in report.anatomies)
+    assert len(report.anatomies) == 11 and all(one["anatomy"]["layers"] for one in report.anatomies)
     assert report.settings["audits"]["toy"]["teacher"] == "teacher"
     assert said["report"]["html"] and rendered == [folder / "report.json"]
-    assert "student 9 of 9, word, remos 0.9, seed 0: accuracy" in told.stderr
+    assert "student 11 of 11, word, repair_rows, seed 0: accuracy" in told.stderr
     assert (said["can_be_said"], told.exit_code) in ((True, 0), (False, NOTHING_SAID)) and said["answer"]
     asked = report.settings["audits"]["toy"]
     assert asked["command"].startswith("remos audit teacher --data toy.jsonl --output a --defects word --quick")
     assert asked["max_samples"] == 1000 and asked["samples"]["test"] == {"from": "toy.jsonl", "samples": 24, "of": 120}
     assert asked["exposed"]["word"]["num_exposed"] > 0 and "command" not in (folder / "settings.json").read_text()
-    assert "To make: 2 teachers and 9 students" in told.stderr and "first 6 steps" in told.stderr
+    assert "To make: 2 teachers and 11 students" in told.stderr and "first 6 steps" in told.stderr
 
 
 def test_the_same_command_goes_on_and_makes_nothing_again(remos, done, monkeypatch):
@@ -92,11 +93,11 @@ def test_the_plan_makes_nothing_and_is_measured_by_what_is_done(remos, done, tmp
     _, command, _ = done
     told = remos(*command, "--seeds", 1, "--plan", "--json")
     plan = json.loads(told.stdout)
-    assert (plan["teachers_to_make"], plan["students_to_make"]) == (2, 9) and plan["minutes"] >= 0
+    assert (plan["teachers_to_make"], plan["students_to_make"]) == (2, 11) and plan["minutes"] >= 0
     assert "first 6 steps" in plan["measured_by"]
     at = command.index("--output") + 1
     told = remos(*command[:at], tmp_path / "new", *command[at + 1 :], "--plan")
-    assert told.exit_code == 0 and "To make: 2 teachers and 9 students" in told.stdout
+    assert told.exit_code == 0 and "To make: 2 teachers and 11 students" in told.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -122,9 +123,9 @@ def test_the_estimate_counts_reactivation(teacher, tmp_path, monkeypatch):
         return audit._planned(made, split, tmp_path / "a", students, teachers).minutes, made
 
     (with_it, made), (without, _) = minutes(), minutes(quick=True)
-    # Each of 9 students once: twice 12 steps over 64 and 18 over 84 samples, and 80 shown twice.
+    # Each of 11 students once: twice 12 steps over 64 and 18 over 84 samples, and 80 shown twice.
     again = (0.5 + 12 + 2 * 80 / 16 / 3) + (0.5 + 18 + 2 * 80 / 16 / 3)
-    assert made.reactivation.counts == (0, 20) and 60 * (with_it - without) == pytest.approx(9 * again)
+    assert made.reactivation.counts == (0, 20) and 60 * (with_it - without) == pytest.approx(11 * again)
 
 
 def test_an_interruption_says_how_to_go_on(remos, done, monkeypatch, tmp_path):

@@ -97,10 +97,11 @@ def test_a_strategy_of_the_command_is_one_of_the_package_and_all_of_them_are_the
     assert standard_students([0.9], rules=options._AUDITED)
 
 
-def test_the_start_that_audits_of_images_add_is_what_reports_show_first():
+def test_the_starts_that_audits_add_are_what_reports_show_first():
     from remos_hf.judging.kinds import BEST, kind_of
     from remos_hf.strategies import STRATEGIES
     from remos_hf.strategies.composed import as_strategy
 
-    start = as_strategy([STRATEGIES[name]() for name in options.BEST_ON_IMAGES])
-    assert [kind_of({"strategy": start.to_dict()})] == list(BEST)
+    added = (options.BEST_ON_IMAGES, options.BEST_ON_TEXTS)
+    starts = [as_strategy([STRATEGIES[name]() for name in names]) for names in added]
+    assert [kind_of({"strategy": start.to_dict()}) for start in starts] == list(BEST)
