@@ -21,10 +21,9 @@ HOLDS = (
 )
 _STRATEGIES = (*SLICING, *STARTS, *HOLDS)
 _AUDITED = (*_STRATEGIES, "remos_layer")
-# What audits of images and of texts make beside the published rule: the best of the tables in benchmarks/README.md,
-# which hold one small net each. `remos train` asks for a start: what these remove was measured nowhere else.
-BEST_ON_IMAGES = ("subspace", "hardened")
-BEST_ON_TEXTS = ("repair_rows",)
+# What audits make beside the published rule: the best of the tables in benchmarks/README.md, which hold one small net
+# each. `remos train` asks for a start: what these remove was measured nowhere else.
+BEST_ON_IMAGES, BEST_ON_TEXTS = ("subspace", "hardened"), ("repair_rows",)
 
 
 def was_given(asked: Any, name: str) -> bool:  # noqa: ANN401 - the options of any command
