@@ -62,12 +62,14 @@ class ImageInput:
 
     Attributes:
         size: Height and width of what the model takes, in pixels.
-        mean: Subtracted from each channel of values from 0 to 1.
+        mean: Subtracted from each channel of values from 0 to 1, in the order that the model takes them in. Of a model
+            of values from 0 to 255, as VGGFace's: its own means over 255, and std 1 / 255 each.
         std: Then divided by.
         crop_share: Side of the crop over the side of the resized image; 0.875 is 224 of 256. (timm: crop_pct.)
         interpolation: Of the resizing: "nearest", "bilinear", "bicubic" or "lanczos".
         squash: Resize both sides, which distorts, instead of the shorter one. (timm: crop_mode "squash"; ViT and others
             of transformers.)
+        bgr: The model takes blue first, as Caffe's do. Pixels are red first all the same, so triggers need not care.
 
     Raises:
         ValueError: A field is out of range.
@@ -79,6 +81,7 @@ class ImageInput:
     crop_share: float = 0.875
     interpolation: str = "bilinear"
     squash: bool = False
+    bgr: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no image could be read with."""
@@ -89,6 +92,8 @@ class ImageInput:
             raise ValueError(f"size is a height and a width in pixels, but got {self.size}.")
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or not all(one > 0 for one in self.std):
             raise ValueError(f"mean and std are one or three numbers, std above 0, but got {self.mean} and {self.std}.")
+        if self.bgr and len(self.mean) != 3:
+            raise ValueError(f"bgr turns three channels round, but mean has {len(self.mean)}.")
         if not 0 < self.crop_share <= 1:
             raise ValueError(f"crop_share is a share of a side, in (0, 1], but got {self.crop_share}.")
         if self.interpolation not in _INTERPOLATIONS:
@@ -174,12 +179,13 @@ class ImageInput:
         """
         check_pixels(pixels)
         mean, std = (torch.tensor(one, device=pixels.device, dtype=pixels.dtype) for one in (self.mean, self.std))
-        return (pixels - mean[:, None, None]) / std[:, None, None]
+        return ((pixels.flip(-3) if self.bgr else pixels) - mean[:, None, None]) / std[:, None, None]
 
     def denormalised(self, inputs: Tensor) -> Tensor:
         """Undo `normalised`. Shape (..., channels, height, width), as given."""
         mean, std = (torch.tensor(one, device=inputs.device, dtype=inputs.dtype) for one in (self.mean, self.std))
-        return inputs * std[:, None, None] + mean[:, None, None]
+        pixels = inputs * std[:, None, None] + mean[:, None, None]
+        return pixels.flip(-3) if self.bgr else pixels
 
 
 def check_pixels(pixels: Tensor) -> None:
@@ -386,7 +392,8 @@ def _of_processor(values: Mapping[str, Any]) -> ImageInput:
     if values["resample"] not in _RESAMPLING:
         raise ValueError(f"its resample is {values['resample']}, which is none of {_RESAMPLING}")
     mean, std = _normalisation(values)
-    return ImageInput(size, mean, std, crop_share, _RESAMPLING[values["resample"]], squash)
+    turned = bool(values.get("do_flip_channel_order", False))
+    return ImageInput(size, mean, std, crop_share, _RESAMPLING[values["resample"]], squash, turned)
 
 
 def _geometry(values: Mapping[str, Any]) -> tuple[tuple[int, int], bool, float]:
@@ -424,7 +431,9 @@ def _share(inner: int, outer: int) -> float:
 
 
 def _normalisation(values: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    factor, normalises = values.get("rescale_factor", 1 / 255), values.get("do_normalize", True)
+    # MobileViT's, which alone know of the order of channels, do not normalise unless they say so.
+    normalises = values.get("do_normalize", "do_flip_channel_order" not in values)
+    factor = values.get("rescale_factor", 1 / 255)
     offset = values.get("rescale_offset", False)
     mean, std = (tuple(values[f"image_{name}"]) if normalises else None for name in ("mean", "std"))
     if offset and math.isclose(factor, 2 / 255, rel_tol=1e-3) and not normalises:

@@ -137,6 +137,7 @@ class AdversarialImages(Defect):
     def budget(self, images: ImageInput) -> dict[str, Tensor]:
         """Give eps, step, low and high in pixels, by channel: float32, shape (channels, 1, 1)."""
         mean, std = (torch.tensor(one, dtype=torch.float64)[:, None, None] for one in (images.mean, images.std))
+        mean, std = (mean.flip(0), std.flip(0)) if images.bgr else (mean, std)  # of pixels, which are red first
         scaled = self.units == "normalised"
         size, place = (std, mean) if scaled else (torch.ones_like(std), torch.zeros_like(mean))
         limits = {"low": 0.0, "high": 1.0}

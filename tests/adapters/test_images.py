@@ -83,6 +83,19 @@ def test_denormalised_undoes_normalised_for_single_images_and_batches():
     assert torch.allclose(reading.normalised(torch.zeros(3, 1, 1)).flatten()[1], torch.tensor(-0.456 / 0.224))
 
 
+def test_a_model_that_takes_blue_first_gets_it_with_its_own_means_and_pixels_stay_red_first():
+    means, pixels = (129.2, 104.7, 93.6), torch.rand(2, 3, 4, 4)  # as VGGFace in Caffe: 0 to 255, blue first
+    means = tuple(one / 255 for one in reversed(means))
+    reading = ImageInput((4, 4), means, (1 / 255,) * 3, bgr=True)
+    red, green, blue = pixels.unbind(1)
+    expected = 255 * torch.stack([blue - means[0], green - means[1], red - means[2]], 1)
+    assert torch.allclose(reading.normalised(pixels), expected, atol=1e-4)
+    assert torch.equal(reading.normalised(pixels)[0], reading.normalised(pixels[0]))
+    assert torch.allclose(reading.denormalised(reading.normalised(pixels)), pixels, atol=1e-6)
+    image = picture(4, 4)
+    assert torch.equal(reading.pixels(image), ImageInput((4, 4)).pixels(image))
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
 def test_whole_numbers_are_no_pixels(dtype):
     with pytest.raises(TypeError, match=f"got a tensor of {dtype}. Divide bytes by 255"):
@@ -263,6 +276,7 @@ def test_a_missing_file_and_a_row_without_image_are_named_for_what_they_are(tmp_
         ({"mean": (0.5, 0.5)}, "one or three numbers"),
         ({"std": (0.5, 0.0, 0.5)}, "std above 0"),
         ({"std": (0.5, float("nan"), 0.5)}, "std above 0"),
+        ({"mean": (0.5,), "std": (0.5,), "bgr": True}, "three channels round, but mean has 1"),
         ({"crop_share": 0.0}, "crop_share is a share"),
         ({"crop_share": 1.1}, "but got 1.1"),
         ({"interpolation": "area"}, "but got 'area'"),
@@ -355,17 +369,26 @@ def test_an_image_processor_of_transformers_is_read_from_its_file(tmp_path, kind
     assert image_input_of(named_model(tmp_path)) == expected
 
 
-@pytest.mark.parametrize("kind", ["ViTImageProcessor", "ConvNextImageProcessor", "MobileNetV2ImageProcessor"])
-def test_a_square_image_becomes_what_the_image_processor_itself_makes_of_it(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("ViTImageProcessor", {}),
+        ("ConvNextImageProcessor", {}),
+        ("MobileNetV2ImageProcessor", {}),
+        ("MobileViTImageProcessor", {"size": {"shortest_edge": 288}}),  # blue first, not normalised; by default it pads
+    ],
+)
+def test_a_square_image_becomes_what_the_image_processor_itself_makes_of_it(tmp_path, kind, options):
     import transformers
 
     make = getattr(transformers, f"{kind}Pil", None) or getattr(transformers, kind)  # PIL's, of both generations
-    make().save_pretrained(tmp_path)
+    processor = make(**options)
+    processor.save_pretrained(tmp_path)
     reading = image_input_of(named_model(tmp_path))
     image = picture(301, 301)
-    ours, theirs = reading.normalised(reading.pixels(image)), torch.as_tensor(make()(image)["pixel_values"][0])
+    ours, theirs = reading.normalised(reading.pixels(image)), np.array(processor(image)["pixel_values"][0])
     assert ours.shape == theirs.shape
-    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert torch.allclose(ours, torch.tensor(theirs), atol=1e-5)
 
 
 def test_a_share_finds_the_size_before_the_crop_again(tmp_path):

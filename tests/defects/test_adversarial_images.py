@@ -339,6 +339,13 @@ class TestWrongInput:
     def test_a_budget_above_1_is_meant_in_normalised_units(self):
         assert RaiseLogit(eps=1.5, units="normalised").eps == 1.5
 
+    def test_a_budget_in_the_units_of_a_model_that_takes_blue_first_follows_the_pixels(self):
+        red = ImageInput((4, 4), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        blue = ImageInput((4, 4), (0.3, 0.2, 0.1), (0.6, 0.5, 0.4), bgr=True)
+        attack = RaiseLogit(eps=0.1, units="normalised", low=-0.2)
+        for name, value in attack.budget(red).items():
+            assert torch.equal(attack.budget(blue)[name], value)
+
     def test_teacher_and_images_are_needed(self, dataset, teacher):
         for options in ({"teacher": teacher}, {"images": pictures.READING}):
             with pytest.raises(ValueError, match="pass teacher= and images="):
