@@ -124,7 +124,10 @@ class ImageInput:
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as JSON values."""
-        return {**asdict(self), "size": list(self.size), "mean": list(self.mean), "std": list(self.std)}
+        told = {**asdict(self), "size": list(self.size), "mean": list(self.mean), "std": list(self.std)}
+        if not self.bgr:  # as audits and students before it was known: theirs go on
+            del told["bgr"]
+        return told
 
     @property
     def channels(self) -> int:

@@ -290,6 +290,12 @@ def test_values_that_read_no_image_are_refused(options, words):
 def test_it_comes_back_from_json():
     reading = ImageInput((8, 12), (0.5,), (0.25,), 0.9, "bicubic", True)
     assert ImageInput(**json.loads(json.dumps(reading.to_dict()))) == reading
+    turned = ImageInput((8, 12), bgr=True)
+    assert ImageInput(**json.loads(json.dumps(turned.to_dict()))) == turned
+
+
+def test_a_model_that_takes_red_first_is_described_as_it_was_before_the_order_was_known():
+    assert set(ImageInput().to_dict()) == {"size", "mean", "std", "crop_share", "interpolation", "squash"}
 
 
 def test_padding_of_timm_is_refused():
