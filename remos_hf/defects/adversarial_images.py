@@ -281,6 +281,12 @@ class AdversarialImages(Defect):
         return replace(whole, dataset=rows, facts=facts)
 
 
+def logits_of(model: nn.Module, images: ImageInput, pixels: Tensor) -> Tensor:
+    """Run a classifier on pixels from 0 to 1; give its logits, float32, shape (samples, classes)."""
+    outputs = outputs_of(model, images, pixels)
+    return getattr(outputs, "logits", outputs).float()
+
+
 def outputs_of(teacher: nn.Module, images: ImageInput, pixels: Tensor) -> Any:  # noqa: ANN401 - whatever it returns
     """Run the teacher on pixels as it reads them, in its own dtype.
 

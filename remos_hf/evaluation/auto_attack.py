@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from remos_hf.adapters.images import ImageInput
-from remos_hf.defects.adversarial_images import outputs_of
+from remos_hf.defects.adversarial_images import logits_of
 from remos_hf.evaluation.image_task import ImageTask
 from remos_hf.evaluation.measures import Rate, accuracy
 from remos_hf.perturbation import frozen
@@ -30,8 +30,7 @@ class _FromPixels(nn.Module):
         self.model, self.images = model, images
 
     def forward(self, pixels: Tensor) -> Tensor:
-        outputs = outputs_of(self.model, self.images, pixels)
-        return getattr(outputs, "logits", outputs).float()
+        return logits_of(self.model, self.images, pixels)
 
 
 def auto_attack_robustness(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from remos_hf.adapters.images import ImageInput
-from remos_hf.defects.adversarial_images import AdversarialImages, Search, outputs_of
+from remos_hf.defects.adversarial_images import AdversarialImages, Search, logits_of
 from remos_hf.defects.feature_attack import drawn_start
 from remos_hf.evaluation.image_task import ImageTask
 from remos_hf.evaluation.measures import accuracy, robust_accuracy
@@ -67,8 +67,7 @@ class _OwnLoss(Search):
         return functional.cross_entropy(self._logits(pixels), self.labels, reduction="none")
 
     def _logits(self, pixels: Tensor) -> Tensor:
-        outputs = outputs_of(self.model, self.images, pixels)
-        return getattr(outputs, "logits", outputs).float()
+        return logits_of(self.model, self.images, pixels)
 
 
 def pgd_robustness(

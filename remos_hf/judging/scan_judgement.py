@@ -74,8 +74,8 @@ def _of_tokens(scan: Scan) -> ScanJudgement:
         shown = f", with {listed([f'“{name_told(word)}”' for word in words[:3]])} as `--words`" if words else ""
         advice = [
             f"Measure it: `remos audit --student`{shown}.",
-            "The strategy RepairRows overwrites the strongest rows: in our table no trigger word acted after it, "
-            "and a tenth of a trigger sentence was left.",
+            "The strategy RepairRows overwrites the strongest rows: in the table of benchmarks/README.md it left "
+            "2 % of trigger words and 11 % of a trigger sentence.",
         ]
     else:
         advice = ["What you suspect by name, measure: `remos audit --student --words`, or `--sentence`."]

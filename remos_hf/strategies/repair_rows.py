@@ -42,8 +42,8 @@ class RepairRows(Strategy):
 
     Source:
         Ours. In benchmarks/README.md 64 rows of each label leave 2 % of trigger words (plain fine-tuning 94 %) and 11 %
-        of a trigger sentence (99 %, of which five poisoned samples bring most back), at equal accuracy; 8 rows did
-        nothing. A trigger of tokens that the data shows is not touched.
+        of a trigger sentence (99 %), at equal accuracy; with five poisoned samples 83 % of the sentence are back. A
+        trigger of tokens that the data shows is not touched.
     """
 
     refuses_adapters: ClassVar[str] = "it overwrites rows of the embeddings, which adapters leave to the base model."
