@@ -2,7 +2,8 @@
 
 A step is the loss, its backward pass, the optimizer's update and what the hold does after it. All kinds take turns on
 the same batches, so that a machine that slows down slows all. Counted are the CPU seconds of this process, on one
-thread: what else runs on the machine does not count. Time does not depend on values, so the images are random.
+thread: what else runs on the machine does not count. Bytes are the most that training holds at one time. Neither
+depends on values, so the images are random.
 
     python benchmarks/hold_cost.py --teacher sentence-transformers/all-MiniLM-L6-v2 --data train.tsv \
         --output benchmarks/results/hold_cost.json
@@ -14,11 +15,14 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from remos_hf.adapters.timm_loading import image_classifier
@@ -82,27 +86,95 @@ def cifar_images(args: argparse.Namespace) -> tuple[nn.Module, list[dict]]:
     return ImageClassifier(CifarResNet(3), head=("linear",)), images(args, 32)
 
 
-def steps_of(model: nn.Module, batches: list[dict]) -> dict[str, list[float]]:
-    """Give the CPU seconds of each step, by kind; the first batch warms up."""
-    kinds = {"plain": None, **{name: as_strategy(parts).with_seed(0) for name, parts in HOLDS.items()}}
+@dataclass
+class Cost:
+    """What steps of one kind cost.
+
+    Attributes:
+        seconds: CPU seconds of each step; the first batch warmed up.
+        bytes: Parameters and buffers of the student and of a teacher that is kept, the optimizer's state, and the most
+            that a step allocates beside them.
+    """
+
+    seconds: list[float]
+    bytes: int
+
+
+def costs_of(
+    model: nn.Module, batches: list[dict], kinds: Mapping[str, Strategy | Sequence[Strategy]], *, start: bool = False
+) -> dict[str, Cost]:
+    """Give the cost of a step of each kind, and of "plain".
+
+    Args:
+        model: Student and teacher are copies of it.
+        batches: Each is taken by every kind in turn.
+        kinds: Strategies by name.
+        start: Start the student by the strategy first; else its weights stay the teacher's.
+    """
+    recipes = {"plain": Strategy(), **{name: as_strategy(parts).with_seed(0) for name, parts in kinds.items()}}
+    data = StudentData(lambda _: batches, num_samples=len(batches) * len(batches[0]["labels"]))
     students = {}
-    for name, strategy in kinds.items():
+    for name, strategy in recipes.items():
         student = copy.deepcopy(model).train()
         teacher = copy.deepcopy(model).eval().requires_grad_(False)
-        hold = Hold() if strategy is None else strategy.hold(student, teacher)
-        hold.begin(student, StudentData(lambda _: batches[:1]))
-        students[name] = (student, hold, torch.optim.AdamW(student.parameters(), 1e-5))
-    seconds: dict[str, list[float]] = {name: [] for name in kinds}
+        if start:
+            strategy.prepare(student, data)
+        hold = (strategy.hold(student, teacher) if strategy.holds else None) or Hold()
+        hold.begin(student, data)
+        trained = [one for one in student.parameters() if one.requires_grad]
+        students[name] = Student(
+            student, hold, torch.optim.AdamW(trained, 1e-5), teacher if hold.needs_teacher else None
+        )
+    costs = {name: Cost([], 0) for name in recipes}
     for batch in batches:
-        for name, (student, hold, optimizer) in students.items():
-            start = time.process_time()
-            loss, _ = hold.loss(student, batch, lambda given, student=student: (student(**given)["loss"], None))
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            hold.after_step(student)
-            seconds[name].append(time.process_time() - start)
-    return {name: found[1:] for name, found in seconds.items()}
+        for name, student in students.items():
+            begun = time.process_time()
+            student.step(batch)
+            costs[name].seconds.append(time.process_time() - begun)
+    for name, student in students.items():
+        costs[name].seconds.pop(0)
+        costs[name].bytes = student.held_bytes() + peak_bytes(lambda student=student: student.step(batches[0]))
+    return costs
+
+
+@dataclass
+class Student:
+    """A student in training."""
+
+    model: nn.Module
+    hold: Hold
+    optimizer: torch.optim.Optimizer
+    teacher: nn.Module | None
+
+    def step(self, batch: dict) -> None:
+        """Take one."""
+        loss, _ = self.hold.loss(self.model, batch, lambda given: (self.model(**given)["loss"], None))
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.hold.after_step(self.model)
+
+    def held_bytes(self) -> int:
+        """Count what is held between steps, each tensor once."""
+        found = [*self.model.parameters(), *self.model.buffers()]
+        if self.teacher is not None:
+            found += [*self.teacher.parameters(), *self.teacher.buffers()]
+        found += [one for state in self.optimizer.state.values() for one in state.values() if torch.is_tensor(one)]
+        return sum(one.nbytes for one in {one.data_ptr(): one for one in found}.values())
+
+
+def ratios_of(costs: Mapping[str, Cost]) -> dict[str, list[float]]:
+    """Give each step's seconds over those of the plain step on the same batch, by kind."""
+    plain = costs["plain"].seconds
+    return {kind: [one / base for one, base in zip(found.seconds, plain, strict=True)] for kind, found in costs.items()}
+
+
+def peak_bytes(run: Callable[[], None]) -> int:
+    """Give the most bytes that a call has allocated at one time, on the CPU, beside those that were there."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [one for one in profiler.profiler.kineto_results.events() if one.name() == "[memory]"]
+    return max(accumulate((one.nbytes() for one in sorted(events, key=lambda one: one.start_ns())), initial=0))
 
 
 def main(args: argparse.Namespace) -> None:
@@ -110,13 +182,13 @@ def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     results = {}
     for name, load in ((args.name, texts), (args.timm, timm_images), ("resnet20", cifar_images)):
-        seconds = steps_of(*load(args))
-        ratios = {
-            kind: [one / plain for one, plain in zip(found, seconds["plain"], strict=True)]
-            for kind, found in seconds.items()
-        }
+        costs = costs_of(*load(args), HOLDS)
+        plain = costs["plain"]
+        ratios = ratios_of(costs)
         results[name] = {
-            "plain_seconds": statistics.median(seconds["plain"]),
+            "plain_seconds": statistics.median(plain.seconds),
+            "plain_bytes": plain.bytes,
+            "bytes_ratio": {kind: round(one.bytes / plain.bytes, 3) for kind, one in costs.items() if kind != "plain"},
             "ratio": {kind: round(statistics.median(found), 3) for kind, found in ratios.items() if kind != "plain"},
             "ratios": {kind: [round(one, 3) for one in sorted(found)] for kind, found in ratios.items()},
         }

