@@ -1,5 +1,8 @@
 """Errors that a caller may want to catch. Wrong arguments raise ValueError or TypeError instead."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class RemosError(Exception):
     """Something about a model, a profile or a file does not allow the request; the message says what and what to do."""
@@ -23,3 +26,10 @@ class NonFiniteError(RemosError):
 
 class CorruptFileError(RemosError):
     """A sidecar file is truncated, tampered with, or not one of ours."""
+
+
+def nearest(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """Ask about the names that are most like those that are unknown: a sentence behind a space, or nothing."""
+    known = tuple(known)
+    near = [one for name in unknown for one in difflib.get_close_matches(name, known, 1)]
+    return f" Did you mean {', '.join(map(repr, near))}?" if near else ""

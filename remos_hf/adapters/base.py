@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from remos_hf.adapters.sequences import LABEL_KEYS, Sequence, sequences_of
-from remos_hf.errors import UnsupportedModelError
+from remos_hf.errors import UnsupportedModelError, nearest
 from remos_hf.layers import Layer, sliceable_layers
 
 logger = logging.getLogger(__name__)
@@ -136,8 +136,8 @@ def _checked_names(model: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
     missing = [name for name in names if name not in known]
     if missing:
         raise ValueError(
-            f"head names modules that are never sliced, but {missing} are not in {type(model).__name__}. "
-            f"Its direct children are {[name for name, _ in model.named_children()]}."
+            f"head names modules that are never sliced, but {missing} are not in {type(model).__name__}."
+            f"{nearest(missing, known)} Its direct children are {[name for name, _ in model.named_children()]}."
         )
     return names
 

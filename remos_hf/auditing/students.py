@@ -1,10 +1,10 @@
 """The students that an audit makes: what decides whether slicing is worth it, beside ReMoS."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from remos_hf.errors import nearest
 from remos_hf.strategies import STRATEGIES
 from remos_hf.strategies.base import Strategy
 from remos_hf.strategies.composed import as_strategy
@@ -104,10 +104,9 @@ def standard_students(
 def _check_known(name: str) -> None:
     for part in name.split("+"):
         if part not in _KNOWN:
-            near = difflib.get_close_matches(part, _KNOWN, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"Students are named {', '.join(_KNOWN)}, or several of these joined by +, but got {name!r}.{hint}"
+                f"Students are named {', '.join(_KNOWN)}, or several of these joined by +, but got {name!r}."
+                f"{nearest([part], _KNOWN)}"
             )
 
 

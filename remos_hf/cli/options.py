@@ -3,12 +3,13 @@
 A command's module takes the dataclass as it is; `commands.py` makes the command line of it. Nothing heavy is loaded.
 """
 
-import difflib
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Option
+
+from remos_hf.errors import nearest
 
 AUTO = "auto"
 ALL = "all"
@@ -133,8 +134,7 @@ def _refuse(asked: Any, names: tuple[str, ...], because: str) -> None:  # noqa: 
 def _check_named(option: str, known: tuple[str, ...], named: list[str]) -> None:
     for name in named:
         if name not in known:
-            hint = "".join(f" Did you mean {near}?" for near in difflib.get_close_matches(name, known, 1))
-            raise BadParameter(f"{option} is one of {', '.join(known)}, but got {name}.{hint}")
+            raise BadParameter(f"{option} is one of {', '.join(known)}, but got {name}.{nearest([name], known)}")
 
 
 @dataclass(frozen=True)

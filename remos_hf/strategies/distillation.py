@@ -1,6 +1,5 @@
 """Features of the student held to the teacher's: which layers, and what a hold adds to the loss for them."""
 
-import difflib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from remos_hf.activations import capture, watch
 from remos_hf.adapters.base import Adapter
-from remos_hf.errors import UnsupportedModelError
+from remos_hf.errors import UnsupportedModelError, nearest
 from remos_hf.strategies.base import Hold, Run, Strategy, check_names
 from remos_hf.strategies.feature_distance import FeatureDistance
 from remos_hf.strategies.perturbed_inputs import rows_of, without_adapters
@@ -41,10 +40,8 @@ def feature_modules(adapter: Adapter, named: tuple[str, ...] | None = None) -> d
         known = dict(model.named_modules())
         missing = [name for name in named if name not in known]
         if missing:
-            near = [one for name in missing for one in difflib.get_close_matches(name, known, 1)]
-            hint = f" Did you mean {', '.join(repr(one) for one in near)}?" if near else ""
             raise UnsupportedModelError(
-                f"layers names {missing}, but {type(model).__name__} has no such modules.{hint}"
+                f"layers names {missing}, but {type(model).__name__} has no such modules.{nearest(missing, known)}"
             )
         return {name: known[name] for name in named}
     try:

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from remos_hf.activations import evaluating, watch_calls
 from remos_hf.adapters.base import Adapter
-from remos_hf.errors import UnsupportedModelError
+from remos_hf.errors import UnsupportedModelError, nearest
 
 # Inside: a stem, or a list of plain layers, is no list of blocks.
 _LISTS = (nn.Sequential, nn.ModuleList)
@@ -61,7 +61,9 @@ def last_units(adapter: Adapter, k: int, named: tuple[str, ...] | None = None) -
         modules = dict(model.named_modules())
         missing = [name for name in named if name not in modules]
         if missing:
-            raise UnsupportedModelError(f"units names {missing}, but {type(model).__name__} has no such modules.")
+            raise UnsupportedModelError(
+                f"units names {missing}, but {type(model).__name__} has no such modules.{nearest(missing, modules)}"
+            )
         units = tuple((name,) for name in named)
     if not 1 <= k <= len(units):
         told = ", ".join(" and ".join(unit) for unit in units)

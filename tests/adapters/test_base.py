@@ -20,6 +20,8 @@ def test_a_plain_module_has_no_head_unless_named_and_says_so(caplog):
 def test_a_head_that_is_not_there_is_refused_with_the_names_that_are():
     with pytest.raises(ValueError, match=r"\['fc'\] are not in ConvNet.*'head'"):
         Adapter(tiny.ConvNet(), ("fc",))
+    with pytest.raises(ValueError, match=r"Did you mean 'head'\?"):
+        Adapter(tiny.ConvNet(), ("haed",))
 
 
 @pytest.mark.parametrize("batch", [torch.ones(2, 5), (torch.ones(2, 5), torch.zeros(2)), [torch.ones(2, 5)]])

@@ -46,11 +46,11 @@ def test_lists_are_not_shared_between_two_calls():
         (options.TrainOptions, {"strategy": ["l2sp"], "profile_samples": 9}, "which the strategy l2sp does not need"),
         (options.TrainOptions, {"strategy": ["random"], "slice_ratio": 0.9, "criterion": "nc"}, "--criterion is about"),
         (options.TrainOptions, {"strategy": ["subspace", "nonesuch"]}, "subspace.*but got nonesuch"),
-        (options.TrainOptions, {"strategy": ["renofeatoin"]}, "but got renofeatoin. Did you mean renofeation?"),
+        (options.TrainOptions, {"strategy": ["renofeatoin"]}, "but got renofeatoin. Did you mean 'renofeation'?"),
         (
             options.AuditOptions,
             {"teacher": "t", "students": ["l2sp", "subspace+guidde"]},
-            "--students is one of .*but got guidde. Did you mean guided",
+            "--students is one of .*but got guidde. Did you mean 'guided'",
         ),
         (options.AuditOptions, {"student": "s", "students": ["l2sp"]}, "--students says how students are made"),
         (
