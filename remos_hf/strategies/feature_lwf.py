@@ -1,5 +1,6 @@
 """Feature-LwF: first the head learns alone, then all of it, held to the teacher's last pooled feature."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from remos_hf.strategies.distillation import HeldFeatures, check_weights, featur
 from remos_hf.strategies.feature_distance import POOLED_ABSOLUTE
 from remos_hf.strategies.perturbed_inputs import without_adapters
 from remos_hf.strategies.short_runs import check_counts
+from remos_hf.strategies.student_data import StudentData
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class FeatureLwF(Strategy):
     Attributes:
         weight: Of the distance, at least 0: absolute differences of a feature averaged over positions, added up over
             its channels, the mean over samples.
-        head_steps: First steps in which the head trains alone; in the paper, half of the run.
+        head_steps: First steps in which the head trains alone; in the paper, half of the run. A run that ends with them
+            warns: its body is the teacher's.
         layers: Modules whose pooled outputs are compared; None takes the last block, stage or child before the head.
         head: Modules that are new; None finds them.
 
@@ -105,6 +108,15 @@ class _HeadFirst(Hold):
         self.held.after_step(model)
         if self.held.steps >= self.recipe.head_steps:
             self.body = {}
+
+    def finish(self, model: nn.Module, data: StudentData) -> None:
+        if 0 < self.held.steps <= self.recipe.head_steps:
+            warnings.warn(
+                f"FeatureLwF trained the head alone for all {self.held.steps} steps of the run (head_steps="
+                f"{self.recipe.head_steps}): the student's body is the teacher's. The paper takes half of the run: "
+                f"head_steps={self.held.steps // 2}. (remos_hf)",
+                stacklevel=2,
+            )
 
     def details(self) -> dict[str, Any]:
         told = self.held.details()["feature_lwf"]

@@ -123,7 +123,8 @@ class Neft(Strategy):
         """Give the published student: the mix, the head from U[0, 1), beta .4, and the best of the four norm policies.
 
         The slides' figures go with SGD at .1 (momentum .9, decay 5e-4), 100 epochs of batches of 128, times .2 at 40,
-        70 and 90. Slides and code name both values of each norm policy; those here kept most robustness.
+        70 and 90. Slides and code name both values of each norm policy; those here kept most robustness. The released
+        script leaves the extractor's statistics to be updated: `extractor_statistics="update"`, as the preset has it.
 
         Args:
             k: Units that train.

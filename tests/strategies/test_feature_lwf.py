@@ -44,6 +44,16 @@ def test_the_head_learns_alone_first_and_then_all_of_it(decay):
     assert (told["layers"], told["steps"], told["head_steps"]) == (["grouped"], 3, 2)
 
 
+@pytest.mark.parametrize(("steps", "warns"), [(3, True), (2, True), (4, False)])
+def test_a_run_that_ends_with_the_head_alone_warns_and_names_half_of_it(steps, warns, recwarn):
+    student, _, hold = moved(tiny.ConvNet, FeatureLwF(head_steps=3, head=("head",)))
+    for _ in range(steps):
+        hold.after_step(student)
+    hold.finish(student, tiny.student_data())
+    told = [str(one.message) for one in recwarn]
+    assert [f"head_steps={steps // 2}." in one for one in told] == [True] * warns
+
+
 def test_where_it_is_goes_into_a_checkpoint():
     recipe = FeatureLwF(head_steps=3, head=("head",))
     student, teacher, hold = moved(tiny.ConvNet, recipe)
