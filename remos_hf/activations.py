@@ -4,7 +4,7 @@ The only file that registers hooks and modes, or has a module give what it did n
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -202,6 +202,11 @@ def without_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+def precision_in_force(device: str) -> AbstractContextManager:
+    """Give the mixed precision, or none, that is in force on a kind of device, to be taken up again."""
+    return torch.autocast(device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device))
 
 
 def recomputes(model: nn.Module) -> bool:

@@ -1,6 +1,7 @@
 """CROW: the hidden states of neighbouring blocks are kept alike on perturbed inputs."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from remos_hf.activations import alter, capture, recomputes
+from remos_hf.activations import alter, capture, precision_in_force, recomputes
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.profiling.tokens import input_embeddings
@@ -83,9 +84,15 @@ class _Consistent(Hold):
                 "Crow looks at hidden states while the student runs, and gradient checkpointing runs it a second time "
                 "unseen. Train without gradient_checkpointing."
             )
-        # A leaf where nothing below it trains, as under adapters.
-        wants = alter(self.embeddings, lambda _, made: made if made.requires_grad else made.requires_grad_())
-        with wants, capture({**self.embeddings, **self.blocks}) as made:
+        # Trainers lay mixed precision on the student's forward alone, which is not what runs the second time.
+        precision: dict[str, AbstractContextManager] = {}
+
+        def start(_: str, made: Tensor) -> Tensor:
+            precision["of"] = precision_in_force(made.device.type)
+            # A leaf where nothing below it trains, as under adapters.
+            return made if made.requires_grad else made.requires_grad_()
+
+        with alter(self.embeddings, start), capture({**self.embeddings, **self.blocks}) as made:
             loss, outputs = run(inputs)
         if "embeddings" not in made:
             raise TypeError("Crow perturbs the input embeddings, so batches hold input_ids, but these do not.")
@@ -94,7 +101,8 @@ class _Consistent(Hold):
         real = None if sequence is None else sequence.real
         (gradient,) = torch.autograd.grad(inconsistency(made, real), embedded, retain_graph=True)
         step = self.recipe.eps * gradient.sign()
-        with alter(self.embeddings, lambda _, given: given + step), capture(self.blocks) as perturbed:
+        moved = alter(self.embeddings, lambda _, given: given + step)
+        with precision["of"], moved, capture(self.blocks) as perturbed:
             self.adapter.forward(inputs)
         added = inconsistency(perturbed, real)
         self.steps, self.total = self.steps + 1, self.total.to(added.device) + added.detach()

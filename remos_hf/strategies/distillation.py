@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from remos_hf.activations import capture, watch
+from remos_hf.activations import capture, precision_in_force, watch
 from remos_hf.adapters.base import Adapter
 from remos_hf.errors import UnsupportedModelError, nearest
 from remos_hf.strategies.base import Hold, Run, Strategy, check_names
@@ -186,7 +186,7 @@ class HeldFeatures(Hold):
         modules = {name: student.get_submodule(name) for name in self.layers}
         # Trainers lay mixed precision on the student's forward alone; the teacher runs as the student's features did.
         precision: dict[str, AbstractContextManager] = {}
-        told = watch(modules, lambda _, __, feature: precision.update(of=_precision(feature.device.type)))
+        told = watch(modules, lambda _, __, feature: precision.update(of=precision_in_force(feature.device.type)))
         with capture(modules) as made, told, self.disturbed(modules):
             loss, outputs = run(inputs)
         if self.head_decay:
@@ -245,11 +245,6 @@ class HeldFeatures(Hold):
         self.steps, self.channels = state["steps"], state["channels"]
         if self.projector is not None:
             self.projector.load_state_dict(state["projector"])
-
-
-def _precision(device: str) -> AbstractContextManager:
-    """Give the mixed precision, or none, that is in force on a kind of device, to be taken up again."""
-    return torch.autocast(device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device))
 
 
 def _check_gradient(modules: Mapping[str, nn.Module], made: Mapping[str, Tensor]) -> None:

@@ -72,6 +72,14 @@ def test_a_weight_of_nothing_is_plain_fine_tuning():
     assert torch.equal(loss, model(**batch).loss)
 
 
+def test_its_second_pass_runs_in_the_precision_that_is_laid_on_the_first():
+    model, seen = tiny.llama(), []
+    batch = batch_of(model)
+    model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda _, __, made: seen.append(made.dtype))
+    Crow().hold(model, model).loss(model, batch, torch.autocast("cpu", torch.bfloat16)(run_of(model)))
+    assert seen == [torch.bfloat16] * 2 and not torch.is_autocast_enabled("cpu")
+
+
 def test_padding_does_not_count():
     states = {str(number): torch.randn(2, 3, 4) for number in range(3)}
     real = torch.tensor([[True, True, False], [True, False, False]])
