@@ -341,6 +341,7 @@ def made_and_written(
     )
     parser.add_argument("--work_dir", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder of the table")
+    parser.add_argument("--keep_students", action="store_true", help="save them, to be looked at")
     parser.add_argument("--report_only", action="store_true", help="write the table of what is done")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -348,7 +349,8 @@ def made_and_written(
     hf_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     audit, folder = make(args), args.work_dir / f"{name}_{args.setting}"
-    report = report_of(audit, folder) if args.report_only else run_audit(audit, folder, progress=False)
+    run = partial(run_audit, keep_students=args.keep_students, progress=False)
+    report = report_of(audit, folder) if args.report_only else run(audit, folder)
     place = args.output / f"{name}_{args.setting}"
     added = add(args, report)
     report.save(place.with_suffix(".json"))
