@@ -99,7 +99,7 @@ BEATEN += ("subspace 0.97", "subspace 0.97 + guided x3", "subspace 0.9")
 ON_PATCH = ("patch", "penultimate", "away", "coverage")
 BOTH, GUIDED = "subspace 0.95 + hardened x3", "subspace 0.95 + guided x3"
 RETUNED = ("finetune", "random 0.5", "random 0.7 x3", "subspace 0.95", "hardened x3", BOTH, GUIDED)
-SECOND = ("finetune", "random 0.7 x3", "hardened x3", "subspace 0.95", GUIDED, BOTH)
+SECOND = ("finetune", "random 0.7", "random 0.7 x3", "hardened x3", "subspace 0.95", GUIDED, BOTH)
 CHOSEN = (
     *("finetune", "finetune x3", "random 0.5 x3", "random 0.7 x3", "remos_layer 0.95"),
     *("subspace 0.95", "guided x3", "hardened x3", BOTH, GUIDED),
@@ -109,7 +109,7 @@ SETTINGS = {
     "many": Setting(6000, 600, (0, 1, 2, 3, 4), ("patch", "blended", "penultimate"), "6,000 images, 600 steps", CHOSEN),
     "other": Setting(3000, 450, (0, 1, 2, 3, 4), ("patch", "penultimate"), "other classes", CHOSEN, other_classes=True),
     "flowers": Setting(
-        *(300, 57, (0, 1, 2), ("patch", "blended"), "photos of flowers, 300 of them, 57 steps"),
+        *(300, 57, (0, 1, 2, 3, 4), ("patch", "blended"), "photos of flowers, 300 of them, 57 steps"),
         SECOND,
         teacher_steps=120,
         flowers=True,
