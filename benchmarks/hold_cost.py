@@ -92,12 +92,14 @@ class Cost:
 
     Attributes:
         seconds: CPU seconds of each step; the first batch warmed up.
+        start: CPU seconds of what is done once, before the first step.
         bytes: Parameters and buffers of the student and of a teacher that is kept, the optimizer's state, and the most
             that a step allocates beside them.
     """
 
     seconds: list[float]
-    bytes: int
+    start: float = 0.0
+    bytes: int = 0
 
 
 def costs_of(
@@ -113,19 +115,20 @@ def costs_of(
     """
     recipes = {"plain": Strategy(), **{name: as_strategy(parts).with_seed(0) for name, parts in kinds.items()}}
     data = StudentData(lambda _: batches, num_samples=len(batches) * len(batches[0]["labels"]))
-    students = {}
+    students, costs = {}, {}
     for name, strategy in recipes.items():
         student = copy.deepcopy(model).train()
         teacher = copy.deepcopy(model).eval().requires_grad_(False)
+        begun = time.process_time()
         if start:
             strategy.prepare(student, data)
         hold = (strategy.hold(student, teacher) if strategy.holds else None) or Hold()
         hold.begin(student, data)
+        costs[name] = Cost([], time.process_time() - begun)
         trained = [one for one in student.parameters() if one.requires_grad]
         students[name] = Student(
             student, hold, torch.optim.AdamW(trained, 1e-5), teacher if hold.needs_teacher else None
         )
-    costs = {name: Cost([], 0) for name in recipes}
     for batch in batches:
         for name, student in students.items():
             begun = time.process_time()

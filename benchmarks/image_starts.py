@@ -57,6 +57,7 @@ from audit_image_defects import cifar_resnet  # noqa: E402 - the CIFAR net of th
 
 BUDGETS = (0.02, 0.05, 0.1)
 BATCH = 32
+LOOKED_AT = 400  # samples that are looked at before training
 ATTACKER = 6000
 PATCH = 25 / 24**2  # 5 by 5 of 24 by 24 pixels
 
@@ -294,7 +295,9 @@ def audit_of(args: argparse.Namespace, setting: Setting, plans: Mapping[str, Stu
         load_teacher=public_model,
         teacher_args=lambda seed, folder: trained(setting.teacher_steps, rate, seed, folder),
         start_student=lambda teacher, seed: with_new_head(teacher, labels, seed=seed),
-        fine_tune=Tuner(task, lambda seed, folder, factor: trained(setting.steps, factor * rate, seed, folder), 400),
+        fine_tune=Tuner(
+            task, lambda seed, folder, factor: trained(setting.steps, factor * rate, seed, folder), LOOKED_AT
+        ),
         settings={"teacher": teacher, "learning_rate": rate, "steps": setting.steps, "batch": BATCH},
         reactivation=Reactivation(
             counts=(0, 5, 20, 50), learning_rate=3e-4, batch_size=16, num_exposed=100, seeds=(0, 1, 2)
