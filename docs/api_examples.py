@@ -135,6 +135,51 @@ from remos_hf import CoverageProfile
 path = profile.save("coverage")
 both = profile + CoverageProfile.load(path)  # profiles of two shards add
 
+# %% profile_reference
+from remos_hf import profile_reference
+
+reference = profile_reference(teacher, dataloader)  # the mean of what flows
+
+# %% Reference
+from remos_hf import Reference
+
+nothing = Reference()  # zero everywhere
+
+# %% contributions
+from remos_hf import contributions
+
+found = contributions(teacher, dataloader, reference, theta=0.2)  # of the label that the teacher predicts
+
+# %% Contributions
+from remos_hf import Contributions
+
+found.save_pretrained("contributions")
+both = found + Contributions.from_pretrained("contributions")  # those of two sets of samples add
+print(both.share_in_slice)
+
+# %% input_contributions
+from remos_hf import input_contributions
+
+of_words, *others = input_contributions(teacher, next(iter(dataloader)), reference)  # (samples, tokens, features)
+
+# %% gradient_contributions
+from remos_hf import gradient_contributions
+
+fast = gradient_contributions(teacher, dataloader, reference)  # to first order, by one pass back
+
+# %% explain
+from remos_hf import explain
+
+one = tokenizer("the plot was great", return_tensors="pt")
+explanation = explain(teacher, one, reference, labels=["negative", "positive"])
+
+# %% Explanation
+from remos_hf import Explanation
+
+explanation = Explanation.load(explanation.save("explanation.json"))
+for layer in explanation.layers:
+    print(layer.name, layer.positive, layer.negative, layer.reached)
+
 # %% choose_slice
 from remos_hf import choose_slice
 
@@ -293,6 +338,11 @@ strategy = DiSec()
 from remos_hf import Crow
 
 strategy = Crow()
+
+# %% NNSlicer
+from remos_hf import NNSlicer
+
+strategy = NNSlicer(slice_ratio=0.9, samples=16)
 
 # %% RelativeUpdate
 from remos_hf import RelativeUpdate

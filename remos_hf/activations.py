@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 See = Callable[[str, Tensor, Tensor], None]
 SeeCall = Callable[[str, tuple, dict, Any], None]
+RunFunction = Callable[[Callable, tuple, dict], Any]
 
 # Products of an activation with a weight, which comes second.
 _LINEAR = nn.functional.linear
@@ -98,6 +99,50 @@ class _Products(TorchFunctionMode):
             if name is not None:
                 self.see(name, args[0], made, func is _LINEAR)
         return made
+
+
+@contextmanager
+def watch_functions(run: RunFunction, whole: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Have `run(function, args, kwargs)` do every call of a torch function or tensor method while the block runs.
+
+    Args:
+        run: Calls the function and gives what stands for its result. What it calls itself is not shown.
+        whole: Modules that count as one function each, without what is called within them. None lies in another.
+
+    Yields:
+        Nothing. All hooks are removed at the end of the block, whether it returned or raised.
+    """
+    mode = _Functions(run)
+
+    def enter(*_: object) -> None:
+        mode.within = True
+
+    def leave(module: nn.Module, args: tuple, output: Any) -> Any:  # noqa: ANN401 - whatever forward returns
+        made = [output]
+
+        def call(*given: Any) -> Any:  # noqa: ANN401 - as forward
+            return made.pop() if made else module.forward(*given)
+
+        call.__name__ = type(module).__name__
+        result = run(call, args, {})
+        mode.within = False
+        return result
+
+    with ExitStack() as hooks:
+        for module in whole.values():
+            hooks.callback(module.register_forward_pre_hook(enter).remove)
+            hooks.callback(module.register_forward_hook(leave).remove)
+        with mode:
+            yield
+
+
+class _Functions(TorchFunctionMode):
+    def __init__(self, run: RunFunction) -> None:
+        super().__init__()
+        self.run, self.within = run, False
+
+    def __torch_function__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:  # noqa: ANN401, ARG002, E501 - torch's own signature
+        return func(*args, **(kwargs or {})) if self.within else self.run(func, args, kwargs or {})
 
 
 def _place(weight: Tensor) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from remos_hf.activations import (
     recomputes,
     standing_in,
     watch,
+    watch_functions,
     watch_products,
     without_fast_path,
 )
@@ -149,3 +150,20 @@ def test_so_is_one_of_timm():
     assert not recomputes(model)
     model.set_grad_checkpointing()
     assert recomputes(nn.ModuleDict({"body": model}))
+
+
+def test_functions_are_run_for_the_model_and_whole_modules_as_one(no_hooks_left):
+    model = tiny.mlp()
+    no_hooks_left(model)
+    names = []
+
+    def run(function, args, kwargs):
+        names.append(function.__name__)
+        made = function(*args, **kwargs)
+        return made + 1 if function.__name__ == "ReLU" else made
+
+    inputs = torch.randn(2, 5)
+    with watch_functions(run, {"1": model[1], "3": model[3]}):
+        made = model(inputs)
+    assert names == ["linear", "ReLU", "linear", "ReLU", "linear"]
+    assert torch.allclose(made, model[4](model[3](model[2](model[1](model[0](inputs)) + 1)) + 1))

@@ -208,8 +208,8 @@ def test_every_command_is_understood(line):
         assert understood.params
 
 
-def test_every_command_that_there_is_to_train_scan_slice_audit_report_and_push_is_shown():
-    assert {line.split()[1] for line in COMMANDS} == {"train", "scan", "slice", "audit", "report", "push"}
+def test_every_command_that_there_is_to_train_scan_explain_slice_audit_report_and_push_is_shown():
+    assert {line.split()[1] for line in COMMANDS} == {"train", "scan", "explain", "slice", "audit", "report", "push"}
 
 
 def test_every_tested_names_a_test_that_exists():

@@ -24,6 +24,7 @@ except ImportError:
 
 from remos_hf.cli import options
 from remos_hf.cli.command_line import option_of
+from remos_hf.cli.explain_options import ExplainOptions
 
 # By command: its options, and where what it does is found. By name, and loaded when a command runs: torch and
 # transformers take seconds, which neither --help nor tab completion is worth. No cycle hides here: none of these
@@ -34,6 +35,7 @@ _COMMANDS: dict[str, tuple[type, str, str]] = {
     "train": (options.TrainOptions, "remos_hf.cli.train", "run"),
     "audit": (options.AuditOptions, "remos_hf.cli.audit", "run"),
     "scan": (options.ScanOptions, "remos_hf.cli.scan", "run"),
+    "explain": (ExplainOptions, "remos_hf.cli.explain", "run"),
     "report": (options.ReportOptions, "remos_hf.cli.report", "run"),
     "card": (options.CardOptions, "remos_hf.cli.publish", "card"),
     "push": (options.PushOptions, "remos_hf.cli.publish", "push"),
@@ -64,6 +66,10 @@ _EXAMPLES = {
     "scan": (
         "remos scan student --data train.tsv --output scan",
         "remos scan student --data flowers/train --reference other_student --output scan",
+    ),
+    "explain": (
+        "remos explain student photo.jpg --data flowers/train --output explanation",
+        'remos explain student "a film that was never dull" --data train.tsv --label negative --output explanation',
     ),
     "report": (
         "remos report audit/report.json",

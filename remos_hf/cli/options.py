@@ -11,15 +11,15 @@ from typer import Argument, BadParameter, Option
 
 from remos_hf.errors import nearest
 
-AUTO = "auto"
-ALL = "all"
+AUTO, ALL = "auto", "all"
 # Strategies by name: those that keep a share of the weights, those that start a student otherwise, and what holds it.
-SLICING = ("remos", "random", "top_magnitude", "mag_prune", "relevance", "relative_update", "seam", "own_backdoors")
-STARTS = ("subspace", "finetune", "retrain", "delta_r", "renofeation", "recipe", "disec")
-HOLDS = (
-    *("hardened", "guided", "distilled", "repair_rows", "l2sp", "delta", "feature_lwf", "crow"),
-    *("adversarial_training", "neft"),
+SLICING = (
+    *("remos", "random", "top_magnitude", "mag_prune", "relevance", "relative_update"),
+    *("nnslicer", "seam", "own_backdoors"),
 )
+STARTS = ("subspace", "finetune", "retrain", "delta_r", "renofeation", "recipe", "disec")
+_HELD = ("l2sp", "delta", "feature_lwf", "crow", "adversarial_training", "neft")
+HOLDS = ("hardened", "guided", "distilled", "repair_rows", *_HELD)
 _STRATEGIES = (*SLICING, *STARTS, *HOLDS)
 _AUDITED = (*_STRATEGIES, "remos_layer")
 # What audits make beside the published rule: the best of the tables in benchmarks/README.md, which hold one small net

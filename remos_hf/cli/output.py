@@ -43,6 +43,7 @@ STUDENT = Result(
     ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "remos_*"),
 )
 SCAN = Result("a scan", "scan.json", ("scan.json", "scan.html"))
+EXPLANATION = Result("an explanation", "explanation.json", ("explanation.json", "explanation.html"))
 
 
 def check_output(folder: Path, result: Result, overwrite: bool, *, besides: str | None = None) -> None:

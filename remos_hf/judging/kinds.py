@@ -62,6 +62,7 @@ _RULES = {
     "RepairRows": REPAIRED,
     "OwnBackdoors": OWN,
     "RelativeUpdate": Kind("relative_update", "resetting what a trial moves least"),
+    "NNSlicer": Kind("nnslicer", "NNSlicer"),
     "SeaM": Kind("seam", "SeaM"),
     "L2SP": Kind("l2sp", "L2-SP"),
     "Delta": Kind("delta", "DELTA"),

@@ -8,6 +8,7 @@ of equal width at once. No activation is kept or copied.
 import logging
 import weakref
 from collections.abc import Iterable, Mapping, Sized
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -310,12 +311,12 @@ class _Pass:
     def _run_together(self, batch: Any, samples: int) -> None:  # noqa: ANN401 - any batch
         self._start(self.adapter.sequences(batch), samples)
         try:
-            self._taps.run(batch, self._see)
+            self._watch(batch)
             if not self._careful and self._is_stained():
                 self._careful = True
                 self._drop()
                 self._start(self._sequences, samples)
-                self._taps.run(batch, self._see)
+                self._watch(batch)
             for observer in self.observers:
                 observer.close_batch()
         except BaseException:
@@ -323,6 +324,12 @@ class _Pass:
             raise
         finally:
             self._start({}, 0)
+
+    def _watch(self, batch: Any) -> None:  # noqa: ANN401 - any batch
+        with ExitStack() as around:
+            for observer in self.observers:
+                around.enter_context(observer.around(self.adapter, batch))
+            self._taps.run(batch, self._see)
 
     def _drop(self) -> None:
         for observer in self.observers:

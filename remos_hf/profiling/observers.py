@@ -1,12 +1,14 @@
 """What an observer of the pass is shown, one activation at a time, and what it has to answer."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from remos_hf.adapters.base import Adapter
 from remos_hf.layers import Layer
 
 
@@ -100,6 +102,10 @@ class Observer:
 
     def start(self, layers: Mapping[str, Layer]) -> None:
         """Get to know the layers, before any batch runs."""
+
+    def around(self, adapter: Adapter, batch: Any) -> AbstractContextManager[None]:  # noqa: ANN401 - any batch
+        """Give what is laid around the model while it runs a batch."""
+        return nullcontext()
 
     def wants(self, layer: Layer, end: str) -> bool:
         """Whether it looks at this end of a layer at all."""

@@ -31,6 +31,8 @@ _WHY = {
     "MagPrune": "The smallest weights were reset, whatever the data. It is a comparison.",
     "Random": "Random weights were reset, whatever the data. It is the comparison that any rule has to beat.",
     "RelativeUpdate": "A copy was fine-tuned first, and the weights that it moved least for their size were reset.",
+    "NNSlicer": "The answers of a head trained on the frozen teacher were traced back through the operations that made "
+    "them, and the weights that contributed least to them on the task's own data were reset.",
     "Relevance": "It is ReMoS with another coverage: how strongly the task's own data activates a weight's neurons, or "
     "the gradient of its loss.",
     "SeaM": "Which weights are kept was learned on the task's own data; the others were reset.",

@@ -10,6 +10,7 @@ from remos_hf.strategies.guided import Guided
 from remos_hf.strategies.hardened import Hardened
 from remos_hf.strategies.l2sp import L2SP
 from remos_hf.strategies.neft import Neft
+from remos_hf.strategies.nnslicer import NNSlicer
 from remos_hf.strategies.own_backdoors import OwnBackdoors
 from remos_hf.strategies.plain import Finetune, Retrain
 from remos_hf.strategies.recipe import Recipe
@@ -30,6 +31,7 @@ STRATEGIES = {
     "random": Random,
     "relevance": Relevance,
     "relative_update": RelativeUpdate,
+    "nnslicer": NNSlicer,
     "seam": SeaM,
     "own_backdoors": OwnBackdoors,
     "subspace": Subspace,

@@ -16,7 +16,7 @@ from remos_hf.cli.options import ReportOptions
 from remos_hf.errors import RemosError
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("profile", "slice", "train", "audit", "scan", "report", "card", "push")
+COMMANDS = ("profile", "slice", "train", "audit", "scan", "explain", "report", "card", "push")
 
 
 def started(*argv, **options):

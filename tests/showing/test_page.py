@@ -31,7 +31,7 @@ CHROMIUM = next(
     ),
     None,
 )
-VOID = {"meta", "img", "br", "link", "input", "hr"}
+VOID = {"meta", "img", "br", "link", "input", "hr", "wbr"}
 
 
 def record(student, dir_, floor=2, *, acc=90, dev=None, seed=0, task="A to B", defect="word", of=100, **made):
