@@ -757,6 +757,98 @@ pushed = push_to_hub("student", "you/student", dry_run=True)
 assert isinstance(pushed, Pushed)
 print(pushed.files)
 
+# %% profile_reference
+from remos_hf import profile_reference
+
+reference = profile_reference(teacher, dataloader)
+
+# %% weight_scores
+from remos_hf import profile_reference, weight_scores
+
+reference = profile_reference(teacher, dataloader)
+scores = weight_scores(teacher, "contributions", [next(iter(dataloader))], reference=reference, outputs=1)
+
+# %% highest_scoring
+from remos_hf import highest_scoring, weight_scores
+
+kept = highest_scoring(teacher, weight_scores(teacher, "magnitude"), 0.4)
+
+# %% profile_mean_inputs
+from remos_hf import profile_mean_inputs
+
+means = profile_mean_inputs(teacher, dataloader)
+
+# %% MeanInputs
+from remos_hf import MeanInputs, profile_mean_inputs
+
+means: MeanInputs = profile_mean_inputs(teacher, dataloader)
+groups, columns = means.columns["classifier.weight"].shape
+
+# %% prune_outside
+from remos_hf import highest_scoring, profile_mean_inputs, prune_outside, weight_scores
+
+kept = highest_scoring(teacher, weight_scores(teacher, "magnitude"), 0.4)
+small = prune_outside(copy.deepcopy(teacher), kept, means=profile_mean_inputs(teacher, dataloader))
+
+# %% fine_tune_pruned
+from remos_hf import fine_tune_pruned, highest_scoring, prune_outside, weight_scores
+
+kept = highest_scoring(teacher, weight_scores(teacher, "magnitude"), 0.4)
+small = prune_outside(copy.deepcopy(teacher), kept)
+fine_tune_pruned(
+    small,
+    kept,
+    tokenized,
+    optimizer=lambda model: torch.optim.AdamW(model.parameters(), 1e-4),
+    epochs=1,
+    collate_fn=DataCollatorWithPadding(tokenizer),
+)
+
+# %% keep_pruned
+from remos_hf import highest_scoring, keep_pruned, prune_outside, weight_scores
+
+kept = highest_scoring(teacher, weight_scores(teacher, "magnitude"), 0.4)
+small = prune_outside(copy.deepcopy(teacher), kept)
+optimizer = keep_pruned(torch.optim.AdamW(small.parameters(), 1e-4), small, kept)  # for a loop of your own
+
+# %% class_accuracy
+from remos_hf import class_accuracy
+
+found = class_accuracy(teacher, dataloader, classes=[1])
+
+# %% ClassAccuracy
+from remos_hf import ClassAccuracy, class_accuracy
+
+found: ClassAccuracy = class_accuracy(teacher, dataloader, classes=[1])
+print(found.target.value, found.among.value, found.others.value)
+
+# %% hide_weights
+from remos_hf import hide_weights, highest_scoring, weight_scores
+
+given_away = copy.deepcopy(teacher)
+hidden = hide_weights(given_away, highest_scoring(teacher, weight_scores(teacher, "magnitude"), 0.1))
+
+# %% HiddenWeights
+from remos_hf import HiddenWeights, hide_weights, highest_scoring, weight_scores
+
+given_away = copy.deepcopy(teacher)
+hidden = hide_weights(given_away, highest_scoring(teacher, weight_scores(teacher, "magnitude"), 0.1))
+hidden.save_pretrained("kept_apart")
+HiddenWeights.from_pretrained("kept_apart").put_back(given_away)
+
+# %% relearn
+from remos_hf import hide_weights, highest_scoring, relearn, weight_scores
+
+given_away = copy.deepcopy(teacher)
+hide_weights(given_away, highest_scoring(teacher, weight_scores(teacher, "magnitude"), 0.1))
+relearn(
+    given_away,
+    tokenized,
+    optimizer=lambda model: torch.optim.AdamW(model.parameters(), 1e-4),
+    epochs=1,
+    collate_fn=DataCollatorWithPadding(tokenizer),
+)
+
 # %% RemosError
 from remos_hf import RemosError, choose_slice
 

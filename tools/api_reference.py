@@ -28,6 +28,7 @@ ROOMS = {
     "defects": "Defects",
     "evaluation": "Measure",
     "auditing": "Whole audits",
+    "applications": "What a slice by data flow is good for",
     "judging": "Reports",
     "showing": "Pages",
     "sharing": "Publish",

@@ -1,6 +1,5 @@
 """`remos explain`: what a model says of one input, drawn back through its layers to the pixels or tokens."""
 
-import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from remos_hf.cli.command_line import command_line, shown_name
 from remos_hf.cli.explain_options import ExplainOptions
 from remos_hf.cli.output import EXPLANATION, check_output, written
 from remos_hf.cli.teacher import check_reading, device_for
+from remos_hf.errors import nearest
 from remos_hf.evaluation.tasks import without_map_bars
 from remos_hf.judging.explained import explained
 from remos_hf.profiling.reference import Reference, profile_reference
@@ -89,9 +89,10 @@ def _label(text: str, labels: list[str]) -> int:
         return labels.index(text)
     if text.isdecimal() and int(text) < len(labels):
         return int(text)
-    near = "".join(f" Did you mean {one}?" for one in difflib.get_close_matches(text, labels, 1))
     some = ", ".join(labels[:10]) + (f" and {len(labels) - 10} more" if len(labels) > 10 else "")
-    raise ValueError(f"--label is one of {some}, or its number, 0 to {len(labels) - 1}, but got {text}.{near}")
+    raise ValueError(
+        f"--label is one of {some}, or its number, 0 to {len(labels) - 1}, but got {text}.{nearest([text], labels)}"
+    )
 
 
 def _read(asked: ExplainOptions, model: LoadedStudent) -> tuple[Mapping[str, Tensor], Tensor | None]:

@@ -23,6 +23,9 @@ from remos_hf.slicing.contributions_kept import kept_signs, spread
 # Bytes that CONTRIB of one layer's weights may take at once, sample by sample.
 _BLOCK = 2**26
 
+# Chooses effects, as `kept_signs` does: takes them, (rows, inputs), which it may overwrite, and theta.
+Keep = Callable[[Tensor, float], Tensor]
+
 # Takes a layer, the number of the first sample, and CONTRIB of its weights for some samples in a row: int32,
 # (samples, groups, outputs of a group, columns).
 TakeWeights = Callable[[Layer, int, Tensor], None]
@@ -37,12 +40,14 @@ class Analysis:
         reference: What it deviates from.
         theta: Share of a relative output that dropped effects may add up to.
         take: Is given CONTRIB of the weights.
+        keep: Chooses the effects that CONTRIB is handed down to.
     """
 
     flow: Flow
     reference: Reference
     theta: float
     take: TakeWeights
+    keep: Keep = kept_signs
 
     def value(self, number: int) -> Tensor:
         """Give a value in float32."""
@@ -83,7 +88,7 @@ def _weighted(operation: Operation, contrib: Tensor, analysis: Analysis) -> Part
         into = weights.new_zeros(len(some) * len(weights), weights.shape[1])
         taken = into, sample * len(weights) + neuron
         signs = some[sample, place, neuron].float()
-        found = spread(weights, rows, (neuron, column, signs), analysis.theta, taken)
+        found = spread(weights, rows, (neuron, column, signs), analysis.theta, taken, analysis.keep)
         analysis.take(layer, start, into.view(len(some), layer.groups, -1, weights.shape[1]).int())
         made.append((_folded(found, part, operation, layer) if convolves else found.view(part.shape)).int())
     yield number, torch.cat(made).view(analysis.flow.values[number].shape)
@@ -159,7 +164,7 @@ def _multiply(operation: Operation, contrib: Tensor, analysis: Analysis) -> Part
 
 def _of_two(operation: Operation, contrib: Tensor, analysis: Analysis, left: Tensor, right: Tensor) -> Parts:
     effects = torch.stack([left.expand(contrib.shape), right.expand(contrib.shape)], -1).flatten(0, -2)
-    signs = kept_signs(effects, analysis.theta).int() * contrib.sign().flatten()[:, None]
+    signs = analysis.keep(effects, analysis.theta).int() * contrib.sign().flatten()[:, None]
     for number, one in zip(operation.inputs, signs.unbind(1), strict=True):
         yield number, one.view(contrib.shape).sum_to_size(analysis.flow.values[number].shape)
 
@@ -192,7 +197,7 @@ def _from_rows(rows: Tensor, contrib: Tensor, analysis: Analysis) -> Tensor:
     """Hand CONTRIB of sums down to the inputs of each, where all weights are one."""
     made = torch.zeros_like(rows, dtype=torch.int32)
     alive = contrib.nonzero()[:, 0]
-    made[alive] = kept_signs(rows[alive], analysis.theta).int() * contrib[alive].sign()[:, None]
+    made[alive] = analysis.keep(rows[alive], analysis.theta).int() * contrib[alive].sign()[:, None]
     return made
 
 
@@ -255,7 +260,8 @@ def _through(pattern: Tensor, given: Tensor, contrib: Tensor, analysis: Analysis
     signs = contrib.reshape(many, -1, width)[place, target, column].float()
     turned = given.transpose(-1, -2)
     rows = turned.reshape(-1, turned.shape[-1])
-    made = spread(pattern.reshape(-1, pattern.shape[-1]), rows, (*sums, signs), analysis.theta, None)
+    columns = pattern.reshape(-1, pattern.shape[-1])
+    made = spread(columns, rows, (*sums, signs), analysis.theta, None, analysis.keep)
     return made.view(turned.shape).transpose(-1, -2).int()
 
 

@@ -20,7 +20,8 @@ from remos_hf.layers import Layer
 from remos_hf.profiling.batches import unpacked
 from remos_hf.profiling.reference import Reference
 from remos_hf.profiling.sidecar_file import file_in, read_tensors, write_tensors
-from remos_hf.slicing.contribution_rules import RULES, Analysis, TakeWeights
+from remos_hf.slicing.contribution_rules import RULES, Analysis, Keep, TakeWeights
+from remos_hf.slicing.contributions_kept import kept_signs
 
 CONTRIBUTIONS_FILE = "remos_contributions.safetensors"
 _FORMAT = "remos_hf.contributions.v1"
@@ -112,6 +113,8 @@ def contributions(
     outputs: Outputs = None,
     theta: float = 0.2,
     each_sample: Collection[str] = (),
+    only: Collection[str] | None = None,
+    keep: Keep = kept_signs,
 ) -> Contributions:
     """Trace what a model says of samples back to its weights.
 
@@ -125,11 +128,15 @@ def contributions(
         theta: In [0, 1): of every sum, the most of the smallest effects are dropped that together stay under this share
             of the relative output. 0 keeps all.
         each_sample: Names of parameters whose contributions are wanted sample by sample.
+        only: Names of the parameters that are asked about. Tracing stops at the first of them, so that the last layers
+            are had at a fraction of the price. None for all.
+        keep: Chooses the effects, as `kept_signs` does.
 
     Raises:
         ValueError: theta is out of range, an output does not exist, the model is in training mode, samples are not of
             its dtype, there is no sample, or the reference is of another model or lacks a class.
-        LayerMismatchError: `each_sample` names no parameter that ran.
+        LayerMismatchError: `each_sample` or `only` names a parameter that did not run, or `only` leaves out one of
+            `each_sample`.
         UnsupportedModelError: As `flow_of`.
 
     Source:
@@ -144,8 +151,9 @@ def contributions(
     for batch in unpacked(batches):
         batch = on_device_of(model, batch)
         flow = flow_of(model, batch)
-        sums = _Sums(flow, each_sample)
-        for operation, contrib in traced(flow, reference, seeds_of(flow, outputs, batch), theta, sums.take):
+        sums = _Sums(flow, each_sample, only)
+        start = seeds_of(flow, outputs, batch)
+        for operation, contrib in traced(flow, reference, start, theta, sums.take, keep=keep, first=sums.first):
             sums.take_neurons(operation, contrib)
         found = sums.result(theta, reference.kind)
         total = found if total is None else total + found
@@ -224,6 +232,9 @@ def traced(
     theta: float,
     take: TakeWeights,
     left: dict[int, Tensor] | None = None,
+    *,
+    keep: Keep = kept_signs,
+    first: int = 0,
 ) -> Iterable[tuple[Operation, Tensor]]:
     """Go back through the operations, and give each with CONTRIB of what it made.
 
@@ -234,16 +245,18 @@ def traced(
         theta: As in `contributions`.
         take: Is given CONTRIB of the weights, as `TakeWeights` says.
         left: Takes CONTRIB of the inputs, by number.
+        keep: Chooses the effects, as `kept_signs` does.
+        first: Number of the operation at which it stops.
 
     Raises:
         ValueError: The reference is of another model, or lacks a class.
     """
     reference.check(flow)
-    analysis = Analysis(flow, reference, theta, take)
+    analysis = Analysis(flow, reference, theta, take, keep)
     contribs = {} if left is None else left
     contribs[flow.output] = start
     with torch.no_grad():
-        for operation in reversed(flow.operations):
+        for operation in reversed(flow.operations[first:]):
             contrib = contribs.pop(operation.output, None)
             if contrib is None or not bool(contrib.any()):
                 continue
@@ -255,15 +268,21 @@ def traced(
 class _Sums:
     """Adds up contributions of the weights, sample by sample where that is needed."""
 
-    def __init__(self, flow: Flow, each_sample: Collection[str]) -> None:
+    def __init__(self, flow: Flow, each_sample: Collection[str], only: Collection[str] | None) -> None:
         self.flow = flow
-        layers = [operation.layer for operation in flow.operations if operation.layer is not None]
+        ran = {place: operation.layer for place, operation in enumerate(flow.operations) if operation.layer is not None}
+        names = {layer.parameter_name for layer in ran.values()}
+        wanted = names if only is None else set(only)
+        for told, asked, there in (("only", wanted, names), ("each_sample", set(each_sample), wanted)):
+            if asked - there:
+                raise LayerMismatchError(
+                    f"{told} names {sorted(asked - there)}, but what ran on these samples and is asked about is "
+                    f"{', '.join(layer.parameter_name for layer in ran.values() if layer.parameter_name in there)}."
+                )
+        ran = {place: layer for place, layer in ran.items() if layer.parameter_name in wanted}
+        layers = list(ran.values())
+        self.first = min(ran, default=0)
         self.layers = {layer.parameter_name: layer for layer in layers}
-        unknown = set(each_sample) - self.layers.keys()
-        if unknown:
-            raise LayerMismatchError(
-                f"each_sample names {sorted(unknown)}, but what ran on these samples is {', '.join(self.layers)}."
-            )
         # What a weight does in several places adds up before its size is taken.
         several = {name for name in self.layers if sum(name == one.parameter_name for one in layers) > 1}
         self.each_sample = each_sample
@@ -282,6 +301,8 @@ class _Sums:
     def take(self, layer: Layer, start: int, contrib: Tensor) -> None:
         """Take contributions of some samples; int32, (samples, *rows of outputs)."""
         name = layer.parameter_name
+        if name not in self.layers:
+            return
         if name in self.held:
             self.held[name][start : start + len(contrib)] += contrib
         else:
@@ -293,7 +314,7 @@ class _Sums:
 
     def take_neurons(self, operation: Operation, contrib: Tensor) -> None:
         """Take contributions of what an operation made."""
-        if operation.layer is not None:
+        if operation.layer is not None and operation.layer.parameter_name in self.layers:
             axis = operation.layer.neuron_axis % contrib.dim()
             others = [place for place in range(contrib.dim()) if place != axis]
             self.neurons[operation.layer.parameter_name] += contrib.sum(others, dtype=torch.int64).cpu()

@@ -1,5 +1,7 @@
 """Which inputs of a weighted sum are kept, and what they add to CONTRIB, for millions of sums at once."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -84,6 +86,7 @@ def spread(
     sums: tuple[Tensor, Tensor, Tensor],
     theta: float,
     to_weights: tuple[Tensor, Tensor] | None,
+    keep: Callable[[Tensor, float], Tensor] = kept_signs,
 ) -> Tensor:
     """Hand CONTRIB of many sums over one weight row and one input row each down to what they read.
 
@@ -94,6 +97,7 @@ def spread(
         theta: In [0, 1).
         to_weights: Where CONTRIB of the weights is added up, float32, shape (any rows, inputs); and the row of each
             sum in it. None if the weights are no parameters.
+        keep: Chooses the effects, as `kept_signs` does.
 
     Returns:
         CONTRIB of the inputs, float32 whole numbers, shape of `inputs`.
@@ -103,7 +107,7 @@ def spread(
     for start in range(0, len(sums[0]), step):
         row, column, contrib = (one[start : start + step] for one in sums)
         effects = weights.index_select(0, row).mul_(inputs.index_select(0, column))
-        signs = kept_signs(effects, theta).mul_(contrib.sign()[:, None])
+        signs = keep(effects, theta).mul_(contrib.sign()[:, None])
         _add_rows(made, column, signs)
         if to_weights is not None:
             _add_rows(to_weights[0], to_weights[1][start : start + step], signs)

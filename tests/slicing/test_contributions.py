@@ -5,6 +5,7 @@ from torch import nn
 from remos_hf.adapters.flow_recording import flow_of
 from remos_hf.errors import CorruptFileError, LayerMismatchError, UnsupportedModelError
 from remos_hf.profiling.reference import Reference, profile_reference
+from remos_hf.slicing import contributions as contributions_module
 from remos_hf.slicing.contributions import Contributions, contributions, input_contributions, seeds_of
 from remos_hf.slicing.gradient_contributions import gradient_contributions
 from tests import tiny
@@ -94,6 +95,27 @@ def test_samples_can_be_had_one_by_one():
     assert torch.equal(each.abs().sum(0), found.absolute["3.weight"])
 
 
+def test_the_last_layers_can_be_had_alone():
+    model, batches = small_net(), tiny.image_batches(1)
+    reference, asked = profile_reference(model, batches), ("10.weight", "3.weight")
+    whole = contributions(model, batches, reference, each_sample=asked)
+    last = contributions(model, batches, reference, each_sample=asked, only=asked)
+    assert list(last.weights) == ["3.weight", "10.weight"]
+    for kind in ("weights", "absolute", "neurons", "each_sample"):
+        assert all(torch.equal(one, getattr(whole, kind)[name]) for name, one in getattr(last, kind).items())
+
+
+def test_tracing_stops_at_the_first_layer_that_is_asked_about(monkeypatch):
+    model, batches = small_net(), tiny.image_batches(1)
+    reference, ran = profile_reference(model, batches), []
+    weighted = contributions_module.RULES["weighted"]
+    monkeypatch.setitem(
+        contributions_module.RULES, "weighted", lambda one, *others: ran.append(one.name) or weighted(one, *others)
+    )
+    contributions(model, batches, reference, only=["8.weight"])
+    assert ran == ["linear 10.weight", "linear 8.weight"]
+
+
 def test_a_weight_that_is_used_twice_adds_up_before_its_size_is_taken():
     class Twice(nn.Module):
         def __init__(self):
@@ -169,6 +191,12 @@ class TestRefusals:
     def test_a_parameter_that_never_ran(self):
         with pytest.raises(LayerMismatchError, match="each_sample names"):
             contributions(tiny.mlp().eval(), [torch.randn(2, 5)], Reference(), each_sample=["9.weight"])
+
+    @pytest.mark.parametrize("asked", [{"only": ["9.weight"]}, {"only": ["8.weight"], "each_sample": ["3.weight"]}])
+    def test_a_parameter_that_is_not_asked_about(self, asked):
+        model, batches = small_net(), tiny.image_batches(1)
+        with pytest.raises(LayerMismatchError, match="names"):
+            contributions(model, batches, Reference(), **asked)
 
     def test_contributions_that_were_taken_otherwise_do_not_add(self):
         model, batch = tiny.mlp().eval(), [torch.randn(2, 5)]

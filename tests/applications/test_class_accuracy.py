@@ -1,0 +1,39 @@
+import pytest
+import torch
+from torch import nn
+
+from remos_hf.applications.class_accuracy import class_accuracy
+from remos_hf.errors import NonFiniteError
+from tests import tiny
+
+# Its logits are its inputs.
+ECHO = nn.Linear(3, 3, bias=False)
+ECHO.weight.data.copy_(torch.eye(3))
+
+
+def test_three_rates_are_told_apart():
+    logits = torch.tensor([[3.0, 1, 0], [1, 2, 3], [0, 1, 5], [0, 5, 1], [9, 0, 1]])
+    labels = torch.tensor([0, 1, 2, 2, 2])
+    found = class_accuracy(ECHO, [(logits[:2], labels[:2]), (logits[2:], labels[2:])], [1, 0])
+    assert (found.target.count, found.target.num_samples) == (1, 2)
+    assert (found.among.count, found.among.num_samples) == (2, 2)
+    assert (found.others.count, found.others.num_samples) == (1, 3)
+
+
+def test_mappings_and_the_mode_of_the_model():
+    model, batches = tiny.bert().train(), tiny.text_batches(2)
+    found = class_accuracy(model, batches, [1])
+    assert model.training
+    assert found.target.num_samples + found.others.num_samples == 8
+    assert found.among.value == 1.0
+
+
+def test_wrong_input_is_refused():
+    batch = torch.randn(2, 3), torch.tensor([0, 1])
+    for batches, classes, told in (
+        ([batch], [], "at least one"), ([batch], [3], "3 labels"), ([], [0], "no sample"), ([batch[0]], [0], "labels"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=told):
+            class_accuracy(ECHO, batches, classes)
+    with pytest.raises(NonFiniteError):
+        class_accuracy(ECHO, [(torch.full((1, 3), float("nan")), torch.tensor([0]))], [0])
