@@ -757,11 +757,6 @@ pushed = push_to_hub("student", "you/student", dry_run=True)
 assert isinstance(pushed, Pushed)
 print(pushed.files)
 
-# %% profile_reference
-from remos_hf import profile_reference
-
-reference = profile_reference(teacher, dataloader)
-
 # %% weight_scores
 from remos_hf import profile_reference, weight_scores
 

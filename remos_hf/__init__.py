@@ -30,7 +30,6 @@ _HOMES = {
     "applications.mean_inputs": ("MeanInputs", "profile_mean_inputs"),
     "applications.protection": ("HiddenWeights", "hide_weights", "relearn"),
     "applications.weight_ranking": ("highest_scoring", "weight_scores"),
-    "profiling.reference": ("profile_reference",),
     "auditing.audit": ("Audit",),
     "auditing.collected": ("report_of",),
     "auditing.run": ("run_audit",),
