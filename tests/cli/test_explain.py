@@ -125,7 +125,7 @@ class TestRefusals:
     def test_a_class_that_does_not_exist(self, refused, reader):
         told = refused(reader, TEXT, "--label", "god")
         assert "--label is one of bad, good, or its number, 0 to 1, but got god" in told
-        assert "Did you mean good?" in told
+        assert "Did you mean 'good'?" in told
         assert "but got 2" in refused(reader, TEXT, "--label", 2)
 
     def test_adapters_that_are_not_merged(self, refused, reader, tmp_path):
