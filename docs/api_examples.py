@@ -842,6 +842,41 @@ relearn(
     optimizer=lambda model: torch.optim.AdamW(model.parameters(), 1e-4),
     epochs=1,
     collate_fn=DataCollatorWithPadding(tokenizer),
+# %% effective_path
+from remos_hf import effective_path
+
+path_of_one = effective_path(teacher, [next(iter(dataloader))])
+print(path_of_one.share_in_slice)
+
+# %% InputFeatures, Observed, last_layers
+from remos_hf import InputFeatures, Observed, last_layers
+
+features = InputFeatures("slice", last_layers(teacher, next(iter(dataloader))), usual)
+seen = features.of(teacher, dataloader)
+assert isinstance(seen, Observed)
+
+# %% InputDetector
+from remos_hf import InputDetector
+
+half = len(seen) // 2
+detector = InputDetector.fit(seen[:half], seen[half:])  # clean inputs, and attacked ones
+flagged = detector.flags(seen)
+
+# %% Detection, detection_of
+from remos_hf import Detection, detection_of
+
+detection = detection_of(detector.scores(seen[:half]), detector.scores(seen[half:]))
+assert isinstance(detection, Detection)
+print(detection.recall, detection.false_alarms, detection.auroc)
+
+# %% attack_images
+from remos_hf import ImageInput, attack_images, image_classifier
+
+attacked = attack_images(
+    image_classifier("test_resnet", num_labels=2, pretrained=False),
+    ImageInput((32, 32)),
+    torch.rand(2, 3, 32, 32),
+    "pgd_8",
 )
 
 # %% RemosError

@@ -1,1 +1,1 @@
-"""What slices by contributions are good for: pruning to some classes, and hiding the weights that matter."""
+"""What slices by contributions are good for: telling attacked inputs, pruning to some classes, hiding weights."""

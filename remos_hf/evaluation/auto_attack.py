@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import nn
 
-from remos_hf.adapters.images import ImageInput
-from remos_hf.defects.adversarial_images import logits_of
 from remos_hf.evaluation.image_task import ImageTask
 from remos_hf.evaluation.measures import Rate, accuracy
+from remos_hf.evaluation.toolbox import estimator_of, toolbox
 from remos_hf.perturbation import frozen
 from remos_hf.randomness import own_randomness
 
@@ -22,15 +21,6 @@ if TYPE_CHECKING:
 
 # Of the published four: no maintained package that can be installed holds these.
 LEFT_OUT = ("APGD-T (targeted DLR)", "FAB-T")
-
-
-class _FromPixels(nn.Module):
-    def __init__(self, model: nn.Module, images: ImageInput) -> None:
-        super().__init__()
-        self.model, self.images = model, images
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return logits_of(self.model, self.images, pixels)
 
 
 def auto_attack_robustness(
@@ -72,20 +62,12 @@ def auto_attack_robustness(
     """
     if not 0 < eps <= 1:
         raise ValueError(f"eps is {eps}, but pixels go from 0 to 1: 8/255 is meant as 8 of 255 levels.")
-    art = _toolbox()
-    device = next(model.parameters()).device
+    art = toolbox()
     batches = [batch["pixel_values"] for _, batch in task.batches(dataset)]
     pixels = task.images.denormalised(torch.cat(batches)).clamp(0, 1).numpy().astype(np.float32)
     references = np.array(dataset[task.label_column])
     with frozen(model), own_randomness(seed):
-        estimator = art.estimators.classification.PyTorchClassifier(
-            _FromPixels(model, task.images).eval(),
-            loss=nn.CrossEntropyLoss(),
-            input_shape=pixels.shape[1:],
-            nb_classes=_labels(model, task, pixels, device),
-            clip_values=(0.0, 1.0),
-            device_type="cpu" if device.type == "cpu" else "gpu",
-        )
+        estimator = estimator_of(model, task.images, pixels)
         clean = _predicted(estimator, pixels, task.batch_size)
         standing, left = np.flatnonzero(clean == references), {}
         for name, attack in _attacks(art, estimator, eps, steps, queries, task.batch_size).items():
@@ -108,17 +90,6 @@ def auto_attack_robustness(
     }
 
 
-def _toolbox() -> ModuleType:
-    try:
-        import art.attacks.evasion
-        import art.estimators.classification
-    except ImportError as error:
-        raise ImportError(
-            "AutoAttack's parts come from adversarial-robustness-toolbox: pip install 'remos_hf[robustness]'."
-        ) from error
-    return art
-
-
 def _attacks(
     art: ModuleType, estimator: "PyTorchClassifier", eps: float, steps: int, queries: int, batch_size: int
 ) -> dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]:
@@ -138,8 +109,3 @@ def _attacks(
 
 def _predicted(estimator: "PyTorchClassifier", pixels: np.ndarray, batch_size: int) -> np.ndarray:
     return estimator.predict(pixels, batch_size=batch_size).argmax(1)
-
-
-def _labels(model: nn.Module, task: ImageTask, pixels: np.ndarray, device: torch.device) -> int:
-    with torch.no_grad():
-        return _FromPixels(model, task.images)(torch.from_numpy(pixels[:1]).to(device)).shape[1]

@@ -1,4 +1,4 @@
-"""EffectivePath: the largest positive effects that make up most of a sum; NNSlicer compares itself with it."""
+"""EffectivePath, which NNSlicer compares itself with: the largest positive effects that make up most of a sum."""
 
 from collections.abc import Collection, Iterable
 

@@ -21,6 +21,10 @@ def test_the_fewest_of_the_largest_that_reach_the_share(effects, theta):
     assert bool(kept) == (max(effects) > 0)
 
 
+def test_what_just_reaches_the_share_is_enough():
+    assert largest_positive(torch.tensor([[3.0, 1.0, 2.0]]), 0.5).tolist() == [[1.0, 0.0, 0.0]]
+
+
 def test_a_path_is_counted_and_never_negative():
     model, (batch, *_) = tiny.mlp().eval(), [torch.randn(6, 5, generator=torch.Generator().manual_seed(0))]
     found = effective_path(model, [batch], each_sample=["4.weight"])
