@@ -842,6 +842,8 @@ relearn(
     optimizer=lambda model: torch.optim.AdamW(model.parameters(), 1e-4),
     epochs=1,
     collate_fn=DataCollatorWithPadding(tokenizer),
+)
+
 # %% effective_path
 from remos_hf import effective_path
 

@@ -25,7 +25,6 @@ ROOMS = {
     "profiling": "What the student's data uses",
     "slicing": "What the student keeps",
     "scanning": "Scan a student",
-    "applications": "Use a slice",
     "defects": "Defects",
     "evaluation": "Measure",
     "auditing": "Whole audits",
