@@ -853,7 +853,7 @@ print(path_of_one.share_in_slice)
 # %% InputFeatures, Observed, last_layers
 from remos_hf import InputFeatures, Observed, last_layers
 
-features = InputFeatures("slice", last_layers(teacher, next(iter(dataloader))), usual)
+features = InputFeatures("slice", last_layers(teacher, next(iter(dataloader))), reference)
 seen = features.of(teacher, dataloader)
 assert isinstance(seen, Observed)
 
