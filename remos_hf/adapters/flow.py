@@ -10,6 +10,9 @@ from torch import Tensor
 from remos_hf.adapters.flow_layouts import Layout
 from remos_hf.layers import Layer
 
+# What gives the same values in another dtype or on another device.
+CASTS = ("to", "float", "half", "bfloat16", "double", "type_as")
+
 
 @dataclass(frozen=True)
 class Held:
@@ -32,6 +35,7 @@ class Operation:
         output: Number of the value that it makes.
         layer: The layer whose weight it multiplies with.
         piece: Which of several tensors that the function returns is the output; None if it returns one.
+        in_place: Whether the function writes over what it reads.
     """
 
     name: str
@@ -43,9 +47,12 @@ class Operation:
     output: int
     layer: Layer | None = None
     piece: int | None = None
+    in_place: bool = False
 
     def run(self, values: Mapping[int, Tensor]) -> Tensor:
-        """Give what the operation makes of other values."""
+        """Give what the operation makes of other values, which stay as they are."""
+        if self.in_place:
+            values = {number: values[number].clone() for number in self.inputs}
         made = self.function(*filled(self.args, values), **filled(dict(self.kwargs), values))
         return made if self.piece is None else made[self.piece]
 

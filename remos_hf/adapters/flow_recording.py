@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from remos_hf.activations import watch_calls, watch_functions
 from remos_hf.adapters.base import Adapter, inputs_of
-from remos_hf.adapters.flow import Flow, Held, Operation, changed_in, filled, total_axes
+from remos_hf.adapters.flow import CASTS, Flow, Held, Operation, changed_in, filled, total_axes
 from remos_hf.adapters.flow_layouts import Layout, axis, broadcast, factors_of, layout_of_input, layout_of_view, resized
 from remos_hf.adapters.sequences import LABEL_KEYS
 from remos_hf.adapters.sequences import Sequence as RealPositions
@@ -50,16 +50,17 @@ _RULES = {
         "view", "reshape", "flatten", "unflatten", "transpose", "permute", "movedim", "swapaxes", "squeeze",
         "unsqueeze", "getitem", "expand", "expand_as", "view_as", "chunk", "split", "unbind", "narrow", "select", "t",
         "T", "mT", "cat", "concat", "stack", "pad", "flip", "roll", "repeat", "repeat_interleave", "masked_fill",
-        "where", "index_select", "tensor_split", "contiguous", "clone", "to", "float", "half", "bfloat16", "double",
-        "type_as",
+        "where", "index_select", "tensor_split", "contiguous", "clone", *CASTS,
     ),
 }  # fmt: skip
 _RULE_OF = {name: rule for rule, names in _RULES.items() for name in names}
 _SAME_AXES = (
     "cat", "concat", "pad", "flip", "roll", "masked_fill", "where", "repeat", "repeat_interleave", "index_select",
-    "contiguous", "clone", "to", "float", "half", "bfloat16", "double", "type_as",
+    "contiguous", "clone", *CASTS,
 )  # fmt: skip
-_IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv"})
+# What tokens are given as. Whole numbers of other kinds are pixels that were not converted.
+_IDS = frozenset({torch.int64, torch.int32, torch.bool})
+_IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv", "setitem"})
 
 
 def flow_of(model: nn.Module, batch: Any, *, graph: bool = False) -> Flow:  # noqa: ANN401 - any batch
@@ -71,7 +72,7 @@ def flow_of(model: nn.Module, batch: Any, *, graph: bool = False) -> Flow:  # no
         graph: Whether values keep their graph, for gradients of the logits.
 
     Raises:
-        ValueError: The model is in training mode, or the batch is not of its dtype.
+        ValueError: The model is in training mode, or the batch holds no sample or is not of its dtype.
         UnsupportedModelError: An adapter is inside the model, it gives no logits, or it runs an operation that is not
             known here, or on a weight that is none of its plain parameters.
     """
@@ -92,7 +93,7 @@ def recording(adapter: Adapter, batch: Any) -> Iterator["Recorder"]:  # noqa: AN
         The recorder, which gives the flow after the block.
 
     Raises:
-        ValueError: The batch is not of the model's dtype.
+        ValueError: The batch holds no sample, or is not of the model's dtype.
         UnsupportedModelError: An adapter is inside the model.
     """
     model = adapter.model
@@ -129,8 +130,10 @@ class Recorder:
         self._parameters = {id(one): name for name, one in self.model.named_parameters()}
         inputs = _inputs(batch)
         self.num_samples = len(next(iter(inputs.values())))
+        if not self.num_samples:
+            raise ValueError("A batch holds no sample, so nothing flows. Leave it out.")
         for key, tensor in inputs.items():
-            if tensor.is_floating_point():
+            if tensor.dtype not in _IDS:
                 _check_dtype(tensor, self.model)
                 self._given[self._add(tensor, layout_of_input(tensor.shape))] = key
         self._real = _real(adapter.sequences(batch))
@@ -165,10 +168,14 @@ class Recorder:
             return function(*args, **kwargs)
         held = {key: number for key, number in self._numbers.items() if number in found}
         kept = _held(args, held), _held(kwargs, held)
-        if _is_in_place(function, args, kwargs):
+        in_place = _is_in_place(function, args, kwargs)
+        if in_place:
             self._save_before(args[0])
         made = function(*args, **kwargs)
-        operation = self._ruled(Operation(name, self._rules.get(name, ""), function, *kept, tuple(found), -1))
+        rule = self._rules.get(name, "")
+        operation = self._ruled(Operation(name, rule, function, *kept, tuple(found), -1, in_place=in_place))
+        if in_place:
+            self._note_written(operation, args[0], made)
         if operation.layer is not None and torch.is_grad_enabled():
             # What is written over the copy leaves the value whose gradient will be asked for as it is.
             self._note(operation, made)
@@ -191,6 +198,13 @@ class Recorder:
                     stale = self._add(value, self._layouts[other])
                     name = "a view of what was overwritten in place"
                     self._operations.append(Operation(name, "", torch.clone, (), {}, (), stale))
+
+    def _note_written(self, operation: Operation, target: Tensor, made: Any) -> None:  # noqa: ANN401 - as it returned
+        """Note what holds the result beside what the function returned: else a way to the logits would go unseen."""
+        written = [] if made is target else [target]  # an assignment to a part returns nothing
+        written += [] if target._base is None or id(target._base) in self._numbers else [target._base]
+        for tensor in written:
+            self._note(replace(operation, rule=""), tensor)
 
     def _note(self, operation: Operation, made: Tensor) -> None:
         layout = _layout(operation, self._values, self._layouts, made) if operation.rule else None
@@ -370,7 +384,6 @@ def _layout(
 ) -> Layout | None:
     """Give the layout of what an operation made; None if it cannot be told."""
     first = layouts[operation.inputs[0]]
-    shape = values[operation.inputs[0]].shape
     if operation.layer is not None:
         return _layout_of_weighted(first, operation.layer, made)
     if operation.rule == "total":
@@ -381,7 +394,8 @@ def _layout(
         lead = (resized(entry, size) for entry, size in zip(first[:-2], made.shape[:-2], strict=True))
         return (*lead, axis("p", made.shape[-2]), first[-1])
     if operation.rule == "moved":
-        return _layout_of_moved(operation, first, shape, made)
+        shapes = {number: values[number].shape for number in operation.inputs}
+        return _layout_of_moved(operation, first, shapes, made)
     return broadcast([layouts[number] for number in operation.inputs], made.shape)
 
 
@@ -398,7 +412,9 @@ def _layout_of_total(operation: Operation, first: Layout, made: Tensor) -> Layou
     return tuple(entry for place, entry in enumerate(first) if place not in gone)
 
 
-def _layout_of_moved(operation: Operation, first: Layout, shape: Sequence[int], made: Tensor) -> Layout | None:
+def _layout_of_moved(
+    operation: Operation, first: Layout, shapes: Mapping[int, Sequence[int]], made: Tensor
+) -> Layout | None:
     if operation.name in _SAME_AXES and len(first) == made.dim():
         return tuple(resized(entry, size) for entry, size in zip(first, made.shape, strict=True))
     if _picks(operation):  # one row of each sample, as the last token of each text
@@ -406,7 +422,10 @@ def _layout_of_moved(operation: Operation, first: Layout, shape: Sequence[int], 
         return (first[0], *first[len(first) - made.dim() + 1 :]) if fits and made.dim() < len(first) else None
     if operation.name in (*_SAME_AXES, "stack"):
         return None
-    return layout_of_view(first, shape, lambda given: operation.run({operation.inputs[0]: given}))
+    number = operation.inputs[0]
+    # Beside what is moved, it may read a tensor whose shape it takes.
+    others = {one: torch.empty(tuple(shape), device="meta") for one, shape in shapes.items() if one != number}
+    return layout_of_view(first, shapes[number], lambda given: operation.run({number: given, **others}))
 
 
 def _picks(operation: Operation) -> bool:

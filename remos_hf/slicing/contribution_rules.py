@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from remos_hf.adapters.flow import Flow, Operation, total_axes
+from remos_hf.adapters.flow import CASTS, Flow, Operation, total_axes
 from remos_hf.adapters.flow_layouts import factors_of
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.layers import Layer
@@ -137,16 +137,17 @@ def _folded(rows: Tensor, maps: Tensor, operation: Operation, layer: Layer) -> T
 def _same(operation: Operation, contrib: Tensor, analysis: Analysis) -> Parts:
     """Hand CONTRIB down where each output is one input, shifted or scaled by constants that have no sign."""
     number = operation.inputs[0]
-    yield number, contrib.sum_to_size(analysis.flow.values[number].shape)
+    yield number, contrib.sum_to_size(analysis.flow.values[number].shape).int()
 
 
 def _add(operation: Operation, contrib: Tensor, analysis: Analysis) -> Parts:
     if len(operation.inputs) == 1:
         yield from _same(operation, contrib, analysis)
         return
-    first, second = operation.inputs
+    first, second = (analysis.deviation(number) for number in operation.inputs)
     scale = operation.kwargs.get("alpha", 1) * (-1 if "sub" in operation.name else 1)
-    yield from _of_two(operation, contrib, analysis, analysis.deviation(first), scale * analysis.deviation(second))
+    first, second = (scale * first, second) if operation.name == "rsub" else (first, scale * second)
+    yield from _of_two(operation, contrib, analysis, first, second)
 
 
 def _multiply(operation: Operation, contrib: Tensor, analysis: Analysis) -> Parts:
@@ -166,7 +167,7 @@ def _of_two(operation: Operation, contrib: Tensor, analysis: Analysis, left: Ten
     effects = torch.stack([left.expand(contrib.shape), right.expand(contrib.shape)], -1).flatten(0, -2)
     signs = analysis.keep(effects, analysis.theta).int() * contrib.sign().flatten()[:, None]
     for number, one in zip(operation.inputs, signs.unbind(1), strict=True):
-        yield number, one.view(contrib.shape).sum_to_size(analysis.flow.values[number].shape)
+        yield number, one.view(contrib.shape).sum_to_size(analysis.flow.values[number].shape).int()
 
 
 def _relu(operation: Operation, contrib: Tensor, analysis: Analysis) -> Parts:
@@ -279,11 +280,15 @@ def _attention(operation: Operation, contrib: Tensor, analysis: Analysis) -> Par
 def _moved(operation: Operation, contrib: Tensor, analysis: Analysis) -> Parts:
     """Hand CONTRIB back to where each output was copied from."""
     numbers = list(dict.fromkeys(operation.inputs))
+    if operation.name in CASTS:  # not by a gradient, which would be rounded to the other dtype
+        yield numbers[0], contrib.to(analysis.flow.values[numbers[0]].device)
+        return
     with torch.enable_grad():
         given = {one: analysis.flow.values[one].detach().double().requires_grad_() for one in numbers}
-        found = torch.autograd.grad(operation.run(given), list(given.values()), contrib.double())
+        found = torch.autograd.grad(operation.run(given), list(given.values()), contrib.double(), allow_unused=True)
     for number, one in zip(numbers, found, strict=True):
-        yield number, one.int()
+        if one is not None:  # its shape or dtype alone was looked at
+            yield number, one.int()
 
 
 RULES: Mapping[str, Callable[[Operation, Tensor, Analysis], Parts]] = {

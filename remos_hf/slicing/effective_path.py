@@ -29,7 +29,8 @@ def effective_path(
         only: Likewise.
 
     Returns:
-        How many times each weight lies on a path, at least 0: once for every position that it is used at.
+        How many times each weight lies on a path, once for every position that it is used at; at least 0, unless a
+        curve falls, as a square does: through it a path counts as -1.
 
     Source:
         Qiu et al., CVPR 2019, "Adversarial Defense Through Network Profiling Based Path Extraction".

@@ -5,6 +5,8 @@ from torch.nn import functional
 
 from remos_hf.adapters.flow_recording import flow_of
 from remos_hf.errors import UnsupportedModelError
+from remos_hf.profiling.reference import profile_reference
+from remos_hf.slicing.contributions import contributions
 from tests import tiny
 
 
@@ -63,6 +65,27 @@ class TestWhatRan:
         assert bool((flow.values[1] < 0).any()) and not bool((flow.values[2] < 0).any())
         assert torch.equal(flow.values[3], 2 * flow.values[2])
 
+    def test_an_operation_that_writes_in_place_can_run_on_other_values_which_stay(self):
+        flow = flow_of(Net(lambda one: functional.silu(one, inplace=True)), given())
+        (operation,) = (one for one in flow.operations if one.name == "silu")
+        values = {number: one.clone() for number, one in flow.values.items()}
+        assert torch.allclose(operation.run(values), values[operation.output])
+        assert all(torch.equal(one, flow.values[number]) for number, one in values.items())
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            lambda one: one.unflatten(1, (2, 3)).view_as(one),
+            lambda one: one.mean(1, keepdim=True).expand_as(one),
+            lambda one: (2 * one).type_as(one),
+            lambda one: (2 * one).to(one),
+        ],
+    )
+    def test_a_tensor_whose_shape_or_dtype_alone_is_taken_hands_nothing_down(self, body):
+        model = Net(body)
+        found = contributions(model, [given()], profile_reference(model, [given()]))
+        assert bool(found.weights["first.weight"].any())
+
     def test_nothing_of_it_stays_in_the_model(self):
         model = tiny.gpt2()
         flow_of(model, tiny.text_batches()[0])
@@ -97,6 +120,33 @@ class TestRefusals:
 
         with pytest.raises(UnsupportedModelError, match="overwritten in place"):
             flow_of(Net(body), given())
+
+    @pytest.mark.parametrize(
+        "write",
+        [
+            lambda one, into: into.__setitem__(slice(None), one),
+            lambda one, into: into[:, :6].__setitem__(slice(None), one),
+            lambda one, into: into[:, :6].add_(one),
+            lambda one, into: one.__setitem__((slice(None), 0), into[:, 0]),
+        ],
+        ids=["whole", "part", "view", "flowing"],
+    )
+    def test_what_flows_into_a_part_of_a_tensor_is_not_missed(self, write):
+        def body(one):
+            into, kept = torch.zeros(4, 6), one * 1
+            write(kept, into)
+            return kept + into
+
+        with pytest.raises(UnsupportedModelError, match=r"'(setitem|add)'"):
+            flow_of(Net(body), given())
+
+    def test_a_batch_of_no_sample_is_refused(self):
+        with pytest.raises(ValueError, match="holds no sample"):
+            flow_of(tiny.ConvNet().eval(), torch.zeros(0, 3, 8, 8))
+
+    def test_pixels_that_were_not_converted_are_refused(self):
+        with pytest.raises(ValueError, match=r"torch\.uint8, but the model is torch\.float32"):
+            flow_of(tiny.ConvNet().eval(), torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
 
     def test_training_mode_is_refused(self):
         with pytest.raises(ValueError, match=r"training mode.*model\.eval"):

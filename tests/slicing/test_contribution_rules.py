@@ -11,6 +11,8 @@ from remos_hf.slicing.contributions_kept import kept_signs
 from tests import tiny
 from tests.adapters.test_flow_recording import Net, given
 
+ZERO = Reference()
+
 
 def parts(model, batch, rule, contrib=None, theta=0.0, reference=None):
     """CONTRIB that the first operation of a rule hands down, if every output has 1, and what it looked at."""
@@ -80,6 +82,37 @@ class TestRules:
         found, operation, _ = parts(Net(lambda one: one - 2 * one), given(), "add")
         whole, doubled = operation.inputs
         assert bool((found[whole] == -1).all()) and bool((found[doubled] == 1).all())
+
+    def test_a_factor_of_what_is_subtracted_from_is_its_own(self):
+        def body(one):
+            return torch.rsub(one, 2 * one, alpha=4)  # 2 one - 4 one
+
+        found, operation, _ = parts(Net(body), given(), "add")
+        whole, doubled = operation.inputs
+        assert bool((found[whole] == 1).all()) and bool((found[doubled] == -1).all())
+
+    @pytest.mark.parametrize("act", [nn.SiLU, nn.ReLU6, nn.Hardswish, nn.ELU], ids=lambda one: one.__name__)
+    def test_a_curve_in_place_is_the_same_curve(self, act):
+        found, other = (parts(Net(act(inplace=inplace)), given(), "curve")[0] for inplace in (False, True))
+        assert torch.equal(found[1], other[1])
+
+    def test_what_moves_in_place_hands_down_too(self):
+        found, operation, analysis = parts(Net(lambda one: (1 * one).masked_fill_(one > 0, 0.0)), given(), "moved")
+        assert torch.equal(found[operation.inputs[0]], (analysis.value(operation.inputs[0]) <= 0).int())
+
+    def test_a_gate_of_a_whole_channel_adds_up_what_its_positions_hand_down(self):
+        contrib = torch.ones(4, 6, 3, dtype=torch.int32)
+        body = lambda one: one[..., None].expand(-1, -1, 3) * one.mean(1, keepdim=True)[..., None]  # noqa: E731
+        found, operation, _ = parts(Net(lambda one: body(one).sum(2)), given(), "multiply", contrib, reference=ZERO)
+        whole, gate = operation.inputs
+        assert found[gate].shape == (4, 1, 1) and found[gate].dtype == found[whole].dtype == torch.int32
+        assert bool((found[gate] == 18).all())
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_another_dtype_rounds_no_contribution(self, dtype):
+        contrib = 2049 * torch.ones(4, 6, dtype=torch.int32)
+        found, operation, _ = parts(Net(lambda one: one.to(dtype).float()), given(), "moved", contrib)
+        assert operation.name == "to" and torch.equal(found[operation.inputs[0]], contrib)
 
     def test_a_factor_of_zero_hands_nothing_down(self):
         mask = torch.tensor([1.0, 0, 1, -1, 0, 1])
