@@ -65,8 +65,11 @@ def count_samples(batch: Any) -> int:  # noqa: ANN401 - any batch
             f"The tensors of a batch disagree on how many samples it holds: {shapes}. Give each sample one row in "
             "every tensor (as many images as texts), or batches of one sample."
         )
-    if main is not None and not tensors[main].numel():
-        raise ValueError(f"'{main}' has the shape {tuple(tensors[main].shape)}: no sample of the batch holds anything.")
+    first = main or next(iter(tensors))
+    if not samples or (main is not None and not tensors[main].numel()):
+        raise ValueError(
+            f"'{first}' has the shape {tuple(tensors[first].shape)}: no sample of the batch holds anything."
+        )
     return samples
 
 

@@ -33,6 +33,11 @@ def test_tensors_that_disagree_on_the_samples_are_refused(batch):
         count_samples(batch)
 
 
+def test_a_batch_of_no_sample_is_refused_by_its_shape():
+    with pytest.raises(ValueError, match=r"has the shape \(0, 3\)"):
+        count_samples(torch.ones(0, 3))
+
+
 def test_a_batch_of_empty_texts_is_refused_by_its_shape():
     with pytest.raises(ValueError, match=r"'input_ids' has the shape \(3, 0\)"):
         count_samples({"input_ids": torch.ones(3, 0, dtype=torch.long)})
