@@ -200,6 +200,26 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(with_gradient)
 
 
+@contextmanager
+def unfrozen(model: nn.Module) -> Iterator[None]:
+    """Let every parameter take part in gradients, as far as it can have any.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing. Every parameter's `requires_grad` is put back, whether the block returned or raised.
+    """
+    still = [one for one in model.parameters() if one.is_floating_point() and not one.requires_grad]
+    for parameter in still:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in still:
+            parameter.requires_grad_(False)
+
+
 def _values_and_gradient(objective: Objective, point: Tensor) -> tuple[Tensor, Tensor]:
     point = point.detach().requires_grad_(True)
     values = _one_a_sample(objective(point), point)

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import CorruptFileError, LayerMismatchError
+from remos_hf.perturbation import unfrozen
 from remos_hf.profiling.sidecar_file import file_in, read_tensors, write_tensors
 from remos_hf.slicing.ordinal import pack, unpack
 from remos_hf.slicing.relevant_slice import RelevantSlice
@@ -135,7 +136,8 @@ def relearn(
 ) -> Fitted:
     """Attack a model of which weights are hidden: learn them anew, in place, from labelled samples.
 
-    Every parameter trains, wherever it lies: hidden or not, convolutions, shortcuts, norms and head.
+    Every parameter trains, wherever it lies: hidden or not, convolutions, shortcuts, norms and head. Those that were
+    frozen are frozen again afterwards.
 
     Args:
         model: What was given away.
@@ -151,5 +153,5 @@ def relearn(
         Differs: its code trains parameters with "conv" in their name alone though others are hidden too, and takes the
         log-softmax of a softmax.
     """
-    model.requires_grad_(True)
-    return fit(model, train_dataset, optimizer=optimizer, strategy=Finetune(), **options)
+    with unfrozen(model):
+        return fit(model, train_dataset, optimizer=optimizer, strategy=Finetune(), **options)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from remos_hf.adapters.flow import Flow, Operation
 from remos_hf.adapters.flow_recording import flow_of, on_device_of
-from remos_hf.errors import CorruptFileError, LayerMismatchError
+from remos_hf.errors import CorruptFileError, LayerMismatchError, NonFiniteError
 from remos_hf.layers import Layer
 from remos_hf.profiling.batches import unpacked
 from remos_hf.profiling.reference import Reference
@@ -55,11 +55,11 @@ class Contributions:
 
     def __add__(self, other: "Contributions") -> "Contributions":
         """Give the contributions to what is said of both sets of samples."""
-        mine, others = ((one.theta, one.reference, len(one.weights)) for one in (self, other))
+        mine, others = ((one.theta, one.reference, len(one.weights), sorted(one.each_sample)) for one in (self, other))
         if mine != others or self.weights.keys() != other.weights.keys():
             raise LayerMismatchError(
                 "Contributions add if they are of one model and were taken alike, but these have (theta, reference, "
-                f"layers) {mine} and {others}."
+                f"layers, each_sample) {mine} and {others}."
             )
         sums = [
             {name: one + there[name] for name, one in here.items()}
@@ -135,6 +135,7 @@ def contributions(
     Raises:
         ValueError: theta is out of range, an output does not exist, the model is in training mode, samples are not of
             its dtype, there is no sample, or the reference is of another model or lacks a class.
+        NonFiniteError: A logit that is asked about is NaN or infinite.
         LayerMismatchError: `each_sample` or `only` names a parameter that did not run, or `only` leaves out one of
             `each_sample`.
         UnsupportedModelError: As `flow_of`.
@@ -194,9 +195,19 @@ def seeds_of(flow: Flow, outputs: Outputs, batch: Any) -> Tensor:  # noqa: ANN40
 
     Raises:
         ValueError: One does not exist, or it is not said which position is asked about.
+        NonFiniteError: The logit that is asked about is NaN or infinite.
     """
     logits = flow.logits
     outputs = outputs(batch) if callable(outputs) else outputs
+    if (
+        outputs is not None
+        and not isinstance(outputs, int)
+        and (not isinstance(outputs, Tensor) or outputs.is_floating_point())
+    ):
+        kind = outputs.dtype if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(
+            f"outputs is a label, a tensor of whole numbers, or a function that gives one, but got {kind}."
+        )
     if outputs is None and logits.dim() == 2:
         outputs = logits.argmax(-1)
     elif outputs is None and logits.dim() == 3:
@@ -222,6 +233,11 @@ def seeds_of(flow: Flow, outputs: Outputs, batch: Any) -> Tensor:  # noqa: ANN40
             )
     made = torch.zeros_like(logits, dtype=torch.int32)
     made[(torch.arange(len(logits), device=logits.device), *places.unbind(1))] = 1
+    if not bool(logits[made.bool()].isfinite().all()):
+        raise NonFiniteError(
+            "A logit that is asked about is NaN or infinite, so nothing can be traced. Check the samples and the "
+            "weights, or run the model in float32."
+        )
     return made
 
 

@@ -246,11 +246,10 @@ def _summed(flow: Flow, number: int, contrib: Tensor | None) -> Tensor:
 def _relative_logit(flow: Flow, reference: Reference, start: Tensor) -> float | None:
     """Follow the logits back to the weighted sum that made them, and give what it deviates by."""
     moving, number = [], flow.output
-    while flow.made_by[number].rule == "moved" and len(set(flow.made_by[number].inputs)) == 1:
-        moving.append(flow.made_by[number])
-        number = moving[-1].inputs[0]
-    made = flow.made_by[number]
-    if made.rule != "weighted":
+    while (made := flow.made_by.get(number)) and made.rule == "moved" and len(set(made.inputs)) == 1:
+        moving.append(made)
+        number = made.inputs[0]
+    if made is None or made.rule != "weighted":
         return None
     analysis = Analysis(flow, reference, 0.0, lambda *_: None)
     with torch.no_grad():

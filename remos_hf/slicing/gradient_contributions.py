@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from remos_hf.adapters.flow import Flow, Operation
 from remos_hf.adapters.flow_recording import flow_of, on_device_of
+from remos_hf.perturbation import unfrozen
 from remos_hf.profiling.batches import unpacked
 from remos_hf.profiling.reference import Reference
 from remos_hf.slicing.contribution_rules import patches_of
@@ -31,17 +32,12 @@ def gradient_contributions(
     Returns:
         By parameter name, float32, shape of the weight, on the CPU.
     """
-    frozen = [one for one in model.parameters() if one.is_floating_point() and not one.requires_grad]
     total: dict[str, Tensor] = {}
-    try:
-        for one in frozen:  # put back below: without a parameter that wants one there is no gradient
-            one.requires_grad_(True)
+    # Without a parameter that wants one there is no gradient, nor where the caller has none.
+    with unfrozen(model), torch.inference_mode(False), torch.enable_grad():
         for batch in unpacked(batches):
             for name, effects in _of_batch(model, on_device_of(model, batch), reference, outputs):
                 total[name] = total[name] + effects if name in total else effects
-    finally:
-        for one in frozen:
-            one.requires_grad_(False)
     return total
 
 

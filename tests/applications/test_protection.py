@@ -82,3 +82,14 @@ def test_a_broken_file_is_refused(tmp_path, how):
     write_tensors(tmp_path / HIDDEN_FILE, tensors, "remos_hf.hidden.v1", told)
     with pytest.raises(CorruptFileError):
         HiddenWeights.from_pretrained(tmp_path)
+
+
+def test_what_was_frozen_is_frozen_again_whether_the_attack_ran_or_not():
+    model, _ = setting()
+    model.conv.requires_grad_(False)
+    build = lambda one: torch.optim.SGD(one.parameters(), 0.1)  # noqa: E731
+    relearn(model, [(torch.randn(3, 8, 8), 0)] * 4, optimizer=build, epochs=1, progress=False)
+    with pytest.raises(ValueError, match="no sample"):
+        relearn(model, [], optimizer=build, epochs=1, progress=False)
+    frozen = {name for name, one in model.named_parameters() if not one.requires_grad}
+    assert frozen == {"conv.weight", "conv.bias"}

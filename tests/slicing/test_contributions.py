@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from remos_hf.adapters.flow_recording import flow_of
-from remos_hf.errors import CorruptFileError, LayerMismatchError, UnsupportedModelError
+from remos_hf.errors import CorruptFileError, LayerMismatchError, NonFiniteError, UnsupportedModelError
 from remos_hf.profiling.reference import Reference, profile_reference
 from remos_hf.slicing import contributions as contributions_module
 from remos_hf.slicing.contributions import Contributions, contributions, input_contributions, seeds_of
@@ -171,6 +171,21 @@ class TestRefusals:
         with pytest.raises(ValueError, match="the model has 3 labels, 0 to 2"):
             contributions(tiny.mlp().eval(), [torch.randn(2, 5)], Reference(), outputs=outputs)
 
+    @pytest.mark.parametrize(
+        ("outputs", "told"), [([0, 1], "got list"), (torch.tensor([0.0, 1.0]), "got torch.float32")]
+    )
+    def test_labels_that_are_no_whole_numbers(self, outputs, told):
+        with pytest.raises(ValueError, match=told):
+            contributions(tiny.mlp().eval(), [torch.randn(2, 5)], Reference(), outputs=outputs)
+
+    @pytest.mark.parametrize("traced", [contributions, gradient_contributions])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_what_the_model_cannot_compute(self, traced, value):
+        samples = torch.randn(2, 5)
+        samples[1, 0] = value
+        with pytest.raises(NonFiniteError, match="NaN or infinite"):
+            traced(tiny.mlp().eval(), [samples], Reference())
+
     def test_labels_of_other_samples(self):
         with pytest.raises(ValueError, match=r"a label of each sample, but got the shape \(3,\)"):
             contributions(
@@ -202,6 +217,13 @@ class TestRefusals:
         model, batch = tiny.mlp().eval(), [torch.randn(2, 5)]
         with pytest.raises(LayerMismatchError, match="taken alike"):
             contributions(model, batch, Reference(), theta=0.1) + contributions(model, batch, Reference())
+
+    def test_samples_of_which_only_some_are_held_one_by_one_do_not_add(self):
+        model, batch = tiny.mlp().eval(), [torch.randn(2, 5)]
+        whole, each = (contributions(model, batch, Reference(), each_sample=one) for one in ((), ["0.weight"]))
+        for first, second in ((whole, each), (each, whole)):
+            with pytest.raises(LayerMismatchError, match="taken alike"):
+                first + second
 
 
 def test_no_hook_stays():

@@ -140,6 +140,11 @@ def test_what_was_saved_is_read_again(tmp_path):
             Explanation.load(tmp_path / "explanation.json")
 
 
+def test_logits_that_no_sum_makes_lie_at_no_distance_from_the_reference():
+    found = explain(nn.Flatten().eval(), torch.randn(1, 3), Reference())
+    assert found.relative_logit is None and found.layers == ()
+
+
 class TestRefusals:
     def test_training_mode(self):
         with pytest.raises(ValueError, match=r"training mode.*model\.eval"):

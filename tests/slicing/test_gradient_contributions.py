@@ -35,3 +35,12 @@ def test_frozen_parameters_are_frozen_again_and_texts_work():
     found = gradient_contributions(model, tiny.text_batches(1), Reference())
     assert not any(one.requires_grad for one in model.parameters())
     assert found["transformer.h.0.mlp.c_fc.weight"].shape == (16, 64)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_caller_without_gradients_gets_the_same(mode):
+    model, batch = tiny.mlp().eval(), torch.randn(4, 5)
+    found = gradient_contributions(model, [batch], Reference())
+    with mode():
+        again = gradient_contributions(model, [batch], Reference())
+    assert all(torch.equal(one, again[name]) for name, one in found.items())
