@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from remos_hf.activations import evaluating
+from remos_hf.adapters.flow_recording import on_device_of
 from remos_hf.adapters.sequences import LABEL_KEYS
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import NonFiniteError
@@ -42,19 +42,18 @@ def class_accuracy(model: nn.Module, batches: Iterable, classes: Collection[int]
         classes: The target classes.
 
     Raises:
-        ValueError: There are no classes, one does not exist, or a batch has no labels.
+        ValueError: There are no classes, one does not exist, or a batch has no labels or one that does not exist.
         NonFiniteError: A logit is NaN or infinite.
     """
     targets = torch.tensor(sorted(set(classes)))
     if not len(targets):
         raise ValueError("classes names the target classes, at least one, but got none.")
-    device = next(model.parameters()).device
     adapter = adapter_for(model, ())
     logits, labels = [], []
     with evaluating(model):
         for batch in unpacked(batches):
             labels.append(_labels_of(batch))
-            logits.append(_logits_of(adapter.forward(send_to_device(batch, device))).float().cpu())
+            logits.append(_logits_of(adapter.forward(on_device_of(model, batch))).float().cpu())
     if not logits:
         raise ValueError("There is no sample to measure on.")
     found, right = torch.cat(logits), torch.cat(labels)
@@ -62,6 +61,9 @@ def class_accuracy(model: nn.Module, batches: Iterable, classes: Collection[int]
         raise NonFiniteError("The model gives logits that are NaN or infinite, so it predicts nothing.")
     if int(targets.max()) >= found.shape[1] or int(targets.min()) < 0:
         raise ValueError(f"classes names {targets.tolist()}, but the model has {found.shape[1]} labels.")
+    unknown = right[(right < 0) | (right >= found.shape[1])]
+    if len(unknown):
+        raise ValueError(f"A sample has the label {int(unknown[0])}, but the model has {found.shape[1]} labels.")
     wanted = torch.isin(right, targets)
     hit = found.argmax(1) == right
     hit_among = targets[found[:, targets].argmax(1)] == right

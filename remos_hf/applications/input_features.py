@@ -6,12 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from remos_hf.adapters.flow import Flow
-from remos_hf.adapters.flow_recording import flow_of
-from remos_hf.errors import LayerMismatchError, UnsupportedModelError
+from remos_hf.adapters.flow_recording import flow_of, on_device_of
+from remos_hf.errors import LayerMismatchError, NonFiniteError, UnsupportedModelError
 from remos_hf.profiling.batches import unpacked
 from remos_hf.profiling.reference import Reference
 from remos_hf.slicing.contributions import contributions
@@ -91,10 +90,10 @@ class InputFeatures:
         Raises:
             ValueError: There is no sample, or as `contributions` says.
             LayerMismatchError: A layer did not run on these inputs.
+            NonFiniteError: The model computes NaN or infinity on them.
             UnsupportedModelError: The model gives a label to every position, or as `flow_of` says.
         """
-        device = next(model.parameters()).device
-        found = [self._of_batch(model, send_to_device(batch, device)) for batch in unpacked(batches)]
+        found = [self._of_batch(model, on_device_of(model, batch)) for batch in unpacked(batches)]
         if not found:
             raise ValueError("There is no input to look at. Pass batches of samples.")
         parts = zip(*((one.features, one.predicted) for one in found), strict=True)
@@ -111,9 +110,9 @@ class InputFeatures:
             features = np.concatenate([_small(one.flatten(1)) for one in self._traced(model, batch, predicted)], 1)
         elif self.kind == "feature_map":
             made = self._made(flow)
-            features = torch.cat([made[name].flatten(1) for name in self.layers], 1).float().cpu().numpy()
+            features = _finite(torch.cat([made[name].flatten(1) for name in self.layers], 1))
         else:
-            features = flow.logits.float().cpu().numpy()
+            features = _finite(flow.logits)
         return Observed(features, predicted.cpu().numpy())
 
     def _traced(self, model: nn.Module, batch: Any, predicted: Tensor) -> list[Tensor]:  # noqa: ANN401 - any batch
@@ -157,6 +156,15 @@ def last_layers(model: nn.Module, batch: Any, count: int = 1) -> tuple[str, ...]
     if not 1 <= count <= len(names):
         raise ValueError(f"Before the layer that makes the logits run {len(names)} layers, but {count} are asked for.")
     return tuple(names[:count])
+
+
+def _finite(values: Tensor) -> np.ndarray:
+    if not bool(values.isfinite().all()):
+        raise NonFiniteError(
+            "The model computes NaN or infinity on these inputs, so nothing can be told by them. Check the inputs, or "
+            "run the model in float32."
+        )
+    return values.float().cpu().numpy()
 
 
 def _small(counts: Tensor) -> np.ndarray:

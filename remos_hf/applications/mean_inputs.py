@@ -5,15 +5,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from remos_hf.activations import watch
 from remos_hf.adapters.flow import Flow, Operation
 from remos_hf.adapters.flow_layouts import factors_of
-from remos_hf.adapters.flow_recording import flow_of
+from remos_hf.adapters.flow_recording import flow_of, on_device_of
 from remos_hf.adapters.transformers_models import adapter_for
-from remos_hf.errors import LayerMismatchError, UnsupportedModelError
+from remos_hf.errors import LayerMismatchError, NonFiniteError, UnsupportedModelError
 from remos_hf.layers import Layer
 from remos_hf.profiling.batches import unpacked
 from remos_hf.slicing.contribution_rules import patches_of
@@ -29,7 +28,8 @@ class MeanInputs:
     Attributes:
         columns: By parameter name, over samples and real positions, the padding of a convolution included. Float64,
             shape (groups, columns) as `Layer.by_output` lays a weight out.
-        norms: Name of the BatchNorm's running mean by name of the parameter whose outputs it alone reads.
+        norms: Name of the BatchNorm's running mean by name of the parameter whose outputs it alone reads, and which
+            reads no other outputs.
         num_samples: Samples that these are means of.
     """
 
@@ -47,15 +47,15 @@ def profile_mean_inputs(model: nn.Module, batches: Iterable) -> MeanInputs:
 
     Raises:
         ValueError: There is no sample, or as `flow_of`.
+        NonFiniteError: A layer reads NaN or infinity at a real position.
         UnsupportedModelError: Padding or samples cannot be told in what a layer reads; or as `flow_of`.
     """
-    device = next(model.parameters()).device
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     norms: dict[str, str] = {}
     num_samples = 0
     for batch in unpacked(batches):
-        flow, beside = _flow_and_beside(model, send_to_device(batch, device))
+        flow, beside = _flow_and_beside(model, on_device_of(model, batch))
         num_samples += flow.num_samples
         norms.update(_norms_of(flow, model))
         followed = [(one.layer, _column_sums(flow, one, one.layer)) for one in flow.operations if one.layer is not None]
@@ -69,6 +69,12 @@ def profile_mean_inputs(model: nn.Module, batches: Iterable) -> MeanInputs:
             counts[name] = counts.get(name, 0) + count
     if not num_samples:
         raise ValueError("There is no sample to take means of. Pass batches of the samples that stay.")
+    for name, one in sums.items():
+        if not bool(one.isfinite().all()):
+            raise NonFiniteError(
+                f"What '{name}' reads held NaN or infinity on this data, so it has no mean. Check the data, or run the "
+                "model in float32."
+            )
     return MeanInputs({name: (one / counts[name]).cpu() for name, one in sums.items()}, norms, num_samples)
 
 
@@ -113,16 +119,25 @@ def _row_sums(flow: Flow, given: Tensor, layer: Layer) -> tuple[Tensor, int]:
 
 
 def _norms_of(flow: Flow, model: nn.Module) -> dict[str, str]:
-    """Find the BatchNorms that alone read what a layer makes."""
+    """Find the BatchNorms that alone read what a layer makes, each time that it runs, and nothing else."""
     buffers = {id(one): name for name, one in model.named_buffers()}
-    found = {}
+    read: dict[str, list[str | None]] = {}
+    uses = [_norm_in(one, buffers) for one in flow.operations]
     for operation in flow.operations:
-        readers = [one for one in flow.operations if operation.output in one.inputs]
-        if operation.layer is not None and len(readers) == 1 and readers[0].name == "batch_norm":
-            name = buffers.get(id(readers[0].argument(1, "running_mean")))
-            if name is not None:
-                found[operation.layer.parameter_name] = name
-    return found
+        if operation.layer is not None:
+            readers = [one for one in flow.operations if operation.output in one.inputs]
+            norm = _norm_in(readers[0], buffers) if len(readers) == 1 else None
+            read.setdefault(operation.layer.parameter_name, []).append(norm)
+    return {
+        name: norms[0]
+        for name, norms in read.items()
+        if norms[0] is not None and norms == norms[:1] * uses.count(norms[0])
+    }
+
+
+def _norm_in(operation: Operation, buffers: Mapping[int, str]) -> str | None:
+    """Name the running mean of a BatchNorm; None of anything else."""
+    return buffers.get(id(operation.argument(1, "running_mean"))) if operation.name == "batch_norm" else None
 
 
 def give_mean(model: nn.Module, layers: Mapping[str, Layer], removed: Mapping[str, Tensor], means: MeanInputs) -> None:
@@ -142,16 +157,10 @@ def give_mean(model: nn.Module, layers: Mapping[str, Layer], removed: Mapping[st
     """
     if not means.columns.keys() & layers.keys():
         raise LayerMismatchError(f"The means hold nothing of '{next(iter(layers))}', ... Take them of this model.")
+    effects = {name: _mean_effect(name, layer, removed[name], means) for name, layer in layers.items()}
     buffers, left = dict(model.named_buffers()), []
     for name, layer in layers.items():
-        columns = means.columns.get(name)
-        rows = layer.by_output(removed[name].double())
-        if columns is not None and columns.shape != (rows.shape[0], rows.shape[2]):
-            raise LayerMismatchError(
-                f"The means of '{name}' have the shape {tuple(columns.shape)}, but its weight needs "
-                f"{(rows.shape[0], rows.shape[2])}. Take them of this model."
-            )
-        effect = None if columns is None else mean_contribution(rows, columns.to(rows.device))
+        effect = effects[name]
         if effect is not None and layer.bias is not None:
             layer.bias.copy_((layer.bias.double() + effect).to(layer.bias))
         elif effect is not None and name in means.norms:
@@ -164,3 +173,17 @@ def give_mean(model: nn.Module, layers: Mapping[str, Layer], removed: Mapping[st
             "%d of %d layers did not run, or have no bias and no BatchNorm behind them, so nothing makes up for what "
             "is removed: %s%s.", len(left), len(layers), ", ".join(left[:5]), " ..." if len(left) > 5 else "",
         )  # fmt: skip
+
+
+def _mean_effect(name: str, layer: Layer, removed: Tensor, means: MeanInputs) -> Tensor | None:
+    """Give what a layer's removed weights contributed on average, (out,); None if nothing is known of it."""
+    columns = means.columns.get(name)
+    if columns is None:
+        return None
+    rows = layer.by_output(removed.double())
+    if columns.shape != (rows.shape[0], rows.shape[2]):
+        raise LayerMismatchError(
+            f"The means of '{name}' have the shape {tuple(columns.shape)}, but its weight needs "
+            f"{(rows.shape[0], rows.shape[2])}. Take them of this model."
+        )
+    return mean_contribution(rows, columns.to(rows.device))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from remos_hf.adapters.transformers_models import adapter_for
-from remos_hf.errors import LayerMismatchError
+from remos_hf.errors import LayerMismatchError, NonFiniteError
 from remos_hf.layers import Layer, largest_magnitude, rankable_layers, weights_hash
 from remos_hf.profiling.reference import Reference
 from remos_hf.slicing.contributions import Outputs, contributions
@@ -114,6 +114,7 @@ def highest_scoring(
 
     Raises:
         ValueError: The share or the granularity is none of these.
+        NonFiniteError: A score is NaN or infinite.
         LayerMismatchError: The scores are of another model.
         UnsupportedModelError: The weights cannot be ranked.
     """
@@ -134,6 +135,8 @@ def highest_scoring(
                 f"The scores of '{layer.key}' have the shape {tuple(score.shape)}, but its weight has "
                 f"{tuple(layer.shape)}. Score this model."
             )
+        if not bool(score.isfinite().all()):
+            raise NonFiniteError(f"The scores of '{layer.key}' hold NaN or infinity, which have no place in an order.")
         kept[layer.key] = _taken(layer, score.double(), share, granularity)
     return RelevantSlice(kept, share, rule, "layer", teacher_hash=weights_hash(layers))
 

@@ -37,3 +37,15 @@ def test_wrong_input_is_refused():
             class_accuracy(ECHO, batches, classes)
     with pytest.raises(NonFiniteError):
         class_accuracy(ECHO, [(torch.full((1, 3), float("nan")), torch.tensor([0]))], [0])
+
+
+def test_a_label_that_the_model_does_not_have_is_refused():
+    for label in (-100, 3):
+        with pytest.raises(ValueError, match=f"label {label}, but the model has 3"):
+            class_accuracy(ECHO, [(torch.randn(2, 3), torch.tensor([0, label]))], [0])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_quantised_model_is_measured_too():
+    model = torch.ao.quantization.quantize_dynamic(tiny.mlp().eval(), {nn.Linear}, dtype=torch.qint8)
+    assert class_accuracy(model, [(torch.randn(2, 5), torch.tensor([0, 1]))], [0]).target.num_samples == 1

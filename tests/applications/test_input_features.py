@@ -4,7 +4,7 @@ import torch
 
 from remos_hf.adapters.flow_recording import flow_of
 from remos_hf.applications.input_features import InputFeatures, Observed, last_layers
-from remos_hf.errors import LayerMismatchError, UnsupportedModelError
+from remos_hf.errors import LayerMismatchError, NonFiniteError, UnsupportedModelError
 from remos_hf.profiling.reference import Reference, profile_reference
 from remos_hf.slicing.contributions import contributions
 from remos_hf.slicing.effective_path import effective_path
@@ -97,3 +97,13 @@ def test_inputs_that_cannot_be_looked_at_are_refused():
         InputFeatures("logits").of(model, [])
     with pytest.raises(UnsupportedModelError, match="one label"):
         InputFeatures("logits").of(tiny.llama(), tiny.text_batches(1))
+    for kind, layers in (("logits", ()), ("feature_map", LAYERS)):
+        with pytest.raises(NonFiniteError):
+            InputFeatures(kind, layers).of(model, [torch.full((2, 3, 8, 8), float("nan"))])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_quantised_model_is_refused_by_what_it_runs():
+    model = torch.ao.quantization.quantize_dynamic(tiny.mlp().eval(), {torch.nn.Linear}, dtype=torch.qint8).eval()
+    with pytest.raises(UnsupportedModelError, match="'linear_dynamic'"):
+        InputFeatures("logits").of(model, [torch.randn(2, 5)])

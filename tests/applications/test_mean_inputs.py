@@ -8,7 +8,7 @@ from torch import nn
 from remos_hf.applications.class_pruning import prune_outside
 from remos_hf.applications.mean_inputs import profile_mean_inputs
 from remos_hf.applications.weight_ranking import highest_scoring, weight_scores
-from remos_hf.errors import LayerMismatchError
+from remos_hf.errors import LayerMismatchError, NonFiniteError
 from tests import tiny
 
 
@@ -110,3 +110,37 @@ def test_means_of_another_model_and_no_sample_are_refused():
         prune_outside(model, kept, means=other)
     with pytest.raises(ValueError, match="no sample"):
         profile_mean_inputs(model, [])
+    before = model[0].bias.clone()
+    partly = profile_mean_inputs(model, [torch.randn(2, 5)])
+    partly.columns["4.weight"] = partly.columns["4.weight"][:, 1:]
+    with pytest.raises(LayerMismatchError, match=r"4\.weight"):
+        prune_outside(model, kept, means=partly)
+    assert torch.equal(model[0].bias, before)
+
+
+def test_data_that_has_no_mean_is_refused():
+    with pytest.raises(NonFiniteError, match=r"0\.weight"):
+        profile_mean_inputs(tiny.mlp().eval(), [torch.full((2, 5), float("nan"))])
+
+
+def test_a_norm_of_two_layers_and_a_layer_that_runs_without_its_norm_take_nothing():
+    class Twice(Normed):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Conv2d(3, 6, 1, stride=2, bias=False)
+
+        def forward(self, images):
+            return self.head((self.norm(self.conv(images)) + self.norm(self.other(images))).mean((2, 3)))
+
+    class Bare(Normed):
+        def forward(self, images):
+            return self.head((self.norm(self.conv(images)) + self.conv(images.flip(3))).mean((2, 3)))
+
+    class Again(Normed):
+        def forward(self, images):
+            return self.head((self.norm(self.conv(images)) + self.norm(self.conv(images.flip(3)))).mean((2, 3)))
+
+    images = tiny.image_batches(1)
+    assert profile_mean_inputs(Twice().eval(), images).norms == {}
+    assert profile_mean_inputs(Bare().eval(), images).norms == {}
+    assert profile_mean_inputs(Again().eval(), images).norms == {"conv.weight": "norm.running_mean"}

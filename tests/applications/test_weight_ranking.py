@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from remos_hf.applications.weight_ranking import highest_scoring, weight_scores
-from remos_hf.errors import LayerMismatchError
+from remos_hf.errors import LayerMismatchError, NonFiniteError
 from remos_hf.profiling.reference import profile_reference
 from remos_hf.slicing.contributions import contributions
 from tests import tiny
@@ -88,3 +88,5 @@ def test_wrong_input_is_refused():
         highest_scoring(model, {**scores, "conv.weight": torch.zeros(2, 2)}, 0.5)
     with pytest.raises(LayerMismatchError, match="none of the layers"):
         highest_scoring(model, {"other.weight": torch.zeros(2, 2)}, 0.5)
+    with pytest.raises(NonFiniteError, match="conv"):
+        highest_scoring(model, {**scores, "conv.weight": torch.full((8, 8, 3, 3), float("nan"))}, 0.5)
