@@ -1,6 +1,7 @@
 """`remos explain`: what a model says of one input, drawn back through its layers to the pixels or tokens."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,9 @@ def run(asked: ExplainOptions, progress: bool) -> tuple[Any, ...]:
     labels = list(model.class_names or map(str, range(num_classes(model.model) or 0)))
     label = None if asked.label is None else _label(asked.label, labels)
     batch, image = _read(asked, model)
-    reference, of = _reference(asked, model)
-    found = explain(model.model, batch, reference, outputs=label, theta=asked.theta, labels=labels)
+    with _in_options():
+        reference, of = _reference(asked, model)
+        found = explain(model.model, batch, reference, outputs=label, theta=asked.theta, labels=labels)
     tokens = [] if model.reads_images else _tokens(model, batch, found)
     said = explained(found, tokens=tokens, source="" if asked.data is None else shown_name(asked.data))
     with written(asked.output, EXPLANATION) as folder:
@@ -54,6 +56,7 @@ def run(asked: ExplainOptions, progress: bool) -> tuple[Any, ...]:
             command=command_line("explain", asked),
         )
     files = {name: str(asked.output / f"explanation.{name}") for name in ("json", "html")}
+    whole = None if model.reads_images else _count_tokens(model, _texts(asked))
     told = {
         "answer": said.answer,
         "limits": said.limits,
@@ -62,11 +65,14 @@ def run(asked: ExplainOptions, progress: bool) -> tuple[Any, ...]:
         "class": labels[found.label] if found.label < len(labels) else None,
         "relative_logit": found.relative_logit,
         "tokens": [{"token": token, "contribution": value} for token, value in tokens],
+        "tokens_given": whole,
         "reference": found.reference,
         "reference_samples": found.reference_samples,
         "explanation": files,
     }
     lines = [in_lines([said.answer, *said.limits], said.glance)]
+    if whole is not None and whole > len(tokens):
+        lines.append(f"Not the whole text is explained: {len(tokens):,} of {whole:,} tokens (--max-length).")
     if of is not None and of > reference.num_samples:
         lines.append(f"Not all samples are compared with: {reference.num_samples:,} of {of:,} (--max-samples).")
     return (
@@ -87,8 +93,9 @@ def _loaded(name: str) -> LoadedStudent:
 def _label(text: str, labels: list[str]) -> int:
     if text in labels:
         return labels.index(text)
-    if text.isdecimal() and int(text) < len(labels):
-        return int(text)
+    numbers = [str(one) for one in range(len(labels))]
+    if text in numbers:
+        return numbers.index(text)
     some = ", ".join(labels[:10]) + (f" and {len(labels) - 10} more" if len(labels) > 10 else "")
     raise ValueError(
         f"--label is one of {some}, or its number, 0 to {len(labels) - 1}, but got {text}.{nearest([text], labels)}"
@@ -112,10 +119,36 @@ def _read(asked: ExplainOptions, model: LoadedStudent) -> tuple[Mapping[str, Ten
         )
     if not asked.given.strip():
         raise ValueError("INPUT is an empty text. Give one with a word in it, in quotes.")
-    texts = [asked.given] if asked.text_pair is None else [asked.given, asked.text_pair]
-    sample = Dataset.from_list([{**dict(zip(TEXT_COLUMNS, texts, strict=False)), LABEL_COLUMN: 0}])
-    ((_, batch),) = model.task(sample, max_length=asked.max_length).batches(sample)
+    sample = Dataset.from_list([{**dict(zip(TEXT_COLUMNS, _texts(asked), strict=False)), LABEL_COLUMN: 0}])
+    ((_, batch),) = model.task(sample, max_length=_max_length(asked, model)).batches(sample)
     return batch, None
+
+
+def _texts(asked: ExplainOptions) -> list[str]:
+    return [asked.given] if asked.text_pair is None else [asked.given, asked.text_pair]
+
+
+def _max_length(asked: ExplainOptions, model: LoadedStudent) -> int:
+    """Give how many tokens of a text are kept: no more than the model has positions for."""
+    if model.reads_images:
+        return asked.max_length
+    positions = getattr(model.model.config, "max_position_embeddings", None) or asked.max_length
+    return min(asked.max_length, positions, model.reader.model_max_length)
+
+
+def _count_tokens(model: LoadedStudent, texts: list[str]) -> int:
+    return len(model.reader(*texts, verbose=False)["input_ids"])
+
+
+@contextmanager
+def _in_options() -> Iterator[None]:
+    """Have an error that names an argument name the option instead."""
+    try:
+        yield
+    except ValueError as error:
+        if "kind='global'" not in str(error):
+            raise
+        raise ValueError(str(error).replace("kind='global'", "--reference global")) from error
 
 
 def _is_file(text: str) -> bool:
@@ -136,7 +169,7 @@ def _reference(asked: ExplainOptions, model: LoadedStudent) -> tuple[Reference, 
     if LABEL_COLUMN not in pool.column_names:  # reading wants labels, though means do not look at them
         pool = pool.add_column(LABEL_COLUMN, [0] * len(pool))
     samples = pool if len(pool) <= asked.max_samples else drawn(pool, asked.max_samples, asked.seed)
-    task = model.task(samples, batch_size=asked.batch_size, max_length=asked.max_length)
+    task = model.task(samples, batch_size=asked.batch_size, max_length=_max_length(asked, model))
 
     def batches() -> Iterator[Mapping[str, Tensor]]:
         return (batch for _, batch in task.batches(samples))

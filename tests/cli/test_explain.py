@@ -87,6 +87,16 @@ class TestTexts:
         found = remos("explain", reader, TEXT, *options)
         assert found.exit_code == NOTHING_SAID and "nothing to trace" in " ".join(found.stdout.split())
 
+    def test_what_is_cut_off_is_told_and_no_more_is_read_than_there_are_positions(self, remos, reader, tmp_path):
+        options = [reader, "good " * 200, "--output", tmp_path / "out", "--overwrite"]
+        for longest, kept in ((9, 9), (128, 64)):
+            found = remos("explain", *options, "--max-length", longest)
+            assert found.exit_code == 0, found.stderr
+            assert f"Not the whole text is explained: {kept} of 202 tokens (--max-length)." in found.stdout
+        told = json.loads(remos("explain", *options, "--json").stdout)
+        assert told["tokens_given"] == 202 and len(told["tokens"]) == 64
+        assert "Not the whole text" not in remos("explain", reader, TEXT, *options[2:]).stdout
+
     def test_a_pair_is_read_as_one(self, remos, reader, tmp_path):
         options = ["--text-pair", "the cast is good", "--output", tmp_path / "out", "--json"]
         told = json.loads(remos("explain", reader, TEXT, *options).stdout)
@@ -126,7 +136,12 @@ class TestRefusals:
         told = refused(reader, TEXT, "--label", "god")
         assert "--label is one of bad, good, or its number, 0 to 1, but got god" in told
         assert "Did you mean 'good'?" in told
-        assert "but got 2" in refused(reader, TEXT, "--label", 2)
+        for number in ("2", "-1", "9" * 5000):
+            assert "--label is one of bad, good" in refused(reader, TEXT, f"--label={number}")
+
+    def test_a_reference_by_position_of_other_lengths_names_the_option(self, refused, reader, data):
+        told = refused(reader, TEXT, "--data", data, "--reference", "position")
+        assert "--reference global" in told and "kind=" not in told
 
     def test_adapters_that_are_not_merged(self, refused, reader, tmp_path):
         shutil.copytree(reader, tmp_path / "model")
