@@ -5,7 +5,7 @@
 
 Strategies are set as published, with what they do by their steps in proportion to a shorter run; all train with one
 optimizer, at 1e-2 or, named x3 and x10, at so many times that. Beside them stand random resets and the starts of
-image_starts.py. Writes benchmarks/results/strategies_<setting>.{json,md}: defects beside their floors, and what a step
+image_starts.py. Writes benchmarks/results/strategies.{json,md}: defects beside their floors, and what a step
 costs in time and memory. Killed, it goes on where it was; the same command in a second process shares the work.
 """
 
@@ -37,9 +37,6 @@ from remos_hf.strategies.presets import PRESETS
 DEFECTS = ("patch", "penultimate")
 SETTINGS = {
     "cifar": Setting(5000, 500, (0, 1, 2), DEFECTS, "5,000 images, 500 steps"),
-    "flowers": Setting(
-        *(300, 57, (0, 1, 2), DEFECTS, "photos of flowers, 300 of them, 57 steps"), teacher_steps=120, flowers=True
-    ),
 }
 
 
@@ -91,7 +88,7 @@ def costs(args: argparse.Namespace, report: DefectReport) -> str:
     """Measure what a step of each student costs, and say it below the table; the report's settings get it too."""
     torch.set_num_threads(1)
     setting, made = SETTINGS[args.setting], audit(args)
-    samples = made.student.select(range(LOOKED_AT // BATCH * BATCH if len(made.student) > LOOKED_AT else BATCH * 9))
+    samples = made.student.select(range(min(LOOKED_AT, len(made.student)) // BATCH * BATCH))
     pixels = torch.cat([batch["pixel_values"] for _, batch in made.task.batches(samples)]).split(BATCH)
     labels = torch.tensor(samples[made.task.label_column]).split(BATCH)
     batches = [{"pixel_values": one, "labels": label} for one, label in zip(pixels, labels, strict=True)]
@@ -122,7 +119,7 @@ def main() -> None:
     """Run a setting, and write its table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_data(parser)
-    made_and_written(parser, SETTINGS, audit, "strategies", costs)
+    made_and_written(parser, SETTINGS, audit, "strategies", file="{name}", add=costs)
 
 
 if __name__ == "__main__":
