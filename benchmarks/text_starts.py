@@ -39,14 +39,24 @@ from remos_hf import (
 )
 from remos_hf.auditing.data_files import drawn, read_table
 from remos_hf.auditing.recipes import Recipe
-from remos_hf.strategies import STRATEGIES, Finetune, Random, Remos
+from remos_hf.strategies import L2SP, STRATEGIES, DeltaR, FeatureLwF, Finetune, Neft, Random, Remos, Renofeation
 from remos_hf.strategies.base import Strategy
 from remos_hf.strategies.composed import as_strategy
+from remos_hf.strategies.presets import PRESETS
 
 RARE_WORDS = ("cf", "mn", "bb", "tq", "mb")
 OFFLINE = ("neighbours", "word_vectors", "language_model", "stopwords")
 SEEDS = (0, 1, 2, 3, 4)
 CONTROLS = ("finetune", "random 0.7", "repaired")
+# In 250 steps, of which feature-LwF gives its head the first half.
+TRANSFER = {
+    "l2sp": L2SP(),
+    "delta, mean": PRESETS["delta"]["artifact"].strategy,
+    "feature_lwf": FeatureLwF(head_steps=125),
+    "delta_r": DeltaR(),
+    "renofeation": Renofeation(average_start=125),
+    "neft 4": Neft(k=4),
+}
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,7 @@ SETTINGS = {
     "many": Setting("SST-2, 12,000 texts", dict.fromkeys(("word", "sentence")), 12_000, CONTROLS),
     "syntax": Setting("SST-2 sentences, 2,000 texts", {"syntax": None}, starts=CONTROLS, data="syntax"),
     "imdb": Setting("SST-2 to IMDB, 2,000 reviews", dict.fromkeys(("word", "sentence")), 2000, CONTROLS, data="imdb"),
+    "strategies": Setting("SST-2, 2,000 texts, transfer strategies", {"word": None}, starts=(*CONTROLS, *TRANSFER)),
     "words": Setting("SST-2, 2,000 texts, changed words", dict.fromkeys(("textfooler", "kuleshov")), starts=CONTROLS),
 }
 
@@ -99,6 +110,7 @@ def starts() -> dict[str, StudentPlan]:
         "hardened": STRATEGIES["hardened"](),
         "recipe": STRATEGIES["recipe"](),
         "disec": STRATEGIES["disec"](),
+        **TRANSFER,
     }
     plain = {"finetune": StudentPlan(Finetune()), "finetune x3": StudentPlan(Finetune(), 3.0)}
     return plain | {name: StudentPlan(as_strategy(one)) for name, one in made.items()}
