@@ -31,10 +31,24 @@ def feature_modules(adapter: Adapter, named: tuple[str, ...] | None = None) -> d
         adapter: Of the model.
         named: Dotted names; None finds them: the blocks of a transformer, the stages of a convolutional net, or else
             the direct children outside the head that hold parameters, and those beside the head where it is inside one.
+            Of a list of modules, which no model calls, the last stands for it.
 
     Raises:
         UnsupportedModelError: A name is not in the model, or there is nothing outside the head.
     """
+    return _called(_features(adapter, named))
+
+
+def _called(found: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    called = {}
+    for name, module in found.items():
+        while isinstance(module, nn.ModuleList) and len(module):
+            name, module = f"{name}.{len(module) - 1}", module[-1]
+        called[name] = module
+    return called
+
+
+def _features(adapter: Adapter, named: tuple[str, ...] | None) -> dict[str, nn.Module]:
     model = adapter.model
     if named is not None:
         known = dict(model.named_modules())
@@ -77,9 +91,9 @@ def stage_modules(adapter: Adapter, named: tuple[str, ...] | None = None) -> dic
         adapter: Of the model.
         named: As in `feature_modules`.
     """
-    found = feature_modules(adapter, named)
+    found = _features(adapter, named)
     stages = {name: one for name, one in found.items() if isinstance(one, (nn.Sequential, nn.ModuleList))}
-    return found if named is not None or not stages else stages
+    return _called(found if named is not None or not stages else stages)
 
 
 def last_weights(adapter: Adapter, named: tuple[str, ...] | None = None) -> dict[str, nn.Module]:
@@ -249,6 +263,11 @@ class HeldFeatures(Hold):
 
 def _check_gradient(modules: Mapping[str, nn.Module], made: Mapping[str, Tensor]) -> None:
     for name, module in modules.items():
+        if name not in made:
+            raise UnsupportedModelError(
+                f"'{name}' did not run with the student, so it has no feature to compare. Name modules that run: "
+                "layers=(...)."
+            )
         trained = any(parameter.requires_grad for parameter in module.parameters())
         if trained and torch.is_grad_enabled() and not made[name].requires_grad:
             raise ValueError(

@@ -1,7 +1,12 @@
 import pytest
 import torch
 from torch import nn
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import (
+    MobileNetV2Config,
+    MobileNetV2ForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
 from remos_hf.adapters.timm_loading import image_classifier
 from remos_hf.adapters.timm_models import ImageClassifier
@@ -39,6 +44,31 @@ def test_blocks_of_transformers_and_stages_of_convolutional_nets_are_found():
     assert list(plain) == ["stem", "norm", "conv", "down", "depthwise", "grouped"]
     inside = feature_modules(adapter_for(ImageClassifier(tiny.ConvNet(), ("head",))))
     assert list(inside) == [f"body.{name}" for name in plain]
+
+
+def mobilenet():
+    torch.manual_seed(0)
+    config = MobileNetV2Config(depth_multiplier=0.1, min_depth=4, depth_divisible_by=4, finegrained_output=False)
+    return MobileNetV2ForImageClassification(config).eval()
+
+
+@pytest.mark.parametrize("find", [feature_modules, stage_modules, last_weights])
+@pytest.mark.parametrize("make", [mobilenet, resnet, tiny.vit, tiny.bert], ids=lambda make: make.__name__)
+def test_whatever_is_found_runs_also_where_a_model_keeps_its_blocks_in_a_list(make, find):
+    adapter = adapter_for(make())
+    found = find(adapter)
+    batch = tiny.text_batches(1)[0] if make is tiny.bert else {"pixel_values": torch.randn(2, 3, 32, 32)}
+    batch = tiny.image_batches(1)[0] if make is tiny.vit else batch
+    assert features_of(adapter, found, batch).keys() == found.keys() != set()
+
+
+def test_a_layer_that_does_not_run_is_refused_by_name():
+    student, teacher = tiny.ConvNet().eval(), tiny.ConvNet().eval()
+    student.unused = teacher.unused = nn.Linear(2, 2).eval()
+    hold = DeltaR(layers=("unused",), head=("head",)).hold(student, teacher)
+    batch = tiny.image_batches(1)[0]
+    with pytest.raises(UnsupportedModelError, match="'unused' did not run"):
+        hold.loss(student, batch, lambda given: (student(given[0]).float().square().mean(), None))
 
 
 def test_named_layers_are_taken_and_unknown_ones_refused():
