@@ -163,7 +163,7 @@ def load_teacher(
         NonFiniteError: A weight is NaN or infinite.
     """
     if name.startswith(TIMM):
-        return image_classifier(name.removeprefix(TIMM), num_labels, seed=seed)
+        return image_classifier(name.removeprefix(TIMM), num_labels, seed=seed).eval()
     folder = teacher_folder(name, revision=revision)
     own_config = config is None
     config = load_config(folder) if own_config else copy.deepcopy(config)

@@ -105,6 +105,8 @@ def _shapes_in(path: Path, told: Any) -> dict[str, torch.Size]:  # noqa: ANN401 
 def hide_weights(model: nn.Module, hidden: RelevantSlice) -> HiddenWeights:
     """Take weights out of a model, in place; zeros stand where they were.
 
+    Norm statistics and biases stay as the hidden weights made them, and tell of them: that is not hidden here.
+
     Args:
         model: The model that is given away.
         hidden: Which weights, chosen of this model: `highest_scoring(model, weight_scores(...), share)`.

@@ -85,7 +85,7 @@ def run(asked: ExplainOptions, progress: bool) -> tuple[Any, ...]:
 def _loaded(name: str) -> LoadedStudent:
     """Load a classifier and what reads its inputs."""
     if name.startswith(TIMM):
-        model = load_teacher(name).eval()
+        model = load_teacher(name)
         return LoadedStudent(Path(name), model, image_input_of(model), None, None)
     return load_student(name if Path(name).is_dir() else teacher_folder(name).path)
 

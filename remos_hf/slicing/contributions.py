@@ -289,6 +289,8 @@ class _Sums:
         ran = {place: operation.layer for place, operation in enumerate(flow.operations) if operation.layer is not None}
         names = {layer.parameter_name for layer in ran.values()}
         wanted = names if only is None else set(only)
+        if not wanted:
+            raise LayerMismatchError(f"only names no parameter. Name some of {', '.join(sorted(names))}, or give None.")
         for told, asked, there in (("only", wanted, names), ("each_sample", set(each_sample), wanted)):
             if asked - there:
                 raise LayerMismatchError(

@@ -8,6 +8,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from remos_hf.adapters import timm_loading
+from remos_hf.adapters.guarded_loading import load_teacher
 from remos_hf.adapters.timm_loading import image_classifier
 from remos_hf.adapters.timm_models import ImageClassifier
 from remos_hf.errors import CorruptFileError, NonFiniteError, RemosError, UnsupportedModelError
@@ -270,3 +271,12 @@ def test_a_hostile_folder_of_timm_is_refused_by_name(tmp_path, no_pickles, case)
 def test_a_name_that_timm_has_not_is_told_with_those_like_it():
     with pytest.raises(UnsupportedModelError, match="has no model 'resnet8'. Names like it: .*resnet18"):
         image_classifier("resnet8", 3)
+
+
+@needs_timm
+def test_a_teacher_of_timm_comes_in_evaluation_mode_as_all_do(tmp_path):
+    import timm
+
+    timm.models.save_for_hf(timm.create_model("test_resnet"), str(tmp_path / "net"), safe_serialization=True)
+    teacher = load_teacher(f"timm/local-dir:{tmp_path / 'net'}")
+    assert not any(module.training for module in teacher.modules())

@@ -114,6 +114,8 @@ def test_tracing_stops_at_the_first_layer_that_is_asked_about(monkeypatch):
     )
     contributions(model, batches, reference, only=["8.weight"])
     assert ran == ["linear 10.weight", "linear 8.weight"]
+    with pytest.raises(LayerMismatchError, match=r"only names no parameter\. Name some of .*8\.weight"):
+        contributions(model, batches, reference, only=[])
 
 
 def test_a_weight_that_is_used_twice_adds_up_before_its_size_is_taken():
