@@ -3,10 +3,11 @@
     python benchmarks/strategies.py --cifar <folder with train/ and test/> --cifar_resnet resnet20.th \
         --patch firefox.png --work_dir work
 
-Strategies are set as published, with what they do by their steps in proportion to a shorter run; all train with one
-optimizer, at 1e-2 or, named x3 and x10, at so many times that. Beside them stand random resets and the starts of
-image_starts.py. Writes benchmarks/results/strategies.{json,md}: defects beside their floors, and what a step
-costs in time and memory. Killed, it goes on where it was; the same command in a second process shares the work.
+DELTA, feature-LwF and Renofeation are set as published, with what they do by their steps in proportion to a shorter
+run, the others as they are when nobody sets them otherwise; all train with one optimizer, at 1e-2 or, named x3 and x10,
+at so many times that. Beside them stand random resets and the starts of image_starts.py. Writes
+benchmarks/results/strategies.{json,md}: defects beside their floors, and what a step costs in time and memory. Killed,
+it goes on where it was; the same command in a second process shares the work.
 """
 
 import argparse
