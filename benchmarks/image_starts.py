@@ -327,7 +327,6 @@ def made_and_written(
     make: Callable[[argparse.Namespace], Audit],
     name: str,
     *,
-    file: str = "{name}_{setting}",
     add: Callable[[argparse.Namespace, DefectReport], str] = lambda args, report: "",
 ) -> None:
     """Run a setting, and write its table as JSON and Markdown.
@@ -337,7 +336,6 @@ def made_and_written(
         settings: By name.
         make: Gives the audit that the command line asks for.
         name: Of the folder of what is made.
-        file: What the table is called.
         add: Gives what is written below the table; what it puts into the report is saved.
     """
     parser.add_argument("--setting", choices=sorted(settings), default=next(iter(settings)))
@@ -357,7 +355,7 @@ def made_and_written(
     audit, folder = make(args), args.work_dir / f"{name}_{args.setting}"
     run = partial(run_audit, keep_students=args.keep_students, progress=False)
     report = report_of(audit, folder) if args.report_only else run(audit, folder)
-    place = args.output / file.format(name=name, setting=args.setting)
+    place = args.output / f"{name}_{args.setting}"
     added = add(args, report)
     report.save(place.with_suffix(".json"))
     place.with_suffix(".md").write_text(report.to_markdown(budgets=BUDGETS) + added)

@@ -6,7 +6,7 @@
 Takes the patch backdoor's teachers and students that strategies.py --keep_students left in the same `--work_dir`. Every
 map is of an image of another class than the target, with the trigger and without it; Grad-CAM shows the evidence for
 the target label. Chance is the trigger's share of the image. Writes benchmarks/results/trigger_maps.json and a picture
-of the first images, which `remos report strategies.json --maps trigger_maps.json` shows in the report. Minutes.
+of the first images, which `remos report strategies_cifar.json --maps trigger_maps.json` shows in the report. Minutes.
 """
 
 import argparse
