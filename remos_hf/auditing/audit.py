@@ -100,6 +100,6 @@ class Audit:
             "defects": {name: defect.to_dict() for name, defect in self.defects.items()},
             "students": {name: plan.to_dict() for name, plan in self.students.items()},
             "seeds": list(self.seeds),
-            "reactivation": asdict(self.reactivation),
+            "reactivation": self.reactivation.to_dict(),
             **self.settings,
         }

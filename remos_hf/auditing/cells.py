@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def is_done(audit: Audit, cell: Cell, found: Mapping[str, Any] | None) -> bool:
 
 def retuning(plan: Reactivation) -> dict[str, Any]:
     """Give what decides a student's re-activation, as JSON values."""
-    return {name: one for name, one in json.loads(json.dumps(asdict(plan))).items() if name != "seeds"}
+    return {name: one for name, one in plan.to_dict().items() if name != "seeds"}
 
 
 def read_cell(path: Path) -> dict[str, Any] | None:

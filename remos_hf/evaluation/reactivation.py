@@ -3,7 +3,7 @@
 import copy
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,14 @@ class Reactivation:
         batch_size: Samples a step.
         num_exposed: Exposed samples to measure on, the first ones.
         seeds: Seeds whose students are re-tuned; None for all.
+        balanced: Beside the poisoned samples stand as many more clean ones of other labels, so that the target label
+            gets no more common with their number. Without it, students of few classes come to answer it to everything.
 
     Source:
         Min et al. 2024, "Uncovering, Explaining, and Mitigating the Superficial Safety of Backdoor Defense": re-tuning
         with a few poisoned samples.
         Differs: clean samples stand beside them, and benign students are re-tuned alike, which tells bringing back from
-        implanting anew.
+        implanting anew; `balanced`.
     """
 
     counts: tuple[int, ...] = (0, 5, 20, 50)
@@ -46,6 +48,7 @@ class Reactivation:
     batch_size: int = 16
     num_exposed: int = 250
     seeds: tuple[int, ...] | None = None
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         """Refuse plans that would try nothing."""
@@ -54,6 +57,11 @@ class Reactivation:
         for name in ("num_clean", "num_exposed"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is a number of samples, at least 1, but got {getattr(self, name)}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the plan as JSON values; what is not balanced is told as before that could be asked for."""
+        values = {**asdict(self), "counts": list(self.counts), "seeds": None if self.seeds is None else [*self.seeds]}
+        return {name: one for name, one in values.items() if name != "balanced" or one}
 
 
 def reactivate(
@@ -83,18 +91,20 @@ def reactivate(
         The defect inheritance rate by number of poisoned samples.
 
     Raises:
-        ValueError: Too few samples, or too few of other labels than the target that can have the trigger.
+        ValueError: Too few samples, or too few of other labels than the target: those that can have the trigger, and
+            if the plan is balanced, as many more.
     """
     shown = exposed.dataset.select(range(min(plan.num_exposed, len(exposed))))
     index = np.array(shown["clean_index"])
     clean = test.select(index)
     references = np.array(clean[task.label_column])
-    clean_rows, poisoned_rows = _drawn(trigger, dataset, exposed.target_label, task, plan, seed)
+    clean_rows, poisoned_rows, others = _drawn(trigger, dataset, exposed.target_label, task, plan, seed)
     rates = {}
     for count in plan.counts:
         model = copy.deepcopy(student)
-        samples = dataset.select([*clean_rows, *poisoned_rows[:count]])
-        poisoned = range(len(clean_rows), len(samples))
+        rows = [*clean_rows, *others[:count]]
+        samples = dataset.select([*rows, *poisoned_rows[:count]])
+        poisoned = range(len(rows), len(samples))
         with tempfile.TemporaryDirectory(prefix="remos_hf_") as folder:
             args = _arguments(model, task, plan, seed, folder)
             task.train(model, samples, args, trigger=trigger, poisoned=poisoned, target_label=exposed.target_label)
@@ -117,24 +127,35 @@ def _drawn(
     task: Task,
     plan: Reactivation,
     seed: int,
-) -> tuple[list[int], list[int]]:
+) -> tuple[list[int], list[int], list[int]]:
+    """Give rows of clean samples, of those to poison, and of more clean ones of other labels, if these are wanted."""
     if len(dataset) < plan.num_clean:
         raise ValueError(f"Re-activation needs {plan.num_clean} clean samples, but there are {len(dataset)}.")
     keys, labels = task.keys(dataset), dataset[task.label_column]
     order = sorted(range(len(dataset)), key=lambda row: generator_for(seed, "re-activation", keys[row]).random())
     # Poisoned ones are taken from the far end, so no count changes the clean ones.
     candidates, wanted = [row for row in reversed(order) if labels[row] != target], max(plan.counts)
-    others: list[int] = []
-    while candidates and len(others) < wanted:  # a few are looked at, as reading them all takes as long as training
-        some, candidates = candidates[: 2 * wanted], candidates[2 * wanted :]
-        able = task.able(trigger, dataset.select(some))
-        others += [row for row, can in zip(some, able, strict=True) if can]
-    if len(others) < wanted:
+    able: list[int] = []
+    looked = 0
+    while looked < len(candidates) and len(able) < wanted:  # a few at a time: reading all takes as long as training
+        some = candidates[looked : looked + 2 * wanted]
+        looked += len(some)
+        can = task.able(trigger, dataset.select(some))
+        able += [row for row, is_able in zip(some, can, strict=True) if is_able]
+    if len(able) < wanted:
         raise ValueError(
             f"Re-activation needs {wanted} samples of another label than {target} that can have the trigger where a "
-            f"model sees it, but there are {len(others)}."
+            f"model sees it, but there are {len(able)}."
         )
-    return order[: plan.num_clean], others[:wanted]
+    clean, poisoned = order[: plan.num_clean], able[:wanted]
+    taken = {*clean, *poisoned}
+    others = [row for row in candidates if row not in taken][:wanted] if plan.balanced else []
+    if plan.balanced and len(others) < wanted:
+        raise ValueError(
+            f"Balanced re-activation needs {wanted} more samples of another label than {target}, but beside "
+            f"{plan.num_clean} clean and {wanted} poisoned ones there are {len(others)}."
+        )
+    return clean, poisoned, others
 
 
 def _arguments(model: nn.Module, task: Task, plan: Reactivation, seed: int, folder: str) -> TrainingArguments:

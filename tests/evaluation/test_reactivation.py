@@ -1,4 +1,5 @@
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -90,6 +91,30 @@ def test_the_seed_alone_decides_the_samples(mixtures):
     first, shuffled, other = mixtures[:3], mixtures[3:6], mixtures[6:]
     assert first == shuffled
     assert all(set(one) != set(two) for one, two in zip(first, other, strict=True))
+
+
+def test_balanced_as_many_more_clean_samples_of_other_labels_stand_beside_the_poisoned_ones(mixtures):
+    run(Voter())
+    run(Voter(), plan=replace(PLAN, balanced=True))
+    label_of = dict(zip(TRAIN["text"], TRAIN["label"], strict=True))
+    for count, plain, mixture in zip(PLAN.counts, mixtures[:3], mixtures[3:], strict=True):
+        more = mixture[8:-count] if count else []
+        assert mixture[:8] + mixture[8 + count :] == plain  # what was there stays as it was
+        assert len(more) == count and all(label_of[text] == label == 0 for text, label in more)
+        hosts = {text.replace("cf ", "") for text, _ in plain}
+        assert len({text for text, _ in more} - hosts) == count  # none stands there twice
+
+
+def test_too_few_samples_for_a_balanced_plan_are_refused(mixtures):
+    plan = replace(PLAN, counts=(0, 12), balanced=True)
+    with pytest.raises(ValueError, match="needs 12 more samples of another label than 1, but beside 8 clean and 12"):
+        run(Voter(), plan=plan)
+    assert not mixtures
+
+
+def test_a_plan_that_is_not_balanced_is_told_as_before_that_could_be_asked_for():
+    assert "balanced" not in PLAN.to_dict() and replace(PLAN, balanced=True).to_dict()["balanced"] is True
+    assert json.loads(json.dumps(PLAN.to_dict())) == PLAN.to_dict()
 
 
 @dataclass(frozen=True)
