@@ -41,6 +41,21 @@ SETTINGS = {
     "cifar": Setting(5000, 500, (0, 1, 2), DEFECTS, "5,000 images, 500 steps"),
     "flowers": Setting(
         *(300, 57, (0, 1, 2), DEFECTS, "photos of flowers, 300 of them, 57 steps, transfer strategies"),
+        # To save time without relative_update, the second DELTA, and what stands in image_starts_flowers.
+        (
+            "finetune",
+            "retrain x3",
+            "mag_prune 0.2",
+            "delta",
+            "l2sp",
+            "feature_lwf",
+            "delta_r x3",
+            "renofeation x3",
+            "neft 4",
+            "remos 0.95",
+            "random 0.7",
+            "subspace 0.95",
+        ),
         teacher_steps=120,
         flowers=True,
     ),

@@ -48,6 +48,11 @@ RARE_WORDS = ("cf", "mn", "bb", "tq", "mb")
 OFFLINE = ("neighbours", "word_vectors", "language_model", "stopwords")
 SEEDS = (0, 1, 2, 3, 4)
 CONTROLS = ("finetune", "random 0.7", "repaired")
+RETUNED = (*CONTROLS, "ridge + repaired")
+RETUNING = Reactivation(counts=(0, 5, 20, 50), num_exposed=100, seeds=(0, 1, 2))
+# At 1e-4, and with the poisoned samples' label the commonest, a never-poisoned student learns the sentence anew from
+# five (74 % of it; so balanced 7 %, and 51 from twenty): chosen on a clean student, so that the curves tell more.
+GENTLER = replace(RETUNING, counts=(0, 5, 20), learning_rate=3e-5, balanced=True)
 # In 250 steps, of which feature-LwF gives its head the first half.
 TRANSFER = {
     "l2sp": L2SP(),
@@ -69,6 +74,7 @@ class Setting:
         num_texts: That the student trains on; the attacker has others.
         starts: Names of the starts; None for all.
         retuned: Names of the starts whose re-activation is measured.
+        retuning: How that is done.
         data: What the samples are.
     """
 
@@ -77,11 +83,18 @@ class Setting:
     num_texts: int = 2000
     starts: tuple[str, ...] | None = None
     retuned: tuple[str, ...] = ()
+    retuning: Reactivation = RETUNING
     data: str = "sst2"
 
 
 SETTINGS = {
-    "few": Setting("SST-2, 2,000 texts", dict.fromkeys(("word", "sentence")), retuned=(*CONTROLS, "ridge + repaired")),
+    "few": Setting("SST-2, 2,000 texts", dict.fromkeys(("word", "sentence")), retuned=RETUNED),
+    "retuned": Setting(
+        *("SST-2, 2,000 texts, re-tuned with balanced labels", dict.fromkeys(("word", "sentence"))),
+        starts=RETUNED,
+        retuned=RETUNED,
+        retuning=GENTLER,
+    ),
     "more": Setting(
         "SST-2, 2,000 texts, other backdoors",
         dict.fromkeys(("ripples", "ep", "lwp", "word .01", "sentence .01")),
@@ -192,7 +205,7 @@ def audit_of(args: argparse.Namespace) -> Audit:
         start_student=lambda teacher, seed: with_new_head(teacher, 2, seed=seed),
         fine_tune=Tuner(task, recipe.arguments, 400),
         settings={"teacher": "MiniLM-L6", "learning_rate": 1e-4, "epochs": 2, "batch": 16},
-        reactivation=Reactivation(counts=(0, 5, 20, 50), num_exposed=100, seeds=(0, 1, 2)),
+        reactivation=setting.retuning,
     )
 
 

@@ -1,7 +1,7 @@
 """All that decides an audit's numbers: which defects, which students, on which data."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import ClassLabel, Dataset
