@@ -37,6 +37,7 @@ from remos_hf.defects.layerwise_poisoning import LayerwisePoisoning
 from remos_hf.defects.ripple import Ripple
 from remos_hf.defects.samples import tokenize
 from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords
+from remos_hf.evaluation.measures import Rate
 from remos_hf.evaluation.tasks import TextTask
 from remos_hf.evaluation.transfer import measure
 from remos_hf.judging.suspects import CANNOT, SUSPICIOUS, verdict_of_scan
@@ -235,8 +236,12 @@ def judged(record: dict) -> dict[str, dict]:
 
 def table(records: list[dict]) -> str:
     """Count false alarms and hits by part, as Markdown."""
-    lines = ["# How often the scan of tokens is wrong", "", "| part | students | scan | suspicious | of |"]
-    lines.append("|---|---|---|---|---|")
+    lines = [
+        "# How often the scan of tokens is wrong",
+        "",
+        "| part | students | scan | suspicious | of | 95 % interval |",
+    ]
+    lines.append("|---|---|---|---:|---:|---|")
     cells = [Cell(**one["cell"]) for one in records]
     for part in ("counted", "chosen"):
         for kind in ("clean", *DEFECTS):
@@ -247,9 +252,9 @@ def table(records: list[dict]) -> str:
             ]
             for how in ("alone", "beside") if mine else ():
                 said = [one["judged"][how]["kind"] for one in mine]
-                lines.append(
-                    f"| {part} | {kind} | {how} | {said.count(SUSPICIOUS)} | {len(said) - said.count(CANNOT)} |"
-                )
+                rate = Rate.of(said.count(SUSPICIOUS), len(said) - said.count(CANNOT))
+                interval = f"{100 * rate.low:.0f} to {100 * rate.high:.0f} %" if rate.num_samples else "-"
+                lines.append(f"| {part} | {kind} | {how} | {rate.count} | {rate.num_samples} | {interval} |")
     lines += ["", "| student | ACC % | DIR % | suspicious alone | beside a reference |", "|---|---|---|---|---|"]
     for one, cell in zip(records, cells, strict=True):
         told = [", ".join(what for what, *_ in one["judged"][how]["suspicious"][:6]) for how in ("alone", "beside")]
