@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -66,11 +67,11 @@ class _Attacked:
     ) -> Tensor:
         clean = pixels.cpu().numpy().astype(np.float32)
         estimator = estimator_of(self.model, self.images, clean)
-        attack = getattr(toolbox().attacks.evasion, name)(estimator, verbose=False, **options)
-        if one_by_one:  # it looks for one change that fools the model on most of what it is given
-            made = np.concatenate([attack.generate(one[None]) for one in clean])
+        attack = partial(getattr(toolbox().attacks.evasion, name), estimator, verbose=False, **options)
+        if one_by_one:  # one change that fools the model on most of what it is given first, and then is kept
+            made = np.concatenate([attack().generate(one[None]) for one in clean])
         else:
-            made = attack.generate(clean, **(given or {}))
+            made = attack().generate(clean, **(given or {}))
         return torch.from_numpy(np.clip(made, 0, 1).astype(np.float32)).to(pixels)
 
     def from_others(self, pixels: Tensor, **options: object) -> Tensor:
@@ -155,7 +156,9 @@ def attack_images(model: nn.Module, images: ImageInput, pixels: Tensor, name: st
     Source:
         The attacks of NNSlicer, ESEC/FSE 2020, section 6.1, by the Adversarial Robustness Toolbox; FGSM, PGD and blur
         are ours.
-        Differs: iterations are fewer than published, told in this module, so that hundreds of images take minutes.
+        Differs: iterations are fewer than published, told in this module, so that hundreds of images take minutes. The
+        toolbox's spatial attack turns images and shifts them along one axis: where channels come first it takes their
+        number for the size of the other.
     """
     if name not in _ATTACKS:
         why = f": {ABSENT[name]}" if name in ABSENT else ""

@@ -54,7 +54,7 @@ def detection_figure(panels: Mapping[str, Mapping[str, Sequence[Scores]]]) -> Fi
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = new_figure(
-        "Attacked inputs caught against false alarms", rows * (3.3 if columns == 2 else 5.2) + 0.26 * len(names) + 1
+        "Attacked inputs caught against false alarms", rows * (3.5 if columns == 2 else 5.2) + 0.26 * len(names) + 1
     )
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for axes in grid[len(panels) :]:
@@ -67,7 +67,7 @@ def detection_figure(panels: Mapping[str, Mapping[str, Sequence[Scores]]]) -> Fi
             axes.plot([0, *_POINTS], [0, *_mean_curve(seeds)], **look)
         counted = {tuple(map(len, one)) for seeds in detectors.values() for one in seeds}
         clean, attacked = (span_told([one[side] for one in counted]) for side in (0, 1))
-        axes.set_title(f"{title}\nn = {attacked} attacked, {clean} clean")
+        axes.set_title(f"{title}\nn = {attacked} attacked,\n{clean} clean")
         axes.set_xlim(-0.01, 1.01)
         axes.set_ylim(-0.01, 1.01)
         for axis in (axes.xaxis, axes.yaxis):

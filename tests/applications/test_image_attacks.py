@@ -81,6 +81,29 @@ def test_the_toolbox_attacks_as_it_is_asked_to(model, name, monkeypatch):
     assert torch.equal(found, attack_images(model, READING, PIXELS[:2], name, seed=1))
 
 
+def test_the_spatial_attack_looks_for_a_change_of_every_image():
+    pytest.importorskip("art")
+
+    class UpperLeft(torch.nn.Module):
+        """Whether its upper left quarter is brighter than its upper right one."""
+
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, pixel_values):
+            left, right = (half[:, :, :4].mean((1, 2, 3)) * self.scale for half in pixel_values.split(4, dim=3))
+            return torch.stack([right, left], 1)
+
+    # Nothing changes the first: every turn and shift leaves it the darker left. The second is turned far enough.
+    pixels = torch.zeros(2, 3, 8, 8)
+    pixels[0, :, :, 6:] = 1
+    pixels[1, :, 1, 5], pixels[1, :, 4:6, :2] = 0.3, 1
+    model = UpperLeft().eval()
+    found = attack_images(model, READING, pixels, "spatial")
+    assert (labels(model, found) != labels(model, pixels)).tolist() == [False, True]
+
+
 def quicker(make, shorter):
     return lambda self, *given, **options: make(self, *given, **{**options, **shorter})
 

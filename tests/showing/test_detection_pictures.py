@@ -1,9 +1,12 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from remos_hf.errors import NonFiniteError
 from remos_hf.showing.detection_pictures import detection_curves, detection_figure
+from tests.showing.test_pictures import words
 
 GOOD, BAD = ([0.0, 0.1, 0.2, 0.7], [0.9, 1.0, 0.6]), ([0.0, 1.0, 0.0, 1.0], [0.0, 1.0, 1.0])
 PANELS = {"adversarial": {"slice": [GOOD, BAD], "logits": [BAD]}, "trigger": {"slice": [GOOD]}}
@@ -31,10 +34,21 @@ def test_a_curve_is_the_mean_over_seeds_of_what_is_caught():
 
 def test_it_says_on_how_many_inputs_it_stands_and_is_as_wide_as_the_others(tmp_path):
     figure = detection_figure(PANELS)
-    assert "n = 3 attacked, 4 clean" in figure.axes[0].get_title(loc="left")
+    assert "n = 3 attacked,\n4 clean" in figure.axes[0].get_title(loc="left")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["slice", "logits"]
     with Image.open(detection_curves(PANELS, tmp_path / "roc.png")) as drawn:
         assert drawn.width == 1280
+
+
+def test_titles_of_panels_with_many_inputs_do_not_run_into_each_other():
+    seeds = [([0.1] * (930 + 9 * seed), [0.8] * (936 + 17 * seed)) for seed in range(3)]
+    panels = {
+        title: {"slices, reference of the predicted class (published)": seeds}
+        for title in ("No attack shown (as published)", "Other attacks shown", "Patch trigger, nothing shown")
+    }
+    places = words(detection_figure(panels))
+    for (one, here), (other, there) in combinations(places.items(), 2):
+        assert not here.overlaps(there), f"{one.get_text()!r} overlaps {other.get_text()!r}"
 
 
 def test_what_cannot_be_drawn_is_refused():
