@@ -1,15 +1,15 @@
 """How well a model tells some classes, and how well the others."""
 
+import numbers
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from remos_hf.activations import evaluating
+from remos_hf.adapters.classified import labels_in, logits_in
 from remos_hf.adapters.flow_recording import on_device_of
-from remos_hf.adapters.sequences import LABEL_KEYS
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import NonFiniteError
 from remos_hf.evaluation.measures import Rate
@@ -42,18 +42,28 @@ def class_accuracy(model: nn.Module, batches: Iterable, classes: Collection[int]
         classes: The target classes.
 
     Raises:
+        TypeError: Classes or labels are no whole numbers from 0 on, or not one a sample.
+        UnsupportedModelError: The model gives no logits.
         ValueError: There are no classes, one does not exist, or a batch has no labels or one that does not exist.
         NonFiniteError: A logit is NaN or infinite.
     """
-    targets = torch.tensor(sorted(set(classes)))
+    if not all(isinstance(one, numbers.Integral) and not isinstance(one, bool) for one in classes):
+        raise TypeError(f"classes names the target classes by their whole numbers, but got {list(classes)}.")
+    targets = torch.tensor(sorted(set(map(int, classes))))
     if not len(targets):
         raise ValueError("classes names the target classes, at least one, but got none.")
     adapter = adapter_for(model, ())
     logits, labels = [], []
     with evaluating(model):
         for batch in unpacked(batches):
-            labels.append(_labels_of(batch))
-            logits.append(_logits_of(adapter.forward(on_device_of(model, batch))).float().cpu())
+            labels.append(labels_in(batch))
+            logits.append(logits_in(adapter.forward(on_device_of(model, batch)), model).float().cpu())
+            if labels[-1] is None or len(labels[-1]) != len(logits[-1]):
+                held = "no" if labels[-1] is None else len(labels[-1])
+                raise ValueError(
+                    f"Accuracy needs a label of every sample, but a batch of {len(logits[-1])} has {held} labels: give "
+                    "(inputs, labels) tuples, or mappings with 'labels'."
+                )
     if not logits:
         raise ValueError("There is no sample to measure on.")
     found, right = torch.cat(logits), torch.cat(labels)
@@ -61,7 +71,7 @@ def class_accuracy(model: nn.Module, batches: Iterable, classes: Collection[int]
         raise NonFiniteError("The model gives logits that are NaN or infinite, so it predicts nothing.")
     if int(targets.max()) >= found.shape[1] or int(targets.min()) < 0:
         raise ValueError(f"classes names {targets.tolist()}, but the model has {found.shape[1]} labels.")
-    unknown = right[(right < 0) | (right >= found.shape[1])]
+    unknown = right[right >= found.shape[1]]
     if len(unknown):
         raise ValueError(f"A sample has the label {int(unknown[0])}, but the model has {found.shape[1]} labels.")
     wanted = torch.isin(right, targets)
@@ -72,19 +82,3 @@ def class_accuracy(model: nn.Module, batches: Iterable, classes: Collection[int]
 
 def _share(hit: Tensor) -> Rate:
     return Rate.of(int(hit.sum()), len(hit))
-
-
-def _labels_of(batch: Any) -> Tensor:  # noqa: ANN401 - any batch
-    if isinstance(batch, (tuple, list)) and len(batch) > 1:
-        return batch[1].long().cpu()
-    found = [batch[key] for key in LABEL_KEYS if key in batch] if hasattr(batch, "keys") else []
-    if not found:
-        raise ValueError("Accuracy needs labels: give (inputs, labels) tuples, or mappings with 'labels'.")
-    return found[0].long().cpu()
-
-
-def _logits_of(output: Any) -> Tensor:  # noqa: ANN401 - any output
-    logits = output["logits"] if hasattr(output, "keys") else output
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        raise ValueError(f"A classifier gives logits of shape (samples, labels), but got {type(logits).__name__}.")
-    return logits

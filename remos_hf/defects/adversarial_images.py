@@ -21,6 +21,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
+from remos_hf.adapters.classified import logits_in
 from remos_hf.adapters.images import ImageInput
 from remos_hf.defects.base import FOOLED, PIXELS, Defect, ExposedSet, teacher_sha256
 from remos_hf.defects.found_images import Gallery
@@ -283,8 +284,7 @@ class AdversarialImages(Defect):
 
 def logits_of(model: nn.Module, images: ImageInput, pixels: Tensor) -> Tensor:
     """Run a classifier on pixels from 0 to 1; give its logits, float32, shape (samples, classes)."""
-    outputs = outputs_of(model, images, pixels)
-    return getattr(outputs, "logits", outputs).float()
+    return logits_in(outputs_of(model, images, pixels), model).float()
 
 
 def outputs_of(teacher: nn.Module, images: ImageInput, pixels: Tensor) -> Any:  # noqa: ANN401 - whatever it returns

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from remos_hf.activations import evaluating
+from remos_hf.adapters.classified import logits_in
 from remos_hf.adapters.images import ImageInput
 from remos_hf.defects.backdoor import Attacker, Backdoor, Trigger, fine_tune
 from remos_hf.defects.base import CLEAN_INDEX, EQUAL, HAS_TARGET, PIXELS, ExposedSet, check_some_left
@@ -29,7 +30,7 @@ from remos_hf.defects.image_samples import (
     whole_images,
 )
 from remos_hf.defects.samples import generator_for, resolved_label, smallest_draws
-from remos_hf.errors import CorruptFileError, UnsupportedModelError
+from remos_hf.errors import CorruptFileError
 
 # The artifact's recipe for poisoning image classifiers, where no arguments are given.
 IMAGE_RECIPE: Mapping[str, Any] = {
@@ -319,24 +320,9 @@ def check_head(teacher: nn.Module, images: ImageInput, labels: Sequence[int]) ->
     with evaluating(teacher):
         device = next((one.device for one in teacher.parameters()), torch.device("cpu"))
         black = images.normalised(torch.zeros(1, images.channels, *images.size, device=device))
-        number = logits_of(teacher(pixel_values=black), teacher).shape[1]
+        number = logits_in(teacher(pixel_values=black), teacher).shape[1]
     if max(labels) >= number:
         raise ValueError(
             f"The teacher's head has {number} labels (0 to {number - 1}), but the data or the target label go to "
             f"{max(labels)}. Give the teacher a head for the attacker's task first."
         )
-
-
-def logits_of(output: Any, model: nn.Module) -> Tensor:  # noqa: ANN401 - whatever forward returns
-    """Give what a classifier returned as logits, shape (samples, labels).
-
-    Raises:
-        UnsupportedModelError: There are none.
-    """
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise UnsupportedModelError(
-            f"A classifier returns logits of shape (samples, labels), but {type(model).__name__} returns "
-            f"{'none' if logits is None else tuple(logits.shape)}. Give it a head first."
-        )
-    return logits

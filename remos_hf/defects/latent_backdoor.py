@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, TrainerCallback
 
 from remos_hf.activations import evaluating, watch
+from remos_hf.adapters.classified import logits_in
 from remos_hf.defects.backdoor import Backdoor
 from remos_hf.defects.feature_attack import feature_layer
 from remos_hf.defects.image_samples import PreparedImages
-from remos_hf.defects.image_triggers import ImageAttacker, ImageTrigger, logits_of
+from remos_hf.defects.image_triggers import ImageAttacker, ImageTrigger
 from remos_hf.defects.picture_triggers import PatchTrigger
 from remos_hf.defects.samples import resolved_label
 
@@ -175,7 +176,7 @@ class _EachEpoch(TrainerCallback):
 def _features_and_logits(model: nn.Module, layer: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
     given: dict[str, Tensor] = {}
     with watch({"feature": layer}, lambda name, into, _: given.update({name: into})):
-        logits = logits_of(model(pixel_values=pixel_values), model)
+        logits = logits_in(model(pixel_values=pixel_values), model)
     if "feature" not in given:
         raise ValueError(f"The layer whose input is the feature, {layer}, did not run. Name another one with layer=.")
     return given["feature"], logits

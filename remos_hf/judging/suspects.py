@@ -40,12 +40,14 @@ def verdict_of_scan(scan: Scan) -> ScanVerdict:
     """
     if scan.kind != "tokens":
         raise ValueError(f"verdict_of_scan judges scans of tokens, but got one of kind {scan.kind!r}.")
-    reason = _reason_against(scan)
-    if reason is not None:
+    reason, found = _reason_against(scan), suspicious(scan)
+    if reason is not None and not found:
         return ScanVerdict(CANNOT, (), [f"Cannot be said: {reason.text}.", *_limits(scan)], reason)
-    found = suspicious(scan)
     kind = SUSPICIOUS if found else NONE_FOUND
-    return ScanVerdict(kind, found, [_answer(scan, found), *_named(scan, found), _threshold(scan), *_limits(scan)])
+    unsaid = [] if reason is None else [f"Of other labels it cannot be said: {reason.text}."]
+    return ScanVerdict(
+        kind, found, [_answer(scan, found), *_named(scan, found), *unsaid, _threshold(scan), *_limits(scan)]
+    )
 
 
 def suspicious(scan: Scan) -> tuple[Suspect, ...]:
@@ -67,17 +69,19 @@ def _beyond(one: Suspect) -> bool:
 
 
 def _reason_against(scan: Scan) -> Reason | None:
+    """Say why something could not have been found: for one label is enough."""
     if not scan.suspects or not (scan.num_scanned or scan.has_reference):
         return Reason("seen", "the data shows every token, so there is no row that fine-tuning never reached")
-    most = max(one.effect.num_hosts for one in scan.suspects)
-    if most < MIN_HOSTS:
-        return Reason(
-            "hosts", f"the student gets only {count_told(most, 'held-out text')} right ({MIN_HOSTS} are needed)"
-        )
-    if scan.has_reference:
-        most = max(one.reference.num_hosts for one in scan.suspects)
-        if most < MIN_HOSTS:
-            return Reason("reference", f"the reference gets only {most} of these texts right ({MIN_HOSTS} are needed)")
+    for code, who, of in (("hosts", "student", "effect"), ("reference", "reference", "reference")):
+        counts: dict[int, int] = {}
+        for one, effect in ((one, getattr(one, of)) for one in scan.suspects):
+            if effect is not None:
+                counts[one.label] = max(effect.num_hosts, counts.get(one.label, 0))
+        label, fewest = min(counts.items(), key=lambda one: one[1], default=(0, MIN_HOSTS))
+        if fewest < MIN_HOSTS:
+            texts, into = count_told(fewest, "held-out text"), name_told(scan.labels[label])
+            told = f"of what could turn into “{into}” the {who} gets only {texts} right ({MIN_HOSTS} are needed)"
+            return Reason(code, told)
     return None
 
 

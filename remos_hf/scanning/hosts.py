@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from remos_hf.activations import evaluating
+from remos_hf.adapters.classified import labels_in, logits_in
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import NonFiniteError
 from remos_hf.profiling.batches import unpacked
@@ -126,8 +127,8 @@ def read_texts(student: nn.Module, batches: Iterable, *, seed: int, room: int) -
 
 def _samples(batches: Iterable) -> Iterator[tuple[Tensor, int]]:
     for batch in unpacked(batches):
-        labels = batch.get("labels", batch.get("label")) if isinstance(batch, Mapping) else None
-        if labels is None or "input_ids" not in batch or labels.dim() != 1 or labels.is_floating_point():
+        labels = labels_in(batch) if isinstance(batch, Mapping) and "input_ids" in batch else None
+        if labels is None:
             raise TypeError(
                 "A scan reads batches with input_ids and one label of a class a sample, as Trainer makes them of texts."
             )
@@ -168,9 +169,9 @@ class Reader:
             given = some.to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 output = self.adapter.forward({"input_ids": given, "attention_mask": torch.ones_like(given)})
-            made.append(output.logits.float().cpu())
+            made.append(logits_in(output, self.adapter.model).float().cpu())
         logits = torch.cat(made)
-        if logits.dim() != 2 or logits.shape[1] < 2:
+        if logits.shape[1] < 2:
             raise ValueError(
                 "A scan reads logits of shape (texts, labels), two labels or more, but "
                 f"{type(self.adapter.model).__name__} gives {tuple(logits.shape)}."

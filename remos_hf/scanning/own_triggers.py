@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from remos_hf.activations import evaluating
 from remos_hf.adapters.base import Adapter
+from remos_hf.adapters.classified import labels_in, logits_in
 from remos_hf.adapters.sequences import LABEL_KEYS
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import UnsupportedModelError
@@ -240,20 +241,13 @@ def take_hosts(batch: Any, trigger: OwnTrigger) -> Any | None:  # noqa: ANN401 -
 
 
 def _labels_of(batch: Any) -> Tensor:  # noqa: ANN401 - any batch
-    found = batch.get("labels", batch.get("label")) if isinstance(batch, Mapping) else None
-    if isinstance(batch, (tuple, list)) and len(batch) > 1:
-        found = batch[1]
-    if not isinstance(found, Tensor) or found.dim() != 1 or found.is_floating_point() or bool((found < 0).any()):
-        what = "none" if not isinstance(found, Tensor) else f"{found.dtype} of shape {tuple(found.shape)}"
-        raise TypeError(f"Own triggers need one class a sample as its label, a whole number from 0 on, but got {what}.")
-    return found.long().cpu()
+    found = labels_in(batch)
+    if found is None:
+        held = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise TypeError(f"Own triggers need one class a sample as its label, but a batch of {held} has none.")
+    return found
 
 
 def _logits(adapter: Adapter, batch: Any) -> Tensor:  # noqa: ANN401 - any batch
     output = adapter.forward(send_to_device(batch, next(adapter.model.parameters()).device))
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        raise UnsupportedModelError(
-            f"Own triggers need logits of shape (samples, labels), and {type(adapter.model).__name__} gives none."
-        )
-    return logits
+    return logits_in(output, adapter.model)

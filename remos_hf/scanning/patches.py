@@ -16,6 +16,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from remos_hf.adapters.base import inputs_of
+from remos_hf.adapters.classified import labels_in, logits_in
 from remos_hf.adapters.images import ImageInput, image_input_of
 from remos_hf.errors import NonFiniteError, UnsupportedModelError
 from remos_hf.perturbation import frozen
@@ -109,8 +110,9 @@ def scan_patches(
 
     Raises:
         ValueError: A number is out of range, there are too few images, they have several sizes, their values are not
-            normalised as `images` says, or names or the reference's classes are not as many as the student's.
-        TypeError: The batches hold no images.
+            normalised as `images` says, some have a label and some none, a label does not exist, or names or the
+            reference's classes are not as many as the student's.
+        TypeError: The batches hold no images, or labels that are not one whole number an image.
         UnsupportedModelError: A model gives no logits, or nothing says how images are normalised.
         NonFiniteError: A model gives NaN or infinity for clean images.
 
@@ -128,6 +130,10 @@ def scan_patches(
         answers = search.logits(student, pixels)
         if labels is not None and len(labels) != answers.shape[1]:
             raise ValueError(f"labels has {len(labels)} names, but the student tells {answers.shape[1]} classes apart.")
+        if given is not None and int(given.max()) >= answers.shape[1]:
+            raise ValueError(
+                f"An image has the label {int(given.max())}, but the student tells {answers.shape[1]} classes apart."
+            )
         hosts = search.hosts(answers)
         changes = search.changes(student, hosts)
         effects = [
@@ -174,12 +180,9 @@ class _Search:
     def _run(self, model: nn.Module, pixels: Tensor) -> Tensor:
         weight = next((one for one in model.parameters() if one.is_floating_point()), pixels)
         output = model(self.images.normalised(pixels.to(weight.device)).to(weight.dtype))
-        logits = getattr(output, "logits", output)
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} gives no logits of shape (samples, classes), two or more of them. Give a "
-                "student with its head."
-            )
+        logits = logits_in(output, model)
+        if logits.shape[1] < 2:
+            raise UnsupportedModelError(f"{type(model).__name__} gives logits of {logits.shape[1]} class, not of two.")
         return logits.float()
 
     @torch.no_grad()
@@ -320,7 +323,7 @@ def _check(mode: str, flip_rate: float, **numbers: int) -> None:
 def _read(data: Iterable[Any], images: ImageInput, most: int) -> tuple[Tensor, Tensor | None]:
     """Read images as pixels, on the CPU, and their labels if all have one."""
     taken: list[Tensor] = []
-    labels: list[Any] = []
+    labels: list[Tensor | None] = []
     for batch in data:
         inputs, given = _parted(batch)
         if taken and inputs.shape[1:] != taken[0].shape[1:]:
@@ -342,20 +345,23 @@ def _read(data: Iterable[Any], images: ImageInput, most: int) -> tuple[Tensor, T
             f"With the normalisation undone the images hold values from {low:.3g} to {high:.3g}, and pixels go from 0 "
             f"to 1: they were not normalised by mean {images.mean} and std {images.std}, as images= says."
         )
-    whole = all(isinstance(one, Tensor) and one.dim() == 1 for one in labels)
-    return pixels.clamp(0, 1), torch.cat(labels)[:most].cpu() if whole else None
+    given = [one for one in labels if one is not None]
+    if given and len(given) < len(labels):
+        raise ValueError(f"All images have labels or none has, but of {len(labels)} batches {len(given)} have labels.")
+    return pixels.clamp(0, 1), torch.cat(given)[:most] if given else None
 
 
-def _parted(batch: Any) -> tuple[Tensor, Any]:  # noqa: ANN401 - any batch
+def _parted(batch: Any) -> tuple[Tensor, Tensor | None]:  # noqa: ANN401 - any batch
     """Give the images of a batch, and its labels if there are any."""
-    inputs = inputs_of(batch)
-    given = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    inputs, given = inputs_of(batch), labels_in(batch)
     if isinstance(inputs, Mapping):
-        inputs, given = inputs.get("pixel_values"), inputs.get("labels")
+        inputs = inputs.get("pixel_values")
     if not isinstance(inputs, Tensor) or inputs.dim() != 4 or not inputs.is_floating_point():
         told = f"{tuple(inputs.shape)} of {inputs.dtype}" if isinstance(inputs, Tensor) else type(inputs).__name__
         raise TypeError(
             "data gives normalised images, floating-point tensors of shape (samples, channels, height, width), alone, "
             f"as (images, labels) or as pixel_values, but got {told}."
         )
+    if given is not None and len(given) != len(inputs):
+        raise ValueError(f"A label is one class an image, but a batch of {len(inputs)} images has {len(given)} labels.")
     return inputs, given

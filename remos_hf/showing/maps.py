@@ -1,6 +1,6 @@
 """Where a model looks: activation maps, Grad-CAM, and the share of a map that lies inside a trigger."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import repeat, zip_longest
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from remos_hf.activations import evaluating, watch
+from remos_hf.adapters.classified import logits_in
 from remos_hf.adapters.timm_models import check_images, timm_place
 from remos_hf.errors import NonFiniteError, UnsupportedModelError
 from remos_hf.evaluation.measures import bootstrap_interval
@@ -116,7 +117,7 @@ def grad_cam(model: nn.Module, layer: str, inputs: Tensor, labels: Tensor) -> Te
         try:
             # Gradients with respect to the inputs pass the layer and leave those of the parameters alone.
             probe = inputs.detach().clone().requires_grad_()
-            logits = _logits_of(cam.activations_and_grads(probe), model)
+            logits = logits_in(cam.activations_and_grads(probe), model)
             _check_in_range(labels, logits)
             chosen = logits.gather(1, labels.to(logits.device, torch.int64)[:, None]).sum()
             if chosen.requires_grad:
@@ -333,16 +334,6 @@ def _check_ran_once(layer: str, times: int) -> None:
         raise UnsupportedModelError(
             f"A map is of a layer that runs once a forward pass, but '{layer}' ran {times} times. Name another one."
         )
-
-
-def _logits_of(output: Any, model: nn.Module) -> Tensor:  # noqa: ANN401 - whatever forward returns
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
-        raise UnsupportedModelError(
-            f"A classifier gives logits of shape (samples, labels), but {type(model).__name__} gives {found}."
-        )
-    return logits
 
 
 def _check_in_range(labels: Tensor, logits: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from remos_hf.activations import evaluating
+from remos_hf.adapters.classified import labels_in, logits_in
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import RemosError
 from remos_hf.profiling.processes import in_processes, told_by_all
@@ -179,8 +180,11 @@ def _accuracy(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> float:
     with evaluating(model):
         for batch in batches:
             given = {key: value.to(device) for key, value in batch.items() if isinstance(value, Tensor)}
-            right += int((adapter.forward(given).logits.argmax(-1) == given["labels"]).sum())
-            total += len(given["labels"])
+            labels = labels_in(batch)
+            if labels is None:
+                raise ValueError("RepairRows(k='auto') measures accuracy on held-out data, but a batch has no labels.")
+            right += int((logits_in(adapter.forward(given), model).argmax(-1).cpu() == labels).sum())
+            total += len(labels)
     counts = told_by_all((right, total)) if in_processes() else [(right, total)]
     right, total = (sum(one) for one in zip(*counts, strict=True))
     if not total:

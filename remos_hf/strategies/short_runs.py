@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import convert_to_fp32, send_to_device
 from torch import Tensor, nn
 from torch.nn import functional
 
 from remos_hf.activations import evaluating
+from remos_hf.adapters.classified import logits_in
 from remos_hf.adapters.sequences import LABEL_KEYS
 from remos_hf.errors import NonFiniteError, RemosError
 from remos_hf.layers import Layer
@@ -28,7 +29,7 @@ _BATCHES_A_STEP = 4
 
 
 class Samples:
-    """This process's share of the student's data, held in memory, to be drawn from at random.
+    """This process's share of the student's data, held in memory in float32, to be drawn from at random.
 
     Args:
         data: The student's data; as many samples as a run looks at before it trains.
@@ -37,7 +38,7 @@ class Samples:
     """
 
     def __init__(self, data: StudentData, device: torch.device, seed: int) -> None:
-        self.batches = list(unpacked(data.batches(data.max_samples)))
+        self.batches = [convert_to_fp32(batch) for batch in unpacked(data.batches(data.max_samples))]
         self.device = device
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -92,7 +93,7 @@ def labelled_loss(model: Callable[..., Any], batch: Any) -> Tensor:  # noqa: ANN
         if isinstance(outputs, Mapping) and isinstance(outputs.get("loss"), Tensor):
             return outputs["loss"]
     elif isinstance(batch, (tuple, list)) and len(batch) > 1:
-        return functional.cross_entropy(model(batch[0]), batch[1].long())
+        return functional.cross_entropy(logits_in(model(batch[0]), model), batch[1].long())
     held = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
     raise ValueError(
         "This start asks for the loss of labelled samples before training, but of a batch of "

@@ -51,6 +51,15 @@ def test_no_suspicion_is_told_with_what_was_not_looked_for():
     assert any("Phrases are listed without a verdict" in one for one in found.sentences)
 
 
+@pytest.mark.parametrize("few", [{"hosts": 3}, {"clean_hosts": 3}])
+def test_a_label_that_nothing_could_be_judged_for_is_no_all_clear(few):
+    blind = suspect(3, clean=1, label=0, tokens=(9,), **few)
+    found = verdict(suspect(3, clean=1), blind)
+    assert found.kind == CANNOT and "turn into “bad”" in found.reason.text and "only 3 held-out texts" in found.reason.text
+    found = verdict(suspect(20, clean=1), blind)
+    assert found.kind == SUSPICIOUS and any(one.startswith("Of other labels it cannot be said") for one in found.sentences)
+
+
 def test_many_suspects_are_counted():
     found = verdict(*(suspect(20, tokens=(number,)) for number in range(7)))
     assert found.sentences[0].startswith("7 inputs are suspicious") and "2 more are in the scan." in found.sentences
