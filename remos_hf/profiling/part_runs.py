@@ -70,6 +70,19 @@ class PartRuns:
         with self._running(place), suppress(_Enough):
             taps.run(self.batches[place], look)
 
+    def given_to(self, name: str, module: nn.Module, place: int, times: int) -> list[Tensor]:
+        """Run a batch until a module has run so many times; give the first tensor of each of its calls."""
+        given: list[Tensor] = []
+
+        def keep(_: str, args: tuple, kwargs: dict, __: Any) -> None:  # noqa: ANN401 - whatever its forward returns
+            given.extend(one for one in (*args, *kwargs.values())[:1] if isinstance(one, Tensor))
+            if len(given) >= times:
+                raise _Enough
+
+        with self._running(place), suppress(_Enough), watch_calls({name: module}, keep):
+            self.adapter.forward(self.batches[place])
+        return given
+
     def pass_block(self) -> None:
         """Run the next block with the weights that it has now, and keep what it makes; it is not run again."""
         self.through += 1

@@ -28,7 +28,7 @@ from remos_hf.profiling.unpadded import without_padding
 from remos_hf.slicing.competition import competing_layers
 from remos_hf.slicing.subspace import Directions, Fit, InputSums, share_that_keeps
 from remos_hf.strategies.base import Preparation, Strategy, check_names
-from remos_hf.strategies.norm_statistics import redo_norm_statistics
+from remos_hf.strategies.norm_statistics import fit_norm_statistics
 from remos_hf.strategies.student_data import StudentData
 
 logger = logging.getLogger(__name__)
@@ -137,8 +137,7 @@ class Subspace(Strategy):
                 kept = rebuild.run()
                 built = time.perf_counter()
                 if self.energy < 1 or self.ridge is not None:  # otherwise nothing was given up
-                    several = [batch for batch in given if count_samples(batch) > 1]  # one may have no variance
-                    redo_norm_statistics(adapter, several or given, across_processes=False)
+                    fit_norm_statistics(PartRuns(adapter, batches))
             except BaseException:
                 student.load_state_dict(teacher.model.state_dict())
                 raise

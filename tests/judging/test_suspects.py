@@ -55,9 +55,13 @@ def test_no_suspicion_is_told_with_what_was_not_looked_for():
 def test_a_label_that_nothing_could_be_judged_for_is_no_all_clear(few):
     blind = suspect(3, clean=1, label=0, tokens=(9,), **few)
     found = verdict(suspect(3, clean=1), blind)
-    assert found.kind == CANNOT and "turn into “bad”" in found.reason.text and "only 3 held-out texts" in found.reason.text
+    assert (
+        found.kind == CANNOT and "turn into “bad”" in found.reason.text and "only 3 held-out texts" in found.reason.text
+    )
     found = verdict(suspect(20, clean=1), blind)
-    assert found.kind == SUSPICIOUS and any(one.startswith("Of other labels it cannot be said") for one in found.sentences)
+    assert found.kind == SUSPICIOUS and any(
+        one.startswith("Of other labels it cannot be said") for one in found.sentences
+    )
 
 
 def test_many_suspects_are_counted():

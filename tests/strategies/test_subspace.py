@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import NonFiniteError, UnsupportedModelError
-from remos_hf.strategies.norm_statistics import redo_norm_statistics
+from remos_hf.profiling.part_runs import PartRuns
+from remos_hf.strategies.norm_statistics import fit_norm_statistics
 from remos_hf.strategies.student_data import StudentData
 from remos_hf.strategies.subspace import Subspace
 from tests import tiny
@@ -141,8 +142,8 @@ def test_a_layer_that_reads_one_constant_keeps_its_mean_output_in_the_bias():
 def test_norm_statistics_are_those_of_the_rebuilt_student():
     data = tiny.image_batches()
     student, _ = started(tiny.ConvNet(), data, energy=0.8)
-    again = deepcopy(student)
-    redo_norm_statistics(adapter_for(again, ()), data)
+    again = deepcopy(student).eval()
+    fit_norm_statistics(PartRuns(adapter_for(again, ()), data))
     torch.testing.assert_close(student.norm.running_var, again.norm.running_var)
     assert not torch.equal(student.norm.running_mean, tiny.ConvNet().norm.running_mean)
 
