@@ -34,10 +34,11 @@ def labels_in(batch: Any) -> Tensor | None:  # noqa: ANN401 - any batch
     """Find the labels of a batch: the second of a tuple, or what a mapping holds as labels.
 
     Returns:
-        One class a sample: int64 on the CPU, shape (samples,). None if the batch holds none.
+        One class a sample: int64 on the CPU, shape (samples,); whether there is such a class is not looked at. None if
+        the batch holds none.
 
     Raises:
-        TypeError: They are something else than one whole number a sample, from 0 on.
+        TypeError: They are something else than one whole number a sample.
     """
     if isinstance(batch, Mapping):
         found = next((batch[key] for key in ("labels", *sorted(LABEL_KEYS)) if batch.get(key) is not None), None)
@@ -45,12 +46,9 @@ def labels_in(batch: Any) -> Tensor | None:  # noqa: ANN401 - any batch
         found = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
     if found is None:
         return None
-    whole = isinstance(found, Tensor) and found.dim() == 1 and not found.is_floating_point()
-    if not whole or bool((found < 0).any()):
+    if not isinstance(found, Tensor) or found.dim() != 1 or found.is_floating_point():
         shown = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        below = f" with {int(found.min())} among them" if whole else ""
         raise TypeError(
-            f"A label is one class a sample, a whole number from 0 on, in a tensor of shape (samples,), but got {shown}"
-            f"{below}."
+            f"A label is one class a sample, a whole number in a tensor of shape (samples,), but got {shown}."
         )
     return found.long().cpu()

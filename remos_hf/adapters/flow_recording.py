@@ -228,7 +228,8 @@ class Recorder:
 
     def _weighted(self, operation: Operation) -> Operation:
         turned = operation.name == "addmm"
-        given, weight = operation.args[1:3] if turned else operation.args[:2]
+        names = ("mat1", "mat2") if turned else ("input", "weight")
+        given, weight = (operation.argument(place, name) for place, name in enumerate(names, int(turned)))
         layer = self._layers.get(id(weight))
         if layer is None or layer.inputs_first != turned or not isinstance(given, Held) or len(operation.inputs) > 1:
             return replace(operation, rule="", name=f"{operation.name} with a weight that is no plain parameter")
@@ -316,7 +317,11 @@ def _renumbered(operation: Operation, new: Mapping[int, int]) -> Operation:
 def _inputs(batch: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any batch
     named = batch if isinstance(batch, Mapping) else {"input": inputs_of(batch)}
     hidden = {key for key in named if key in LABEL_KEYS or str(key).endswith("mask")}
-    found = {str(key): value for key, value in named.items() if isinstance(value, Tensor) and key not in hidden}
+    found = {
+        str(key): value
+        for key, value in named.items()
+        if isinstance(value, Tensor) and value.dim() and key not in hidden
+    }
     if not found:
         raise ValueError(f"A batch holds tensors of samples, but this one holds {list(named) or 'nothing'}.")
     return found

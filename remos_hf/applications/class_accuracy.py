@@ -42,7 +42,7 @@ def class_accuracy(model: nn.Module, batches: Iterable, classes: Collection[int]
         classes: The target classes.
 
     Raises:
-        TypeError: Classes or labels are no whole numbers from 0 on, or not one a sample.
+        TypeError: Classes or labels are no whole numbers, or labels not one a sample.
         UnsupportedModelError: The model gives no logits.
         ValueError: There are no classes, one does not exist, or a batch has no labels or one that does not exist.
         NonFiniteError: A logit is NaN or infinite.
@@ -71,7 +71,7 @@ def class_accuracy(model: nn.Module, batches: Iterable, classes: Collection[int]
         raise NonFiniteError("The model gives logits that are NaN or infinite, so it predicts nothing.")
     if int(targets.max()) >= found.shape[1] or int(targets.min()) < 0:
         raise ValueError(f"classes names {targets.tolist()}, but the model has {found.shape[1]} labels.")
-    unknown = right[right >= found.shape[1]]
+    unknown = right[(right < 0) | (right >= found.shape[1])]
     if len(unknown):
         raise ValueError(f"A sample has the label {int(unknown[0])}, but the model has {found.shape[1]} labels.")
     wanted = torch.isin(right, targets)

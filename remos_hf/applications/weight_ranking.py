@@ -118,7 +118,7 @@ def highest_scoring(
         LayerMismatchError: The scores are of another model.
         UnsupportedModelError: The weights cannot be ranked.
     """
-    if not 0 < share <= 1:
+    if isinstance(share, bool) or not 0 < share <= 1:
         raise ValueError(f"share is the part of every layer to take, in (0, 1], but got {share}.")
     if granularity not in ("weight", "channel"):
         raise ValueError(f"granularity is 'weight' or 'channel', but got {granularity!r}.")

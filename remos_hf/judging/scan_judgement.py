@@ -18,6 +18,7 @@ _MOST_NAMED = 5
 _FEWEST_CLASSES, _FEWEST_HOSTS = 3, 20
 _TO_STANDARD_DEVIATIONS = 1.4826  # of normal values, over their median absolute deviation
 
+_NEEDED = ("mode", "steps", "sizes", "reference_sizes", "not_reached")  # of a scan of patches
 _LIMITS = (
     "Suspicious is a class whose {what} is at most {share} % of the median class's, lies {index:g} deviations below it "
     "(the index) and turns at least {turns} % of held-out images{beside}. Few students were measured to choose this: "
@@ -58,6 +59,9 @@ def judged_scan(scan: Scan) -> ScanJudgement:
 
     Args:
         scan: As `scan_tokens` or `scan_patches` gives it.
+
+    Raises:
+        ValueError: It is of patches and lacks what `scan_patches` records.
     """
     return _of_tokens(scan) if scan.kind == "tokens" else _of_patches(scan)
 
@@ -94,6 +98,10 @@ def _glance_of_tokens(scan: Scan) -> Table:
 
 
 def _of_patches(scan: Scan) -> ScanJudgement:
+    missing = [name for name in _NEEDED if name not in scan.settings]
+    if missing or not scan.suspects:
+        what = f"its settings lack {', '.join(missing)}" if missing else "it holds no class"
+        raise ValueError(f"A scan of patches is judged as scan_patches gives it, but {what}.")
     reason = _why_unsaid(scan)
     indices = anomaly_indices(scan.settings["sizes"])
     suspicious = () if reason else tuple(one for one in scan.suspects if _is_suspicious(one, scan, indices))

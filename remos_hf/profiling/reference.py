@@ -13,15 +13,17 @@ from remos_hf.adapters.base import Adapter
 from remos_hf.adapters.flow import Flow
 from remos_hf.adapters.flow_layouts import factors_of
 from remos_hf.adapters.flow_recording import recording
-from remos_hf.errors import NonFiniteError, UnsupportedModelError
+from remos_hf.errors import NonFiniteError, RemosError, UnsupportedModelError
 from remos_hf.layers import Layer
 from remos_hf.profiling.data_pass import observe
 from remos_hf.profiling.observers import Observer
 
 ReferenceKind = Literal["global", "class", "position"]
 
-# Sums are held in whole numbers of this, so that they add exactly over batches and processes.
-_UNIT = 2.0**-24
+# A value is held as whole numbers of these, which add exactly over batches and processes: to 1e-17, up to 1e15, for
+# 2**27 samples.
+_UNITS = (2.0**16, 2.0**-20, 2.0**-56)
+_LARGEST = 2.0**51
 # Rules that look at how what is read deviates from its mean.
 _DEVIATES = frozenset({"weighted", "add", "multiply", "curve", "total", "average_pool", "mixed", "attention"})
 
@@ -45,7 +47,8 @@ class Reference:
 
     Attributes:
         kind: "global": one mean a neuron, over samples and real positions. "class": likewise, over the samples of which
-            the model predicts the same class. "position": one mean a neuron and position. "zero".
+            the model predicts the same class. "position": one mean a neuron and position, over the samples that are
+            real there; 0 where none is. "zero".
         names: The operations of the flow that it was taken of.
         means: By place of a value among those that are computed, float32. Shape (rows, entries): one row, or one a
             class and behind them that of all classes.
@@ -129,6 +132,7 @@ def profile_reference(
     Raises:
         ValueError: The kind is none of these, or there is no sample.
         NonFiniteError: A value is NaN or infinite at a real position.
+        RemosError: A value is beyond 2e15.
         UnsupportedModelError: As `flow_of`.
     """
     means = FlowMeans(kind)
@@ -155,7 +159,8 @@ class FlowMeans(Observer):
         if kind not in ("global", "class", "position"):
             raise ValueError(f"kind is 'global', 'class' or 'position', but got {kind!r}.")
         self.kind = kind
-        self._sums: dict[str, Tensor] = {}  # (rows, entries + 1): int64; the last is how many values they are of
+        # By value: int64 (rows, units, entries); behind the units is how many values an entry is of.
+        self._sums: dict[str, Tensor] = {}
         self._names: tuple[str, ...] = ()
         self.drop_batch()
 
@@ -174,13 +179,14 @@ class FlowMeans(Observer):
         self._names = flow.names
         classes = _classes(flow) if self.kind == "class" else None
         for number in deviating(flow):
-            sums = _sums(flow, number, by_position=self.kind == "position")
-            if classes is None:
-                sums = sums.sum(0, keepdim=True)
-            else:
-                sums = sums.new_zeros(flow.logits.shape[-1], sums.shape[1]).index_add_(0, classes, sums)
-            self._seen[str(flow.places[number])] = sums.cpu()
-        self._seen["samples"] = torch.tensor([[flow.num_samples]])
+            added = []
+            for part in _whole_numbers(*_values(flow, number, by_position=self.kind == "position")):
+                if classes is None:
+                    added.append(part.sum(0, keepdim=True))
+                else:
+                    added.append(part.new_zeros(flow.logits.shape[-1], part.shape[1]).index_add_(0, classes, part))
+            self._seen[str(flow.places[number])] = torch.stack(added, 1).cpu()
+        self._seen["samples"] = torch.tensor([[[flow.num_samples]]])
 
     def drop_batch(self) -> None:
         """Forget the batch."""
@@ -192,8 +198,8 @@ class FlowMeans(Observer):
             known = self._sums.get(name)
             if known is not None and known.shape != sums.shape:
                 raise ValueError(
-                    f"A reference by position needs batches of one size, but got {known.shape[1] - 1} and "
-                    f"{sums.shape[1] - 1} values of one kind. Take kind='global'."
+                    f"A reference by position needs batches of one size, but got {known.shape[2]} and "
+                    f"{sums.shape[2]} values of one kind. Take kind='global'."
                 )
             self._sums[name] = sums if known is None else known + sums
         self.drop_batch()
@@ -209,10 +215,14 @@ class FlowMeans(Observer):
     def reference(self) -> Reference:
         """Give the means."""
         means = {}
+        units = torch.tensor(_UNITS, dtype=torch.float64)[:, None]
         for name, sums in self._sums.items():
             if name != "samples":
                 rows = torch.cat([sums, sums.sum(0, keepdim=True)]) if self.kind == "class" else sums
-                means[int(name)] = (rows[:, :-1].double() * _UNIT / rows[:, -1:]).float()
+                found, counts = (rows[:, :-1].double() * units).sum(1), rows[:, -1]
+                if self.kind == "position":  # where no sample is real
+                    counts = counts.clamp(min=1)
+                means[int(name)] = (found / counts).float()
         return Reference(self.kind, self._names, means, int(self._sums["samples"]) if self._sums else 0)
 
 
@@ -224,8 +234,12 @@ def _classes(flow: Flow) -> Tensor:
     return flow.logits.argmax(-1)
 
 
-def _sums(flow: Flow, number: int, *, by_position: bool) -> Tensor:
-    """Add up a value over the positions of each sample. Int64, (samples, entries + 1)."""
+def _values(flow: Flow, number: int, *, by_position: bool) -> tuple[Tensor, Tensor]:
+    """Add up a value over the positions of each sample, or leave them apart.
+
+    Returns:
+        Float64, (samples, entries), and how many values each is the sum of, int64, of its shape or (samples, 1).
+    """
     factors = factors_of(flow.layouts[number])
     value = flow.values[number].detach().reshape([size for _, size in factors])
     if factors[:1] != [("n", flow.num_samples)]:
@@ -233,21 +247,35 @@ def _sums(flow: Flow, number: int, *, by_position: bool) -> Tensor:
         value = value[None].expand([size for _, size in factors])
     if ("n", flow.num_samples) in factors[1:] and flow.num_samples > 1:
         raise UnsupportedModelError("Samples do not lie on the first axis of what flows, so they cannot be told apart.")
-    count = torch.full((flow.num_samples,), math.prod(size for role, size in factors if role == "p"))
     places = [place for place, (role, _) in enumerate(factors) if role == "p"]
+    counts = torch.ones(flow.num_samples, *(1 for _ in factors[1:]), dtype=torch.int64, device=value.device)
     if flow.real is not None and places:
         if len(places) > 1 or factors[places[0]][1] != flow.real.shape[-1]:
             raise UnsupportedModelError("Padding cannot be found in a value of the flow. Give batches without padding.")
-        shape = [size if place in (0, places[0]) else 1 for place, (_, size) in enumerate(factors)]
-        value = torch.where(flow.real.view(shape), value, 0)
-        count = flow.real.sum(1)
+        real = flow.real.view([size if place in (0, places[0]) else 1 for place, (_, size) in enumerate(factors)])
+        value, counts = torch.where(real, value, 0), real.long()
     if by_position:
-        count = torch.ones(flow.num_samples)
+        counts = counts.expand(value.shape)
     elif places:
-        value = value.sum(places, dtype=torch.float64)
-    sums = value.reshape(flow.num_samples, -1).double()
-    if not bool(sums.isfinite().all()):
+        counts = counts.expand([size if role == "p" or not place else 1 for place, (role, size) in enumerate(factors)])
+        value, counts = value.sum(places, dtype=torch.float64), counts.sum(places)
+    values = value.reshape(flow.num_samples, -1).double()
+    if not bool(values.isfinite().all()):
         raise NonFiniteError(
             "The model computes NaN or infinity on this data. Check the data, or run the model in float32."
         )
-    return torch.cat([(sums / _UNIT).round().long(), count.to(sums.device, torch.long)[:, None]], 1)
+    if len(values) and values.shape[1] and float(values.abs().max()) > _LARGEST:
+        raise RemosError(
+            f"The model computes {float(values.abs().max()):.3g} on this data, and means are taken of values up to "
+            f"{_LARGEST:.3g}. Scale its inputs down."
+        )
+    return values, counts.reshape(flow.num_samples, -1)
+
+
+def _whole_numbers(values: Tensor, counts: Tensor) -> Iterator[Tensor]:
+    """Give values, shape (samples, entries), as whole numbers of each unit, and how many they are of: int64."""
+    for unit in _UNITS:
+        number = (values / unit).round()
+        values = values - number * unit
+        yield number.long()
+    yield counts.expand(values.shape)

@@ -244,7 +244,9 @@ def _labels_of(batch: Any) -> Tensor:  # noqa: ANN401 - any batch
     found = labels_in(batch)
     if found is None:
         held = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-        raise TypeError(f"Own triggers need one class a sample as its label, but a batch of {held} has none.")
+        raise TypeError(f"Own triggers need one class a sample as its label, but got none in a batch of {held}.")
+    if len(found) and int(found.min()) < 0:
+        raise TypeError(f"Own triggers need one class a sample as its label, from 0 on, but got {int(found.min())}.")
     return found
 
 

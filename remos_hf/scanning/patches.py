@@ -130,9 +130,10 @@ def scan_patches(
         answers = search.logits(student, pixels)
         if labels is not None and len(labels) != answers.shape[1]:
             raise ValueError(f"labels has {len(labels)} names, but the student tells {answers.shape[1]} classes apart.")
-        if given is not None and int(given.max()) >= answers.shape[1]:
+        wrong = given[(given < 0) | (given >= answers.shape[1])] if given is not None else ()
+        if len(wrong):
             raise ValueError(
-                f"An image has the label {int(given.max())}, but the student tells {answers.shape[1]} classes apart."
+                f"An image has the label {int(wrong[0])}, but the student tells {answers.shape[1]} classes apart."
             )
         hosts = search.hosts(answers)
         changes = search.changes(student, hosts)

@@ -7,13 +7,14 @@ of the output's CONTRIB, one that goes against it the opposite, and one whose ef
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from remos_hf.adapters.flow import CASTS, Flow, Operation, total_axes
+from remos_hf.adapters.flow import CASTS, Flow, Operation, changed_in, total_axes
 from remos_hf.adapters.flow_layouts import factors_of
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.layers import Layer
@@ -61,8 +62,16 @@ class Analysis:
 Parts = Iterator[tuple[int, Tensor]]
 
 
+def _in_float32(value: Any) -> Any:  # noqa: ANN401 - arguments
+    """Give arguments with the weights of half precision among them in float32, as the values are."""
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    return changed_in(value, _in_float32)
+
+
 def relative_output(operation: Operation, analysis: Analysis) -> Tensor:
     """Give what an operation makes of its inputs less what it makes of their references, in float32."""
+    operation = replace(operation, **{of: _in_float32(getattr(operation, of)) for of in ("args", "kwargs")})
     now = {number: analysis.value(number) for number in operation.inputs}
     usual = {number: analysis.reference.of(analysis.flow, number) for number in operation.inputs}
     return operation.run(now) - operation.run(usual)
@@ -105,7 +114,7 @@ def _check_samples_first(operation: Operation, analysis: Analysis) -> None:
 
 def _window(operation: Operation, kernel: tuple[int, ...], place: int) -> dict[str, tuple[int, int]]:
     """Give what unfold needs: kernel, stride, padding and dilation, all of two axes."""
-    stride = operation.argument(place, "stride")
+    stride = operation.argument(place, "stride", 1 if place == 3 else None)  # a pool steps by its kernel
     padding = operation.argument(place + 1, "padding", 0)
     dilation = operation.argument(place + 2, "dilation", 1) if place == 3 or operation.rule == "max_pool" else 1
     stride = kernel if stride in (None, (), []) else stride
@@ -241,7 +250,7 @@ def _max_pool(operation: Operation, contrib: Tensor, analysis: Analysis) -> Part
     window = {**window, "padding": (0, 0)}
     patches = functional.unfold(padded, **window)
     largest = patches == patches.amax(1, keepdim=True)
-    made = functional.fold(largest * contrib.view(len(padded), 1, -1).float(), padded.shape[-2:], **window)
+    made = functional.fold(largest * contrib.reshape(len(padded), 1, -1).float(), padded.shape[-2:], **window)
     made = made[..., high : made.shape[-2] - high, wide : made.shape[-1] - wide]
     yield number, made.reshape(value.shape).int()
 

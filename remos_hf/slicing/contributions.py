@@ -4,6 +4,7 @@ A contribution is a signed whole number. It starts as 1 at the output neurons th
 through what the model ran, each operation by its rule (`contribution_rules`).
 """
 
+import numbers
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from remos_hf.profiling.batches import unpacked
 from remos_hf.profiling.reference import Reference
 from remos_hf.profiling.sidecar_file import file_in, read_tensors, write_tensors
 from remos_hf.slicing.contribution_rules import RULES, Analysis, Keep, TakeWeights
-from remos_hf.slicing.contributions_kept import kept_signs
+from remos_hf.slicing.contributions_kept import checked_theta, kept_signs
 
 CONTRIBUTIONS_FILE = "remos_contributions.safetensors"
 _FORMAT = "remos_hf.contributions.v1"
@@ -146,8 +147,7 @@ def contributions(
         output is the sum of its effects, so biases and padding play no part. LayerNorm, GELU, gates and attention are
         extensions: what scales a sample and the pattern of attention are frozen.
     """
-    if not 0 <= theta < 1:
-        raise ValueError(f"theta is a share of the relative output, in [0, 1), but got {theta}.")
+    theta = checked_theta(theta)
     total = None
     for batch in unpacked(batches):
         batch = on_device_of(model, batch)
@@ -183,6 +183,7 @@ def input_contributions(
     Returns:
         Contributions of each input, in the order in which the model reads them. Int32, shape of the input.
     """
+    theta = checked_theta(theta)
     flow = flow_of(model, batch)
     left: dict[int, Tensor] = {}
     for _ in traced(flow, reference, seeds_of(flow, outputs, batch), theta, lambda *_: None, left):
@@ -199,10 +200,10 @@ def seeds_of(flow: Flow, outputs: Outputs, batch: Any) -> Tensor:  # noqa: ANN40
     """
     logits = flow.logits
     outputs = outputs(batch) if callable(outputs) else outputs
-    if (
-        outputs is not None
-        and not isinstance(outputs, int)
-        and (not isinstance(outputs, Tensor) or outputs.is_floating_point())
+    if isinstance(outputs, numbers.Integral) and not isinstance(outputs, bool):
+        outputs = int(outputs)
+    elif outputs is not None and (
+        not isinstance(outputs, Tensor) or outputs.is_floating_point() or outputs.dtype == torch.bool
     ):
         kind = outputs.dtype if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(

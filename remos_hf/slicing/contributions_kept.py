@@ -1,5 +1,6 @@
 """Which inputs of a weighted sum are kept, and what they add to CONTRIB, for millions of sums at once."""
 
+import numbers
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,17 @@ from torch import Tensor
 _CHUNK, _CHUNK_ON_DEVICE = 2**17, 2**25
 # Of rows longer than this, this share of the largest effects is sorted first; it mostly decides.
 _LONG, _SHARE = 64, 0.3
+
+
+def checked_theta(theta: float) -> float:
+    """Give theta as Python's own number.
+
+    Raises:
+        ValueError: It is none in [0, 1).
+    """
+    if isinstance(theta, bool) or not isinstance(theta, numbers.Real) or not 0 <= theta < 1:
+        raise ValueError(f"theta is a share of the relative output, in [0, 1), but got {theta!r}.")
+    return float(theta)
 
 
 def kept_signs(effects: Tensor, theta: float) -> Tensor:

@@ -17,6 +17,7 @@ from remos_hf.layers import Layer
 from remos_hf.profiling.reference import Reference
 from remos_hf.slicing.contribution_rules import Analysis, relative_output
 from remos_hf.slicing.contributions import Outputs, seeds_of, traced
+from remos_hf.slicing.contributions_kept import checked_theta
 from remos_hf.whole import replace_file
 
 _FORMAT = "remos_hf.explanation.v1"
@@ -167,8 +168,9 @@ def explain(
     Source:
         NNSlicer, ESEC/FSE 2020, sections 4.2 to 4.4, of one sample.
     """
-    if not 0 <= theta < 1:
-        raise ValueError(f"theta is a share of the relative output, in [0, 1), but got {theta}.")
+    theta = checked_theta(theta)
+    if isinstance(strongest, bool) or not isinstance(strongest, int) or strongest < 0:
+        raise ValueError(f"strongest is a number of neurons, 0 or more, but got {strongest!r}.")
     flow = flow_of(model, on_device_of(model, batch))
     if flow.num_samples != 1:
         raise ValueError(

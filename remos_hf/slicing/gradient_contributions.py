@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from remos_hf.adapters.flow import Flow, Operation
 from remos_hf.adapters.flow_recording import flow_of, on_device_of
+from remos_hf.errors import UnsupportedModelError
 from remos_hf.perturbation import unfrozen
 from remos_hf.profiling.batches import unpacked
 from remos_hf.profiling.reference import Reference
@@ -31,6 +32,10 @@ def gradient_contributions(
 
     Returns:
         By parameter name, float32, shape of the weight, on the CPU.
+
+    Raises:
+        ValueError: As `contributions`.
+        UnsupportedModelError: As `contributions`; or a layer runs without gradients, as under torch.no_grad.
     """
     total: dict[str, Tensor] = {}
     # Without a parameter that wants one there is no gradient, nor where the caller has none.
@@ -38,6 +43,8 @@ def gradient_contributions(
         for batch in unpacked(batches):
             for name, effects in _of_batch(model, on_device_of(model, batch), reference, outputs):
                 total[name] = total[name] + effects if name in total else effects
+    if not total:
+        raise ValueError("There is no sample to ask about. Pass batches of the samples that are meant.")
     return total
 
 
@@ -50,6 +57,12 @@ def _of_batch(
     flow = flow_of(model, batch, graph=True)
     reference.check(flow)
     multiplying = [one for one in flow.operations if one.layer is not None]
+    apart = [one.layer.name for one in multiplying if not flow.values[one.output].requires_grad]
+    if apart:
+        raise UnsupportedModelError(
+            f"'{apart[0]}' runs without gradients, as under torch.no_grad or detach, so it has none to be scored by. "
+            "Take contributions, or let it run with them."
+        )
     score = (flow.logits * seeds_of(flow, outputs, batch)).sum()
     gradients = torch.autograd.grad(score, [flow.values[one.output] for one in multiplying])
     for operation, gradient in zip(multiplying, gradients, strict=True):

@@ -127,7 +127,7 @@ def _losses(model: nn.Module, batch: Any) -> Callable[[Any], Tensor]:  # noqa: A
 
     def losses(moved: Any) -> Tensor:  # noqa: ANN401
         outputs = outputs_without_labels(model, moved)
-        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs
+        logits = outputs.get("logits") if isinstance(outputs, Mapping) else outputs
         classifies = isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[1] > 1
         if not classifies or labels.shape != logits.shape[:1] or labels.is_floating_point():
             raise UnsupportedModelError(

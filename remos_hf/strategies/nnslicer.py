@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
 from remos_hf.activations import evaluating
@@ -12,6 +13,7 @@ from remos_hf.layers import Layer
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.profiling.reference import Reference, ReferenceKind, profile_reference
 from remos_hf.slicing.contributions import contributions
+from remos_hf.slicing.contributions_kept import checked_theta
 from remos_hf.slicing.ordinal import Selection
 from remos_hf.slicing.rules import Rule, keep_highest
 from remos_hf.strategies.short_runs import Samples, check_counts, together, with_trained_head
@@ -61,8 +63,7 @@ class NNSlicer(SliceAndReset):
         super().__post_init__()
         if self.score not in ("absolute", "signed"):
             raise ValueError(f"score is 'absolute' or 'signed', but got {self.score!r}.")
-        if not 0 <= self.theta < 1:
-            raise ValueError(f"theta is a share of the relative output, in [0, 1), but got {self.theta}.")
+        object.__setattr__(self, "theta", checked_theta(self.theta))
         if self.reference not in ("global", "class", "position"):
             raise ValueError(f"reference is 'global', 'class' or 'position', but got {self.reference!r}.")
         if self.embeddings:
@@ -74,7 +75,7 @@ class NNSlicer(SliceAndReset):
         device = next(student.parameters()).device
         drawn = Samples(data, device, data.seed if self.seed is None else self.seed)
         asked, steps = with_trained_head(student, drawn, steps=self.head_steps, head=self.head)
-        batches = data.batches(data.max_samples)
+        batches = map(convert_to_fp32, data.batches(data.max_samples))
         reference = profile_reference(asked, batches, kind=self.reference, max_samples="all", across_processes=True)
         with evaluating(asked):
             found = together(lambda: self._traced(asked, data, reference), device)
@@ -92,7 +93,7 @@ class NNSlicer(SliceAndReset):
         return contribution_rule(found), {"nnslicer": told}
 
     def _traced(self, asked: nn.Module, data: StudentData, reference: Reference) -> dict[str, Tensor]:
-        batches = list(data.batches(self.samples))
+        batches = [convert_to_fp32(batch) for batch in data.batches(self.samples)]
         if not batches:
             return {"num_samples": torch.tensor(0)}
         found = contributions(asked, batches, reference, theta=self.theta)

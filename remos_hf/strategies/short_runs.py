@@ -86,19 +86,35 @@ def labelled_loss(model: Callable[..., Any], batch: Any) -> Tensor:  # noqa: ANN
     """Give a model's own loss of a batch with labels; of an (inputs, labels) tuple the cross-entropy. A scalar.
 
     Raises:
-        ValueError: The batch has no labels, or the model gives no loss of them.
+        ValueError: The batch has no labels, or such as cross-entropy knows nothing of, or the model gives no loss.
+        UnsupportedModelError: The model gives no logits.
     """
     if isinstance(batch, Mapping) and LABEL_KEYS & batch.keys():
         outputs = model(**batch)
         if isinstance(outputs, Mapping) and isinstance(outputs.get("loss"), Tensor):
             return outputs["loss"]
+        if isinstance(outputs, tuple) and outputs and isinstance(outputs[0], Tensor) and not outputs[0].dim():
+            return outputs[0]  # of transformers' models with return_dict=False
     elif isinstance(batch, (tuple, list)) and len(batch) > 1:
-        return functional.cross_entropy(logits_in(model(batch[0]), model), batch[1].long())
+        return _cross_entropy(model(batch[0]), batch[1], model)
     held = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
     raise ValueError(
         "This start asks for the loss of labelled samples before training, but of a batch of "
         f"{held} the model gives none. Give samples with labels, and a model that returns its loss."
     )
+
+
+def _cross_entropy(output: Any, labels: Tensor, model: Callable[..., Any]) -> Tensor:  # noqa: ANN401 - any output
+    logits = output if isinstance(output, Tensor) else logits_in(output, model)
+    if not labels.is_floating_point():
+        return functional.cross_entropy(logits, labels.long())
+    if labels.shape != logits.shape:
+        raise ValueError(
+            "This start asks for the cross-entropy of labelled samples before training: labels are whole numbers, or "
+            f"probabilities of the shape {tuple(logits.shape)} of the logits, but got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}. Give a model that returns its own loss of such labels."
+        )
+    return functional.cross_entropy(logits, labels.to(logits))
 
 
 def free_copy(student: nn.Module) -> nn.Module:

@@ -35,6 +35,13 @@ def test_wrong_input_is_refused():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=told):
             class_accuracy(ECHO, batches, classes)
+    for classes in ([1.0], [True], ["cat"]):
+        with pytest.raises(TypeError, match="by their whole numbers"):
+            class_accuracy(ECHO, [batch], classes)
+    with pytest.raises(ValueError, match="a batch of 2 has 1 labels"):
+        class_accuracy(ECHO, [(batch[0], batch[1][:1])], [0])
+    with pytest.raises(TypeError, match="one class a sample"):  # one-hot of as many samples as there are classes
+        class_accuracy(ECHO, [(torch.eye(3), torch.eye(3).long())], [0])
     with pytest.raises(NonFiniteError):
         class_accuracy(ECHO, [(torch.full((1, 3), float("nan")), torch.tensor([0]))], [0])
 

@@ -95,3 +95,11 @@ def test_tokens_are_named_in_the_answer_and_in_what_to_do_beside_their_held_out_
     assert said.glance.lines == [["good", "“a”", "4.2", "95.8 (24)", "0.0 (24)"]]
     nothing = judged_scan(Scan("tokens", (), ("bad", "good"), 0))
     assert not nothing.can_be_said and nothing.glance.lines == []
+
+
+def test_a_scan_of_patches_without_what_was_recorded_is_refused():
+    with pytest.raises(ValueError, match="lack mode, steps, sizes, reference_sizes, not_reached"):
+        judged_scan(Scan("patch", (), ("a", "b", "c"), 0))
+    settings = {"mode": "patch", "steps": 3, "sizes": [], "reference_sizes": None, "not_reached": []}
+    with pytest.raises(ValueError, match="holds no class"):
+        judged_scan(Scan("patch", (), ("a", "b", "c"), 0, settings=settings))

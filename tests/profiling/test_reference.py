@@ -3,7 +3,7 @@ import torch
 from accelerate import debug_launcher
 
 from remos_hf.adapters.flow_recording import flow_of
-from remos_hf.errors import NonFiniteError
+from remos_hf.errors import NonFiniteError, RemosError
 from remos_hf.profiling.reference import FlowMeans, Reference, deviating, profile_reference
 from tests import tiny
 
@@ -38,6 +38,30 @@ class TestMeans:
         reference = profile_reference(model, batches, kind="position")
         seen = torch.cat([one[0] for one in batches])
         assert torch.allclose(reference.of(flow, 0)[1], seen.mean(0), atol=1e-6)
+
+    def test_one_by_position_counts_at_every_position_the_samples_that_are_real_there(self):
+        model, (batch, *_) = tiny.bert(), tiny.text_batches()
+        batch = {key: value for key, value in batch.items() if key != "labels"}
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        batch["attention_mask"][1:, 4:] = 0
+        first = {key: value[:1] for key, value in batch.items()}
+        both, alone = (profile_reference(model, [some], kind="position") for some in (batch, first))
+        flow = flow_of(model, first)
+        for number in deviating(flow):
+            mean, one = both.of(flow, number), alone.of(flow, number)
+            if mean.dim() == 3:
+                assert torch.allclose(mean[:, 4:], one[:, 4:], atol=1e-6)
+
+    @pytest.mark.parametrize("size", [1e-12, 1e-8, 1.0, 1.7e9, 1e12])
+    @pytest.mark.parametrize("kind", ["global", "class", "position"])
+    def test_means_of_small_and_large_values_are_exact(self, size, kind):
+        model, samples = tiny.mlp().eval(), size * (1 + torch.rand(512, 5, dtype=torch.float64)).float()
+        found = profile_reference(model, samples.split(100), kind=kind).means[0][-1]
+        assert torch.allclose(found, samples.double().mean(0).float(), rtol=1e-6, atol=0)
+
+    def test_values_beyond_what_means_are_taken_of_are_refused(self):
+        with pytest.raises(RemosError, match="1e.16 on this data"):
+            profile_reference(tiny.mlp().eval(), [torch.full((2, 5), 1e16)])
 
     def test_one_by_class_is_that_of_the_predicted_class(self):
         model, batches = tiny.ConvNet().eval(), tiny.image_batches()

@@ -151,13 +151,34 @@ def test_models_of_transformers_and_those_that_hold_other_numbers_are_scanned():
         ({"images": ImageInput(size=(8, 8), crop_share=1.0)}, "not normalised"),
         ({"data": []}, "but got 0"),
         ({"data": [pictures(8)[0], torch.zeros(2, 3, 4, 4)]}, "one size"),
-        ({"student": nn.Flatten(0)}, "no logits"),
+        ({"student": nn.Flatten(0)}, r"shape \(samples, labels\), but Flatten gives"),
+        ({"data": [pictures(8), pictures(8)[0]]}, "of 2 batches 1 have labels"),
+        ({"data": [(pictures(8)[0], pictures(7)[1])]}, "8 images has 7 labels"),
+        ({"data": [(pictures(8)[0], torch.arange(8) - 1)]}, "has the label -1, but the student tells 4"),
     ],
 )
 def test_what_cannot_be_scanned_is_refused(options, told):
     given = {"student": Quadrants(), "data": [pictures(16)], **QUICK, **options}
     with pytest.raises((ValueError, UnsupportedModelError), match=told):
         scan_patches(**given)
+
+
+def test_a_student_may_give_its_logits_in_a_tuple_and_labels_by_any_key():
+    class Tuple(Quadrants):
+        def forward(self, inputs):
+            return (super().forward(inputs),)
+
+    images, labels = pictures(16)
+    one = scan_patches(Quadrants(), [(images, labels)], **QUICK)
+    other = scan_patches(Tuple(), [{"pixel_values": images, "label": labels}], **QUICK)
+    assert one == other and one.settings["accuracy"] is not None
+
+
+def test_labels_of_another_form_are_not_left_out():
+    images, labels = pictures(16)
+    for wrong in (labels.tolist(), labels[:, None], labels.float()):
+        with pytest.raises(TypeError, match="one class a sample"):
+            scan_patches(Quadrants(), [(images, wrong)], **QUICK)
 
 
 def test_bytes_and_texts_are_no_images():

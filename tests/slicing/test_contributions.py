@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -24,9 +25,26 @@ def small_net(seed=0):
 TEXTS = [tiny.bert, tiny.gpt2, tiny.llama]
 
 
+class Tokens(nn.Module):
+    """Convolutions whose positions are read as tokens behind a max pool, by functions instead of modules."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.conv, self.mix, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 4), nn.Linear(64, 3)
+
+    def forward(self, images):
+        maps = nn.functional.conv2d(images, self.conv.weight, self.conv.bias, padding=1).relu()
+        tokens = nn.functional.max_pool2d(maps, 2).flatten(2).transpose(1, 2)
+        mixed = nn.functional.linear(input=tokens, weight=self.mix.weight, bias=self.mix.bias)
+        return nn.functional.linear(mixed.relu().flatten(1), weight=self.fc.weight)
+
+
 @pytest.mark.parametrize("theta", [0.0, 0.3])
 @pytest.mark.parametrize("kind", ["global", "class", "position"])
-@pytest.mark.parametrize("make", [small_net, lambda: tiny.ConvNet().eval()], ids=["chain", "residual"])
+@pytest.mark.parametrize(
+    "make", [small_net, lambda: tiny.ConvNet().eval(), lambda: Tokens().eval()], ids=["chain", "residual", "functions"]
+)
 def test_they_are_those_of_one_neuron_at_a_time(make, kind, theta):
     model, batches = make(), tiny.image_batches(2)
     reference = profile_reference(model, batches, kind=kind)
@@ -150,6 +168,29 @@ def test_the_criterion_can_be_a_label_labels_a_function_or_positions():
     assert last.tolist() == (texts["attention_mask"].sum(1) - 1).tolist()
 
 
+def test_numbers_of_numpy_count_as_numbers_and_are_saved(tmp_path):
+    model, batch = tiny.mlp().eval(), [torch.randn(2, 5)]
+    found = contributions(model, batch, Reference(), theta=np.float32(0.25), outputs=np.int64(1))
+    found.save_pretrained(tmp_path)
+    assert Contributions.from_pretrained(tmp_path).theta == 0.25
+    assert torch.equal(
+        found.weights["0.weight"], contributions(model, batch, Reference(), theta=0.25, outputs=1).weights["0.weight"]
+    )
+
+
+def test_a_number_without_an_axis_beside_the_samples_is_no_sample():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(5, 3)
+
+        def forward(self, scale, x):
+            return self.fc(x) * scale
+
+    batch = {"scale": torch.tensor(2.0), "x": torch.randn(4, 5)}
+    assert contributions(Scaled().eval(), [batch], Reference()).num_samples == 4
+
+
 def test_they_are_saved_and_read_again(tmp_path):
     model, batches = small_net(), tiny.image_batches(1)
     found = contributions(model, batches, Reference())
@@ -163,7 +204,7 @@ def test_they_are_saved_and_read_again(tmp_path):
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("theta", [-0.1, 1.0, float("nan")])
+    @pytest.mark.parametrize("theta", [-0.1, 1.0, float("nan"), False, "0.2", None])
     def test_theta_is_a_share_below_1(self, theta):
         with pytest.raises(ValueError, match=r"in \[0, 1\)"):
             contributions(tiny.mlp().eval(), [torch.randn(2, 5)], Reference(), theta=theta)
@@ -174,7 +215,13 @@ class TestRefusals:
             contributions(tiny.mlp().eval(), [torch.randn(2, 5)], Reference(), outputs=outputs)
 
     @pytest.mark.parametrize(
-        ("outputs", "told"), [([0, 1], "got list"), (torch.tensor([0.0, 1.0]), "got torch.float32")]
+        ("outputs", "told"),
+        [
+            ([0, 1], "got list"),
+            (torch.tensor([0.0, 1.0]), "got torch.float32"),
+            (torch.tensor([False, True]), "got torch.bool"),
+            (True, "got bool"),
+        ],
     )
     def test_labels_that_are_no_whole_numbers(self, outputs, told):
         with pytest.raises(ValueError, match=told):
@@ -201,9 +248,10 @@ class TestRefusals:
         with pytest.raises(UnsupportedModelError, match="'linear_dynamic'"):
             traced(model, [torch.randn(2, 5)], Reference())
 
-    def test_no_sample(self):
+    @pytest.mark.parametrize("traced", [contributions, gradient_contributions])
+    def test_no_sample(self, traced):
         with pytest.raises(ValueError, match="no sample to ask about"):
-            contributions(tiny.mlp().eval(), [], Reference())
+            traced(tiny.mlp().eval(), [], Reference())
 
     def test_a_parameter_that_never_ran(self):
         with pytest.raises(LayerMismatchError, match="each_sample names"):

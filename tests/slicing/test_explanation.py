@@ -124,6 +124,22 @@ class TestInputs:
         assert list(found) == ["words.weight", "words.weight, read again"]
 
 
+@pytest.mark.parametrize("make", [lambda: tiny.ConvNet(), lambda: tiny.mlp()])
+def test_a_model_in_half_precision_is_explained(make):
+    model = make().eval().to(torch.bfloat16)
+    sample = (one_image() if isinstance(model, tiny.ConvNet) else torch.randn(1, 5)).to(torch.bfloat16)
+    found = explain(model, sample, Reference())
+    with torch.no_grad():
+        moved = model(sample)[0, found.label] - model(sample * 0)[0, found.label]
+    assert found.relative_logit == pytest.approx(float(moved), abs=0.3)
+
+
+@pytest.mark.parametrize("strongest", [-1, True, 2.0])
+def test_how_many_neurons_are_told_is_a_whole_number(strongest):
+    with pytest.raises(ValueError, match="strongest is a number of neurons"):
+        explain(plain_sum(), torch.randn(1, 3), Reference(), strongest=strongest)
+
+
 def test_what_was_saved_is_read_again(tmp_path):
     model = tiny.bert()
     reference = profile_reference(model, tiny.text_batches())

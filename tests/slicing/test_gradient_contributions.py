@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from remos_hf.errors import UnsupportedModelError
 from remos_hf.profiling.reference import Reference, profile_reference
 from remos_hf.slicing.gradient_contributions import gradient_contributions
 from tests import tiny
@@ -35,6 +36,21 @@ def test_frozen_parameters_are_frozen_again_and_texts_work():
     found = gradient_contributions(model, tiny.text_batches(1), Reference())
     assert not any(one.requires_grad for one in model.parameters())
     assert found["transformer.h.0.mlp.c_fc.weight"].shape == (16, 64)
+
+
+def test_a_body_that_runs_without_gradients_is_named():
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(5, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            with torch.no_grad():
+                x = self.body(x)
+            return self.head(x)
+
+    with pytest.raises(UnsupportedModelError, match="'body' runs without gradients"):
+        gradient_contributions(Frozen().eval(), [torch.randn(2, 5)], Reference())
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

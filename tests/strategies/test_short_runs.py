@@ -113,6 +113,27 @@ def test_what_gives_no_loss_is_refused_in_plain_words():
         mean_gradient(tiny.bert(), samples_of([]), {"w": nn.Parameter(torch.ones(1))})
 
 
+def test_the_loss_is_found_however_a_model_returns_its_logits():
+    model, (inputs, labels) = tiny.mlp(), (torch.randn(4, 5), torch.tensor([0, 2, 1, 0]))
+    wanted = nn.functional.cross_entropy(model(inputs), labels)
+    for shown in (lambda x: model(x), lambda x: {"logits": model(x)}, lambda x: (model(x), x)):
+        assert torch.equal(labelled_loss(shown, (inputs, labels)), wanted)
+    soft = nn.functional.one_hot(labels, 3) * 0.8 + 0.2 / 3
+    assert torch.equal(labelled_loss(model, (inputs, soft)), nn.functional.cross_entropy(model(inputs), soft))
+    texts = {**tiny.text_batches()[0], "return_dict": False}
+    assert labelled_loss(tiny.bert(), texts).dim() == 0
+
+
+def test_labels_that_cross_entropy_knows_nothing_of_are_refused():
+    with pytest.raises(ValueError, match=r"of the shape \(4, 3\) of the logits, but got torch.float32 of shape \(4,\)"):
+        labelled_loss(tiny.mlp(), (torch.randn(4, 5), torch.tensor([0.1, 1.7, 2.0, 0.5])))
+
+
+def test_samples_are_held_in_float32_as_the_copies_that_they_are_for():
+    held = samples_of([(torch.randn(4, 5, dtype=torch.bfloat16), torch.tensor([0, 1, 2, 0]))])
+    assert held.batches[0][0].dtype == torch.float32 and held.batches[0][1].dtype == torch.int64
+
+
 @pytest.mark.parametrize("value", [-1, 1.5, True, "3"])
 def test_counts_are_whole_numbers(value):
     with pytest.raises(ValueError, match="steps is a whole number, at least 1, but got"):
