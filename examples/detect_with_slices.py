@@ -13,8 +13,8 @@ controls beside them: clean images that the model gets wrong, and noise of exact
 
 Teachers are classifiers of the folders' classes: a folder or Hub id of transformers, or `timm/<id>`. A folder holds a
 folder of images for each class. Writes detection.json and roc.png. Minutes: 2 for a thousand images of 32 pixels.
-No figures are published yet: benchmarks/nnslicer_detection.py makes them. Offline, on a tiny net that is trained
-first, in seconds:
+On ResNet-20 the published claim was not seen to hold: benchmarks/results/nnslicer_detection.md. Offline, on a tiny net
+that is trained first, in seconds:
 `python examples/detect_with_slices.py --smoke --output_dir smoke`
 """
 
