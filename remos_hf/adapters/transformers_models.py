@@ -190,8 +190,11 @@ def _qkv_sizes(config: Any, heads: int) -> tuple[int, ...]:  # noqa: ANN401 - an
 
 def own_head(model: nn.Module) -> tuple[str, ...]:
     """Find the head that a model says it has; () of a plain module, which says nothing."""
-    says = isinstance(model, (PreTrainedModel, ImageClassifier)) or timm_place(model) is not None
-    return adapter_for(model).head if says else ()
+    return adapter_for(model).head if _says_its_head(model) else ()
+
+
+def _says_its_head(model: nn.Module) -> bool:
+    return isinstance(model, (PreTrainedModel, ImageClassifier)) or timm_place(model) is not None
 
 
 def adapter_for(model: nn.Module, head: tuple[str, ...] | None = None) -> Adapter:
@@ -207,3 +210,22 @@ def adapter_for(model: nn.Module, head: tuple[str, ...] | None = None) -> Adapte
         return TimmAdapter(model, head)
     kind = TransformersAdapter if isinstance(model, PreTrainedModel) else Adapter
     return kind(model, head)
+
+
+def adapter_beside_head(model: nn.Module, head: tuple[str, ...] | None = None) -> Adapter:
+    """Pick the adapter for a model whose head is told apart from its body: it is new, and a teacher has none to give.
+
+    Args:
+        model: As in `adapter_for`.
+        head: Dotted names of the new modules; () says that there is none, None lets the adapter find them.
+
+    Raises:
+        UnsupportedModelError: `head` is None, and the model is a plain module, which does not say what its head is.
+    """
+    adapter = adapter_for(model, head)  # which refuses what is wrapped, first
+    if head is None and not _says_its_head(model):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} names no head, which is new and must be left out of what is held to the teacher. "
+            f"Name it: head=(...,). Its direct children are {[name for name, _ in model.named_children()]}."
+        )
+    return adapter

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.adapters.transformers_models import adapter_beside_head
 from remos_hf.strategies.base import Hold, Strategy
 from remos_hf.strategies.channel_weights import loss_by_gradient, loss_when_silenced, weights_of_channels
 from remos_hf.strategies.distillation import HEAD_DECAYS, HeldFeatures, check_weights, last_weights, stage_modules
@@ -42,7 +42,7 @@ class Delta(Strategy):
         samples: Labelled samples by which channels are weighed, over all processes.
         head_steps: Steps of 32 samples that the head of the weighed copy is trained before.
         layers: Modules whose outputs are compared; None finds them.
-        head: Modules that are new; None finds them.
+        head: Modules that are new; None finds them, but a plain module says nothing: name them, or () for none.
         seed: Of the samples; the run's if None.
 
     Source:
@@ -94,13 +94,17 @@ class Delta(Strategy):
         return DELTA_PLAIN if self.attention == "none" else DELTA_ATTENTION
 
     def hold(self, student: nn.Module, teacher: nn.Module) -> Hold:
-        """Hold the student's features to the teacher's."""
+        """Hold the student's features to the teacher's.
+
+        Raises:
+            UnsupportedModelError: The model does not say what its head is, and `head` does not either.
+        """
         return _Attended(self, teacher)
 
 
 class _Attended(HeldFeatures):
     def __init__(self, recipe: Delta, teacher: nn.Module) -> None:
-        adapter = adapter_for(teacher, recipe.head)
+        adapter = adapter_beside_head(teacher, recipe.head)
         find = last_weights if recipe.at == "last_weights" else stage_modules
         modules = find(adapter, recipe.layers)
         super().__init__("delta", adapter, modules, recipe.distance, recipe.weight, head_decay=recipe.head_decay)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.adapters.transformers_models import adapter_beside_head
 from remos_hf.strategies.base import Hold, Strategy
 from remos_hf.strategies.distillation import HeldFeatures, check_weights, feature_modules
 from remos_hf.strategies.feature_distance import UNEXPLAINED
@@ -24,7 +24,7 @@ class Distilled(Strategy):
             variance, both of this batch, the mean over the layers: about 1 for a student that knows nothing.
         layers: Modules whose outputs are compared; None finds the blocks of a transformer, the stages of a
             convolutional net, or else the children beside the head.
-        head: Modules that are new; None finds them.
+        head: Modules that are new; None finds them, but a plain module says nothing: name them, or () for none.
 
     Source:
         Romero et al. 2015 (hints) for features of layers between; Jiao et al. 2020 (TinyBERT, section 3.2) for all
@@ -49,6 +49,10 @@ class Distilled(Strategy):
         check_weights(self, "weight")
 
     def hold(self, student: nn.Module, teacher: nn.Module) -> Hold:
-        """Hold the student's features to the teacher's."""
-        adapter = adapter_for(teacher, self.head)
+        """Hold the student's features to the teacher's.
+
+        Raises:
+            UnsupportedModelError: The model does not say what its head is, and `head` does not either.
+        """
+        adapter = adapter_beside_head(teacher, self.head)
         return HeldFeatures("", adapter, feature_modules(adapter, self.layers), UNEXPLAINED, self.weight)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from remos_hf.activations import alter, evaluating
-from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.adapters.transformers_models import adapter_beside_head
 from remos_hf.profiling.processes import in_processes
 from remos_hf.strategies.base import Hold, Run, Strategy
 from remos_hf.strategies.distillation import HeldFeatures, check_weights, feature_modules
@@ -33,7 +33,7 @@ class FeatureLwF(Strategy):
         head_steps: First steps in which the head trains alone; in the paper, half of the run. A run that ends with them
             warns: its body is the teacher's.
         layers: Modules whose pooled outputs are compared; None takes the last block, stage or child before the head.
-        head: Modules that are new; None finds them.
+        head: Modules that are new; None finds them, but a plain module says nothing: name them, or () for none.
 
     Source:
         Shafahi et al., ICLR 2020, as CARTL's baseline: lwf_tl_trainer.py of NISP-official/CARTL (weights .1 to .001, 26
@@ -61,8 +61,12 @@ class FeatureLwF(Strategy):
         check_counts(self, head_steps=0)
 
     def hold(self, student: nn.Module, teacher: nn.Module) -> Hold:
-        """Hold the student's last feature to the teacher's."""
-        adapter = adapter_for(teacher, self.head)
+        """Hold the student's last feature to the teacher's.
+
+        Raises:
+            UnsupportedModelError: The model does not say what its head is, and `head` does not either.
+        """
+        adapter = adapter_beside_head(teacher, self.head)
         found = feature_modules(adapter, self.layers)
         last = found if self.layers is not None else dict([*found.items()][-1:])
         return _HeadFirst(self, HeldFeatures("feature_lwf", adapter, last, POOLED_ABSOLUTE, self.weight))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.adapters.transformers_models import adapter_beside_head, adapter_for
 from remos_hf.strategies.base import Hold, Run, Strategy, check_names
 
 # Values that are looked at at once on the CPU: few enough to stay in its cache.
@@ -25,7 +25,7 @@ class L2SP(Strategy):
     Attributes:
         alpha: Weight of the distance to the teacher, at least 0.
         beta: Weight of the head's squares, at least 0.
-        head: Modules that are new; None finds them.
+        head: Modules that are new; None finds them, but a plain module says nothing: name them, or () for none.
 
     Source:
         Li, Grandvalet and Davoine, ICML 2018, section 4 (alpha-beta L2-SP); alpha and beta as in DELTA's train.py
@@ -55,8 +55,12 @@ class L2SP(Strategy):
         check_names(self, "head")
 
     def hold(self, student: nn.Module, teacher: nn.Module) -> Hold:
-        """Hold the body's weights to the teacher's, and the head's to 0."""
-        head = head_parameters(teacher, self.head)
+        """Hold the body's weights to the teacher's, and the head's to 0.
+
+        Raises:
+            UnsupportedModelError: The model does not say what its head is, and `head` does not either.
+        """
+        head = head_parameters(teacher, adapter_beside_head(teacher, self.head).head)
         return _Spring(self, {name: one for name, one in teacher.named_parameters() if name not in head}, head)
 
 

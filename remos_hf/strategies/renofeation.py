@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_swa_avg_fn
 
 from remos_hf.activations import alter, recomputes
-from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.adapters.transformers_models import adapter_beside_head, adapter_for
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.strategies.base import Hold, Preparation, Run, Strategy
 from remos_hf.strategies.distillation import HEAD_DECAYS, HeldFeatures, check_weights, stage_modules
@@ -43,7 +43,7 @@ class DeltaR(Strategy):
             over the layers.
         head_decay: Weight of half the head's squares, at least 0.
         layers: Modules whose outputs are compared; None finds the blocks or stages.
-        head: Modules that are new; None finds them.
+        head: Modules that are new; None finds them, but a plain module says nothing: name them, or () for none.
         seed: Seed of the fresh values; the run's if None.
 
     Source:
@@ -71,14 +71,18 @@ class DeltaR(Strategy):
         return HEAD_DECAYS if self.head_decay else ""
 
     def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
-        """Start every parameter anew, in place, by the model's own library."""
-        stage_modules(adapter_for(student, self.head), self.layers)  # refused before anything is written
+        """Start every parameter anew, in place, by the model's own library.
+
+        Raises:
+            UnsupportedModelError: The model has no such layers, or neither it nor `head` says what its head is.
+        """
+        stage_modules(adapter_beside_head(student, self.head), self.layers)  # refused before anything is written
         start_anew(student, data.seed if self.seed is None else self.seed)
         return Preparation()
 
     def hold(self, student: nn.Module, teacher: nn.Module) -> Hold:
         """Hold the student's features to the teacher's."""
-        adapter = adapter_for(teacher, self.head)
+        adapter = adapter_beside_head(teacher, self.head)
         modules = stage_modules(adapter, self.layers)
         return HeldFeatures("delta_r", adapter, modules, MEAN_SQUARES, self.weight, head_decay=self.head_decay)
 
@@ -104,7 +108,7 @@ class Renofeation(Strategy):
             convolution), as in the authors' ResNets. It is thrown away.
         projector_rate: Its learning rate, above 0.
         layers: Modules whose outputs are compared; None finds the blocks or stages.
-        head: Modules that are new; None finds them.
+        head: Modules that are new; None finds them, but a plain module says nothing: name them, or () for none.
         seed: Seed of the fresh values; the run's if None.
 
     Source:
@@ -155,9 +159,10 @@ class Renofeation(Strategy):
         """Start every parameter anew, in place, by the model's own library.
 
         Raises:
-            UnsupportedModelError: The model has no such layers, or no batch norm where `norm_dropout` asks for one.
+            UnsupportedModelError: The model has no such layers, or no batch norm where `norm_dropout` asks for one; or
+                neither it nor `head` says what its head is.
         """
-        stage_modules(adapter_for(student, self.head), self.layers)  # refused before anything is written
+        stage_modules(adapter_beside_head(student, self.head), self.layers)  # refused before anything is written
         if self.norm_dropout and not has_norm_statistics(student):
             raise UnsupportedModelError(
                 f"norm_dropout says how the statistics of batch norms are redone, but {type(student).__name__} has no "
@@ -181,7 +186,7 @@ class Renofeation(Strategy):
 
 class _Disturbed(HeldFeatures):
     def __init__(self, recipe: Renofeation, student: nn.Module, teacher: nn.Module) -> None:
-        adapter = adapter_for(teacher, recipe.head)
+        adapter = adapter_beside_head(teacher, recipe.head)
         super().__init__(
             "renofeation",
             adapter,

@@ -11,7 +11,8 @@ from transformers import (
 )
 
 from remos_hf.activations import watch
-from remos_hf.adapters.transformers_models import adapter_for, with_new_head
+from remos_hf.adapters.timm_models import ImageClassifier
+from remos_hf.adapters.transformers_models import adapter_beside_head, adapter_for, with_new_head
 from remos_hf.errors import UnsupportedModelError
 from remos_hf.profiling.criteria import threshold_coverage
 from remos_hf.profiling.data_pass import profile_coverage
@@ -60,6 +61,17 @@ def test_the_head_is_what_lies_outside_the_body_and_the_pooler(model, head):
     adapter = adapter_for(model)
     assert set(adapter.head) == head
     assert not any(name.startswith(tuple(head)) for name in adapter.layers())
+
+
+def test_a_head_beside_a_body_is_asked_of_whom_knows_it():
+    for head in (None, ("classifier",), ()):
+        assert adapter_beside_head(tiny.bert(), head).head == adapter_for(tiny.bert(), head).head
+    wrapped = ImageClassifier(tiny.ConvNet(), ("head",))
+    assert adapter_beside_head(wrapped).head == ("body.head",)
+    assert adapter_beside_head(tiny.ConvNet(), ("head",)).head == ("head",)
+    assert adapter_beside_head(tiny.ConvNet(), ()).head == ()
+    with pytest.raises(UnsupportedModelError, match="ConvNet names no head"):
+        adapter_beside_head(tiny.ConvNet())
 
 
 def test_a_bare_body_has_only_its_pooler_as_head():

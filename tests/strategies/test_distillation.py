@@ -25,6 +25,7 @@ from remos_hf.strategies.distillation import (
 from remos_hf.strategies.distilled import Distilled
 from remos_hf.strategies.feature_distance import MEAN_SQUARES
 from remos_hf.strategies.feature_lwf import FeatureLwF
+from remos_hf.strategies.l2sp import L2SP
 from remos_hf.strategies.projector import Projector
 from remos_hf.strategies.renofeation import DeltaR, Renofeation
 from tests import tiny
@@ -202,3 +203,21 @@ def test_the_teacher_runs_in_the_precision_that_is_laid_on_the_students_forward(
     student.forward = torch.autocast("cpu", torch.bfloat16)(student.forward)
     assert held(teacher).loss(student, batch, run)[0] == run(batch)[0]  # the very teacher is at distance 0
     assert seen == [torch.float32, torch.bfloat16] and not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("kind", [Delta, DeltaR, Distilled, FeatureLwF, L2SP, Renofeation])
+def test_a_plain_module_must_say_what_its_head_is_before_anything_is_held_to_the_teacher(kind):
+    student, teacher = tiny.ConvNet().eval(), tiny.ConvNet().eval()
+    with pytest.raises(UnsupportedModelError, match=r"ConvNet names no head.*head=\(\.\.\.,\).*'grouped', 'head'\]"):
+        kind().hold(student, teacher)
+    assert kind(head=("head",)).hold(student, teacher) and kind(head=()).hold(student, teacher)
+    assert kind().hold(tiny.bert(), tiny.bert())
+
+
+@pytest.mark.parametrize("kind", [DeltaR, Renofeation])
+def test_a_student_whose_head_is_not_named_is_not_started_anew(kind):
+    student = tiny.ConvNet()
+    before = {name: one.clone() for name, one in student.state_dict().items()}
+    with pytest.raises(UnsupportedModelError, match="names no head"):
+        kind().prepare(student, tiny.student_data())
+    assert all(torch.equal(one, before[name]) for name, one in student.state_dict().items())
