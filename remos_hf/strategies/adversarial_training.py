@@ -76,6 +76,7 @@ class AdversarialTraining(Strategy):
         "author={Chen, Dian and Hu, Hongxin and Wang, Qian and Li, Yinli and Wang, Cong and Shen, Chao and Li, Qi}, "
         "booktitle={ICML}, year={2021}}"
     )
+    changes_all: ClassVar[bool] = True
 
     k: int | None = None
     weight: float = 0.64

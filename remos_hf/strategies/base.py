@@ -135,6 +135,10 @@ class Strategy:
     computes_weights: ClassVar[bool] = False
     # Why it cannot hold such a student; empty where it can.
     refuses_computed_weights: ClassVar[str] = ""
+    # Whether it changes all samples of a batch, so that none is left as it came.
+    changes_all: ClassVar[bool] = False
+    # Whether it looks at those samples alone that the other strategies of a list left as they came.
+    needs_clean: ClassVar[bool] = False
 
     def to_dict(self) -> dict[str, Any]:
         """Give the name and the hyper-parameters as JSON values, for `remos_config.json`."""

@@ -25,6 +25,10 @@ class Composed(Strategy):
 
     Attributes:
         strategies: The parts, at least two, of which one at most slices. Their descriptions (`to_dict`) will do.
+
+    Raises:
+        ValueError: The parts cannot go together: two slice, one is a list, one computes weights that another would not
+            hold, or one changes all samples and another looks at clean ones.
     """
 
     strategies: tuple[Strategy, ...]
@@ -43,6 +47,7 @@ class Composed(Strategy):
                 "record of what it kept."
             )
         _check_weights_that_are_held(parts)
+        _check_clean_samples(parts)
         object.__setattr__(self, "strategies", parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,6 +116,16 @@ def _check_weights_that_are_held(parts: Sequence[Strategy]) -> None:
         raise ValueError(
             f"{computing[0]} has its student compute with other weights than those that train, and "
             f"{type(refusing[0]).__name__} would not hold them: {refusing[0].refuses_computed_weights}."
+        )
+
+
+def _check_clean_samples(parts: Sequence[Strategy]) -> None:
+    changing = [type(one).__name__ for one in parts if one.changes_all]
+    looking = [type(one).__name__ for one in parts if one.needs_clean]
+    if changing and looking:
+        raise ValueError(
+            f"{looking[0]} looks at the samples that the others of a list leave clean, but {changing[0]} changes all "
+            f"of them, so {looking[0]} would do nothing. Leave one of them out, or, where it has one, lower its share."
         )
 
 

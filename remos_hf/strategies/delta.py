@@ -57,6 +57,7 @@ class Delta(Strategy):
         "Convolutional Networks}, author={Li, Xingjian and Xiong, Haoyi and Wang, Hanchao and Rao, Yuxuan and Liu, "
         "Liping and Huan, Jun}, booktitle={ICLR}, year={2019}}"
     )
+    needs_clean: ClassVar[bool] = True
 
     weight: float = 0.01
     head_decay: float = 0.01

@@ -1,5 +1,6 @@
 """Features of the student held to the teacher's: which layers, and what a hold adds to the loss for them."""
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from remos_hf.strategies.base import Hold, Run, Strategy, check_names
 from remos_hf.strategies.feature_distance import FeatureDistance
 from remos_hf.strategies.perturbed_inputs import rows_of, without_adapters
 from remos_hf.strategies.projector import Projector
+from remos_hf.strategies.student_data import StudentData
 
 # What a model calls the convolution beside a block, which is registered after those within it.
 _SHORTCUTS = ("downsample", "shortcut", "skip", "identity")
@@ -156,7 +158,8 @@ def check_weights(recipe: Strategy, *names: str) -> None:
 class HeldFeatures(Hold):
     """Adds to the loss how far the student's features are from the teacher's, and half the head's squares.
 
-    Beside holds that change inputs it looks at the samples that they left clean.
+    Beside holds that change inputs it looks at the samples that they left clean, and warns in the end if there were
+    none.
 
     Args:
         word: Under which the record says what was compared and how many steps were taken; empty says nothing.
@@ -192,6 +195,8 @@ class HeldFeatures(Hold):
         self.word, self.teacher, self.layers = word, teacher, modules
         self.distance, self.weight, self.head_decay = distance, weight, head_decay
         self.projector, self.steps = projector, 0
+        # Batches of which samples were compared, and those of which none was clean.
+        self.compared, self.passed_over = 0, 0
         self.channels: dict[str, Tensor] | None = None
 
     def loss(self, model: nn.Module, inputs: Any, run: Run) -> tuple[Tensor, Any]:  # noqa: ANN401 - a batch as collated
@@ -209,9 +214,11 @@ class HeldFeatures(Hold):
         rows = self._clean_rows()
         if rows is not None:
             if not len(rows):
+                self.passed_over += 1
                 return loss, outputs
             inputs = rows_of(inputs, rows)
             made = {name: one[rows.to(one.device)] for name, one in made.items()}
+        self.compared += 1
         with precision["of"]:
             wanted = features_of(self.teacher, self.layers, inputs)
         masks = [one.real for one in self.teacher.sequences(inputs).values() if one.real is not None]
@@ -242,21 +249,34 @@ class HeldFeatures(Hold):
         if self.projector is not None:
             self.projector.step(next(model.parameters()).device)
 
+    def finish(self, model: nn.Module, data: StudentData) -> None:
+        """Warn if no sample of the run was compared."""
+        if self.passed_over and not self.compared:
+            warnings.warn(
+                f"Features of the student were to be held to the teacher's, but no sample of {self.passed_over} "
+                "batches was left clean by the strategies beside it: none was compared. Have them change fewer. "
+                "(remos_hf)",
+                stacklevel=2,
+            )
+
     def details(self) -> dict[str, Any]:
-        """Give the steps, the layers and the distance."""
+        """Give the steps, the batches that were compared, the layers and the distance."""
         if not self.word:
             return {}
-        told = {"steps": self.steps, "layers": list(self.layers), "weight": self.weight}
+        told = {"steps": self.steps, "batches_compared": self.compared, "layers": list(self.layers)}
+        told["weight"] = self.weight
         return {self.word: {**told, "distance": {**asdict(self.distance), "mean_over": list(self.distance.mean_over)}}}
 
     def state_dict(self) -> dict[str, Any]:
         """Give the steps, the channels' weights and the projector."""
         projector = {} if self.projector is None else {"projector": self.projector.state_dict()}
-        return {"steps": self.steps, "channels": self.channels, **projector}
+        batches = {"compared": self.compared, "passed_over": self.passed_over}
+        return {"steps": self.steps, **batches, "channels": self.channels, **projector}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from them."""
         self.steps, self.channels = state["steps"], state["channels"]
+        self.compared, self.passed_over = state.get("compared", 0), state.get("passed_over", 0)
         if self.projector is not None:
             self.projector.load_state_dict(state["projector"])
 

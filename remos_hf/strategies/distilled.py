@@ -39,6 +39,7 @@ class Distilled(Strategy):
         "Ballas, Nicolas and Kahou, Samira Ebrahimi and Chassang, Antoine and Gatta, Carlo and Bengio, Yoshua}, "
         "booktitle={ICLR}, year={2015}}"
     )
+    needs_clean: ClassVar[bool] = True
 
     weight: float = 1.0
     layers: tuple[str, ...] | None = None

@@ -49,6 +49,7 @@ class FeatureLwF(Strategy):
         "and Saadatpanah, Parsa and Zhu, Chen and Ghiasi, Amin and Studer, Christoph and Jacobs, David and Goldstein, "
         "Tom}, booktitle={ICLR}, year={2020}}"
     )
+    needs_clean: ClassVar[bool] = True
 
     weight: float = 0.01
     head_steps: int = 300
@@ -121,6 +122,7 @@ class _HeadFirst(Hold):
                 f"head_steps={self.held.steps // 2}. (remos_hf)",
                 stacklevel=2,
             )
+        self.held.finish(model, data)
 
     def details(self) -> dict[str, Any]:
         told = self.held.details()["feature_lwf"]

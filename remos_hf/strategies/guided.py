@@ -58,6 +58,11 @@ class Guided(Strategy):
         check_share(self.share)
         check_names(self, "head")
 
+    @property
+    def changes_all(self) -> bool:
+        """Whether no sample stays clean."""
+        return self.share == 1
+
     def hold(self, student: nn.Module, teacher: nn.Module) -> Hold:
         """Move inputs by the teacher's gradient while the student trains."""
         return _Moved(self, teacher)

@@ -80,6 +80,11 @@ class Hardened(Strategy):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is a whole number of at least {least}, but got {value!r}.")
 
+    @property
+    def changes_all(self) -> bool:
+        """Whether no sample stays clean."""
+        return self.share == 1
+
     def hold(self, student: nn.Module, teacher: nn.Module) -> Hold:
         """Keep the perturbations while the student trains."""
         return _Universal(self, teacher)

@@ -54,6 +54,7 @@ class DeltaR(Strategy):
 
     citation: ClassVar[str] = _CITATION
     refuses_adapters: ClassVar[str] = _STAYS_UNTRAINED
+    needs_clean: ClassVar[bool] = True
 
     weight: float = 5.0
     head_decay: float = 0.01
@@ -123,6 +124,7 @@ class Renofeation(Strategy):
 
     citation: ClassVar[str] = _CITATION
     refuses_adapters: ClassVar[str] = _STAYS_UNTRAINED
+    needs_clean: ClassVar[bool] = True
 
     distance: float = 5.0
     head_decay: float = 0.01
@@ -235,6 +237,7 @@ class _Disturbed(HeldFeatures):
 
     @torch.no_grad()
     def finish(self, model: nn.Module, data: StudentData) -> None:
+        super().finish(model, data)
         if self.average is None:
             return
         if not self.averaged:

@@ -5,10 +5,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from remos_hf.strategies.adversarial_training import AdversarialTraining
 from remos_hf.strategies.base import Hold, Preparation, Strategy
 from remos_hf.strategies.composed import Composed, as_strategy, strategy_from_dict
 from remos_hf.strategies.delta import Delta
 from remos_hf.strategies.distilled import Distilled
+from remos_hf.strategies.feature_lwf import FeatureLwF
+from remos_hf.strategies.guided import Guided
+from remos_hf.strategies.hardened import Hardened
 from remos_hf.strategies.l2sp import L2SP
 from remos_hf.strategies.neft import Neft
 from remos_hf.strategies.plain import Finetune, Retrain
@@ -159,6 +163,15 @@ def test_weights_that_are_computed_from_others_are_refused_to_what_would_not_hol
 
 def test_what_looks_at_no_weight_holds_such_a_student():
     assert Composed((Neft(2), Delta(head_decay=0))) and Composed((Neft(2), Distilled()))
+
+
+@pytest.mark.parametrize("changing", [AdversarialTraining(), Guided(share=1), Hardened(share=1.0)], ids=str)
+@pytest.mark.parametrize("looking", [Delta(), DeltaR(), Distilled(), FeatureLwF(), Renofeation()], ids=str)
+def test_what_changes_all_samples_is_refused_beside_what_looks_at_clean_ones(changing, looking):
+    for parts in ((changing, looking), (looking, changing)):
+        with pytest.raises(ValueError, match=f"{type(looking).__name__} would do nothing. Leave one of them out"):
+            Composed(parts)
+    assert Composed((Guided(share=0.9), Hardened(share=0.9), looking)) and Composed((changing, L2SP(), Finetune()))
 
 
 class _Telling(Finetune):

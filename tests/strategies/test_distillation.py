@@ -12,6 +12,7 @@ from remos_hf.adapters.timm_loading import image_classifier
 from remos_hf.adapters.timm_models import ImageClassifier
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import UnsupportedModelError
+from remos_hf.strategies.base import Hold
 from remos_hf.strategies.delta import Delta
 from remos_hf.strategies.distillation import (
     HeldFeatures,
@@ -221,3 +222,26 @@ def test_a_student_whose_head_is_not_named_is_not_started_anew(kind):
     with pytest.raises(UnsupportedModelError, match="names no head"):
         kind().prepare(student, tiny.student_data())
     assert all(torch.equal(one, before[name]) for name, one in student.state_dict().items())
+
+
+@pytest.mark.parametrize("clean", [(0, 0, 0), (0, 1, 0), (2, 4, 1)], ids=str)
+@pytest.mark.parametrize(
+    "recipe", [DeltaR(head_decay=0, head=("head",)), FeatureLwF(head_steps=0, head=("head",))], ids=str
+)
+def test_the_record_counts_the_batches_that_were_compared_and_a_run_of_none_warns(clean, recipe, recwarn):
+    student, teacher = tiny.ConvNet().eval(), tiny.ConvNet(1).eval()
+    hold, run = recipe.hold(student, teacher), lambda given: (student(given[0]).square().mean(), None)
+    for step, count in enumerate(clean):
+        if step == 1:  # a checkpoint holds what was counted
+            state, hold = hold.state_dict(), recipe.hold(student, teacher)
+            hold.load_state_dict(state)
+        beside = Hold()
+        beside.clean, hold.around = torch.arange(4) < count, [beside]
+        batch = tiny.image_batches(1)[0]
+        assert (hold.loss(student, batch, run)[0] == run(batch)[0]) == (count == 0)
+        hold.after_step(student)
+    hold.finish(student, tiny.student_data())
+    (told,) = hold.details().values()
+    assert told["batches_compared"] == sum(count > 0 for count in clean) and told["steps"] == 3
+    told = [str(one.message) for one in recwarn if "(remos_hf)" in str(one.message)]
+    assert ["no sample of 3 batches was left clean" in one for one in told] == [True] * (not any(clean))
