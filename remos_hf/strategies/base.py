@@ -135,6 +135,8 @@ class Strategy:
     computes_weights: ClassVar[bool] = False
     # Why it cannot hold such a student; empty where it can.
     refuses_computed_weights: ClassVar[str] = ""
+    # Whether its hold has other weights take the place of those that trained, once training ends.
+    replaces_weights: ClassVar[bool] = False
     # Whether it changes all samples of a batch, so that none is left as it came.
     changes_all: ClassVar[bool] = False
     # Whether it looks at those samples alone that the other strategies of a list left as they came.

@@ -75,6 +75,11 @@ class Composed(Strategy):
         return any(one.computes_weights for one in self.strategies)
 
     @property
+    def replaces_weights(self) -> bool:
+        """Whether any part does."""
+        return any(one.replaces_weights for one in self.strategies)
+
+    @property
     def holds(self) -> bool:
         """Whether any part acts while the student trains."""
         return any(one.holds for one in self.strategies)

@@ -101,7 +101,8 @@ class Renofeation(Strategy):
         dropout: Probability of a whole channel (of a token's width: over all tokens) to be dropped after each layer, in
             [0, 1). The feature that is compared is that before.
         average_decay: Share of the running average that each averaged step keeps, in [0, 1); 0 takes no average. None
-            weighs all averaged steps alike (SWA, as published).
+            weighs all averaged steps alike (SWA, as published). A trainer that loads its best checkpoint at the end is
+            refused unless it is 0: the average would overwrite it.
         average_start: Steps before the first that can be averaged.
         average_every: Of the steps after those, each how manieth is averaged; published: 500.
         norm_dropout: Whether dropout acts while the statistics of batch norms are redone, as in the authors' code.
@@ -156,6 +157,11 @@ class Renofeation(Strategy):
         if self.average_decay != 0:
             return "it averages the weights that train. Leave one of them out, or set its average_decay=0"
         return HEAD_DECAYS if self.head_decay else ""
+
+    @property
+    def replaces_weights(self) -> bool:
+        """Whether the student is the average in the end."""
+        return self.average_decay != 0
 
     def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
         """Start every parameter anew, in place, by the model's own library.

@@ -68,8 +68,8 @@ def attach_remos(
 
     Raises:
         ValueError: Neither or both of `slice_ratio` and `strategy`; a trainer that has a student already, has trained,
-            or makes its own model (`model_init`); data that its model cannot be run on (GRPOTrainer makes its own); or
-            a search that cannot be made (see RemosTrainer).
+            or makes its own model (`model_init`); a strategy that would overwrite its best checkpoint; data that its
+            model cannot be run on (GRPOTrainer makes its own); or a search that cannot be made (see RemosTrainer).
         UnsupportedModelError: The model carries adapters that are not fresh LoRA.
         RemosError: No ratio stays within the budget, or the checkpoint was made another way.
     """

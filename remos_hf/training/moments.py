@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import RemosError, TeacherMismatchError
@@ -183,6 +183,20 @@ def check_adapters(strategy: Strategy) -> None:
     if strategy.refuses_adapters:
         name = strategy.to_dict()["name"]
         raise ValueError(f"{name} cannot train adapters: {strategy.refuses_adapters} Train the whole model.")
+
+
+def check_best_model(strategy: Strategy, args: TrainingArguments) -> None:
+    """Refuse a trainer that would load its best checkpoint, only for a strategy to overwrite it.
+
+    Raises:
+        ValueError: It would.
+    """
+    if args.load_best_model_at_end and strategy.replaces_weights:
+        raise ValueError(
+            f"{strategy.to_dict()['name']} has other weights take the place of those that trained, such as their "
+            "average, and so of the best checkpoint, which the trainer takes back at the end. Set "
+            "load_best_model_at_end=False, or leave the other weights out (Renofeation: average_decay=0)."
+        )
 
 
 def warn_of_decay(strategy: Strategy, decays: bool) -> None:

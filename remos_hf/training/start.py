@@ -20,7 +20,7 @@ from remos_hf.training.effect_search import (
     recorded_setting,
     start_at_mildest_setting,
 )
-from remos_hf.training.moments import Moments
+from remos_hf.training.moments import Moments, check_best_model
 from remos_hf.training.profiling_data import trainer_data
 from remos_hf.training.ratio_search import RatioSearch, recorded_ratio, slices, start_at_smallest_ratio
 from remos_hf.training.reporting import earlier_slice
@@ -109,9 +109,11 @@ def start_run(
         with_adapters: Adds what the trials of a search train instead of the model's own weights.
 
     Raises:
-        ValueError: The search cannot be made, or the model has its data's classes in another order.
+        ValueError: The search cannot be made, the model has its data's classes in another order, or the strategy would
+            overwrite the best checkpoint that the trainer takes back.
         RemosError: No ratio stays within the budget, or the checkpoint was made another way.
     """
+    check_best_model(strategy, trainer.args)
     take_class_names(trainer.model, trainer.train_dataset)
     data = trainer_data(trainer)
     if checkpoint is not None:

@@ -106,7 +106,8 @@ class RemosTrainer(RecordedTrainer):
             **kwargs: Passed on.
 
         Raises:
-            ValueError: `slice_ratio="auto"` has no held-out data that it could use, or cannot copy this trainer.
+            ValueError: `slice_ratio="auto"` has no held-out data that it could use, or cannot copy this trainer; or the
+                strategy would overwrite the best checkpoint that the trainer takes back at the end.
             RemosError: The checkpoint was made by another strategy or search; or no ratio stays within the budget.
             FileNotFoundError: The checkpoint was not made by RemosTrainer.
             CorruptFileError: It is half written.

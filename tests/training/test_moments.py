@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import debug_launcher
+from safetensors.torch import load_file
 from torch import nn
 from transformers import Trainer
 
@@ -12,7 +13,9 @@ from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Hold, Preparation, Strategy
 from remos_hf.strategies.composed import Composed
 from remos_hf.strategies.plain import Finetune
+from remos_hf.strategies.renofeation import Renofeation
 from remos_hf.strategies.slice_and_reset import Random
+from remos_hf.training.attach import attach_remos
 from remos_hf.training.moments import HOLD_FILE, Moments, check_adapters
 from tests import tiny
 from tests.training.runs import trainer
@@ -118,6 +121,30 @@ def test_a_hold_that_needs_its_teacher_is_refused_another(tmp_path):
     other = trainer(tmp_path, strategy=Noisy(needs_teacher=True), model=tiny.bert(seed=1))
     with pytest.raises(TeacherMismatchError, match="Give the model that the run was started with"):
         other.train(resume_from_checkpoint=True)
+
+
+BEST = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "max_steps": 3, "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss", "greater_is_better": True, "learning_rate": 0.1}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "strategy", [Renofeation(), [Finetune(), Renofeation(average_decay=None)]], ids=["one", "list"]
+)
+def test_an_average_that_would_overwrite_the_best_checkpoint_is_refused_before_anything_is_written(tmp_path, strategy):
+    before = weights(tiny.bert())
+    ours, theirs = trainer(tmp_path, strategy=strategy, options=BEST), trainer(tmp_path, kind=Trainer, options=BEST)
+    for model, start in ((ours.model, ours.train), (theirs.model, lambda: attach_remos(theirs, strategy=strategy))):
+        with pytest.raises(ValueError, match="load_best_model_at_end=False, or .*average_decay=0"):
+            start()
+        assert torch.equal(weights(model), before)
+
+
+def test_the_best_checkpoint_is_the_student_where_nothing_takes_its_place(tmp_path):
+    ours = trainer(tmp_path, strategy=[Renofeation(average_decay=0), Finetune()], options=BEST)
+    ours.train()
+    number = ours.state.best_global_step
+    saved = load_file(tmp_path / f"checkpoint-{number}" / "model.safetensors")
+    assert number < 3 and all(torch.equal(one, saved[name]) for name, one in ours.model.state_dict().items())
 
 
 def test_the_teacher_is_copied_only_for_a_strategy_that_holds(monkeypatch):
