@@ -170,8 +170,7 @@ class Moments:
             with own_randomness(self.data.seed):
                 self.hold = self.strategy.hold(student, teacher)
         if self.hold is not None and self.hold.needs_teacher:
-            head = getattr(self.strategy, "head", None)
-            self._teacher_hash = weights_hash(adapter_for(teacher, head).layers())
+            self._teacher_hash = weights_hash(adapter_for(teacher, _head(self.strategy, teacher)).layers())
 
 
 def check_adapters(strategy: Strategy) -> None:
@@ -279,6 +278,13 @@ class _Held(TrainerCallback):
 
     def on_train_end(self, *_: object, **__: object) -> None:
         self.moments.finish(self.trainer.model)
+
+
+def _head(strategy: Strategy, teacher: nn.Module) -> tuple[str, ...]:
+    """Give what is new in a teacher by any part that holds its student, and so may be another in a resumed run."""
+    parts = strategy.strategies if isinstance(strategy, Composed) else (strategy,)
+    named = [one.head for one in parts if one.holds and hasattr(one, "head")] or [None]
+    return tuple(dict.fromkeys(name for head in named for name in adapter_for(teacher, head).head))
 
 
 def _check_same_everywhere(preparation: Preparation | None, failure: Exception | None) -> None:

@@ -11,7 +11,12 @@ from transformers import Trainer
 from remos_hf.errors import RemosError, TeacherMismatchError
 from remos_hf.sharing.record import Sidecars
 from remos_hf.strategies.base import Hold, Preparation, Strategy
-from remos_hf.strategies.composed import Composed
+from remos_hf.strategies.composed import Composed, as_strategy
+from remos_hf.strategies.delta import Delta
+from remos_hf.strategies.distilled import Distilled
+from remos_hf.strategies.guided import Guided
+from remos_hf.strategies.hardened import Hardened
+from remos_hf.strategies.l2sp import L2SP
 from remos_hf.strategies.plain import Finetune
 from remos_hf.strategies.renofeation import Renofeation
 from remos_hf.strategies.slice_and_reset import Random
@@ -145,6 +150,25 @@ def test_the_best_checkpoint_is_the_student_where_nothing_takes_its_place(tmp_pa
     number = ours.state.best_global_step
     saved = load_file(tmp_path / f"checkpoint-{number}" / "model.safetensors")
     assert number < 3 and all(torch.equal(one, saved[name]) for name, one in ours.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "strategy", [Delta(0.1, attention="none", head=("head",)), Guided(head=("head",)), L2SP(head=("head",))], ids=str
+)
+def test_a_list_resumes_under_a_teacher_of_another_head_as_its_parts_do_and_under_no_other_body(tmp_path, strategy):
+    def resumed(by, change):
+        student = tiny.ConvNet()
+        with torch.no_grad():
+            student.get_parameter(change).add_(1)
+        Moments(as_strategy(by), tiny.student_data(tiny.image_batches)).resume(student, tmp_path)
+
+    for by in (strategy, [strategy, Hardened()], [Finetune(), Distilled(head=("head",)), strategy]):
+        moments = Moments(as_strategy(by), tiny.student_data(tiny.image_batches))
+        moments.start(tiny.ConvNet()).save(tmp_path)
+        moments.save(tmp_path)
+        resumed(by, "head.weight")
+        with pytest.raises(TeacherMismatchError, match="Give the model"):
+            resumed(by, "down.weight")
 
 
 def test_the_teacher_is_copied_only_for_a_strategy_that_holds(monkeypatch):
