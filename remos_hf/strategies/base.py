@@ -108,7 +108,10 @@ class Hold:
         return
 
     def details(self) -> dict[str, Any]:
-        """Give what the record says of the run, after `finish`: JSON values by a word of its own."""
+        """Give what the record says of the run, after `finish`: JSON values by a word of its own.
+
+        In a list, a word that comes again is numbered: "delta", "delta_2".
+        """
         return {}
 
     def state_dict(self) -> dict[str, Any]:

@@ -166,7 +166,12 @@ class _Nested(Hold):
             one.finish(model, data)
 
     def details(self) -> dict[str, Any]:
-        return _joined(one.details() for one in self.holds)
+        # The student is trained: two parts of one word stand side by side, in the order of the list.
+        told: dict[str, Any] = {}
+        for one in self.holds:
+            for word, what in one.details().items():
+                told[_free_word(word, told)] = what
+        return told
 
     def state_dict(self) -> dict[str, Any]:
         return {str(place): one.state_dict() for place, one in enumerate(self.holds)}
@@ -174,6 +179,12 @@ class _Nested(Hold):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for place, one in enumerate(self.holds):
             one.load_state_dict(state[str(place)])
+
+
+def _free_word(word: str, taken: Mapping[str, Any]) -> str:
+    """Give the word, numbered from the second time on."""
+    numbered = (f"{word}_{number}" for number in range(2, len(taken) + 3))
+    return next(one for one in (word, *numbered) if one not in taken)
 
 
 def _around(hold: Hold, model: nn.Module, run: Run) -> Run:
@@ -194,7 +205,7 @@ def _merged(done: Sequence[Preparation]) -> Preparation:
 
 
 def _joined(several: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Put together what parts of a list say of themselves.
+    """Put together what parts of a list say of themselves before training.
 
     Raises:
         ValueError: Two of them use one word.

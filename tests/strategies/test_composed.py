@@ -174,6 +174,28 @@ def test_what_changes_all_samples_is_refused_beside_what_looks_at_clean_ones(cha
     assert Composed((Guided(share=0.9), Hardened(share=0.9), looking)) and Composed((changing, L2SP(), Finetune()))
 
 
+@pytest.mark.parametrize(
+    "words", [["a"], ["a", "b"], ["a", "a"], ["a", "a", "a"], ["a", "a_2", "a"], ["a", "a", "a_2"]]
+)
+def test_nothing_that_parts_say_at_the_end_is_lost_whatever_words_they_use(words):
+    class Saying(Strategy):
+        def hold(self, student, teacher):
+            return SayingHold(*left.pop(0))
+
+    class SayingHold(Hold):
+        def __init__(self, word, number):
+            self.told = {word: number}
+
+        def details(self):
+            return self.told
+
+    left = [*zip(words, range(len(words)), strict=True)]
+    told = Composed((Finetune(), *(Saying() for _ in words))).hold(None, None).details()
+    assert list(told.values()) == [*range(len(words))]
+    assert all(word.startswith(asked) for word, asked in zip(told, words, strict=True))
+    assert len(set(words)) < len(words) or list(told) == words
+
+
 class _Telling(Finetune):
     word = "one"
 

@@ -372,6 +372,19 @@ def test_what_a_strategy_says_of_its_start_and_its_end_stands_in_the_record(tmp_
     assert config["start"] == {"telling": {"kept": 3}} and config["finish"] == {"telling": {"rows": 2}}
 
 
+def test_what_two_parts_of_one_kind_did_stands_side_by_side_once_the_student_is_trained(tmp_path):
+    blocks = [(f"bert.encoder.layer.{block}",) for block in range(2)]
+    held = [Delta(0.1 * (1 + block), attention="none", layers=blocks[block]) for block in range(2)]
+    ours = trainer(tmp_path, strategy=[*held, Hardened(seed=1), Hardened(seed=2)])
+    ours.train()
+    told = ours.moments.sidecars.config["finish"]
+    assert list(told) == ["hardened", "hardened_2", "delta", "delta_2"]
+    assert [(told[word]["layers"], told[word]["weight"]) for word in ("delta", "delta_2")] == [
+        (list(one.layers), one.weight) for one in held
+    ]
+    assert told["hardened"] != told["hardened_2"] and told["delta"]["steps"] == told["delta_2"]["steps"] == 4
+
+
 @dataclass(frozen=True)
 class Begun(Strategy):
     def hold(self, student, teacher):
