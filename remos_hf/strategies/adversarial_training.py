@@ -175,6 +175,8 @@ class AdversarialTraining(Strategy):
 
 
 class _Attacked(Perturbing):
+    takes_clean = False  # it attacks what others have changed too
+
     def __init__(self, recipe: AdversarialTraining, model: nn.Module) -> None:
         super().__init__(1.0, recipe.seed)
         self.recipe, self.attack = recipe, recipe._attack(model)

@@ -74,6 +74,8 @@ class Hold:
     # In a list of any order, holds of a larger number are outside: what makes texts longer (2) of what moves inputs (1)
     # of what leaves them as they are (0).
     outside: int = 0
+    # Whether it changes those samples alone that holds around it left as they came.
+    takes_clean: bool = False
     # Of the latest batch, which samples it passed on as they came: bool, (samples,), on the CPU. None: all.
     clean: Tensor | None = None
     # The holds of a list that are outside of this one, and so have changed what it is given.

@@ -101,6 +101,9 @@ class Composed(Strategy):
         """Nest what the parts hold the student by; None if none does.
 
         Warns if one of them pulls back what another gave up.
+
+        Raises:
+            ValueError: One of them changes samples that are still clean, and one outside of it leaves none.
         """
         given_up = [type(one).__name__ for one in self.strategies if _gives_up(one)]
         if given_up and any(isinstance(one, L2SP) for one in self.strategies):
@@ -109,9 +112,13 @@ class Composed(Strategy):
                 "defects included. Leave one of them out. (remos_hf)",
                 stacklevel=2,
             )
-        found = [one.hold(student, teacher) for one in self.strategies if one.holds]
-        held = sorted((one for one in found if one is not None), key=lambda one: -one.outside)
-        return _Nested(held) if held else None
+        found = [(one, one.hold(student, teacher)) for one in self.strategies if one.holds]
+        held = sorted((pair for pair in found if pair[1] is not None), key=lambda pair: -pair[1].outside)
+        for place, (one, hold) in enumerate(held):
+            before = next((other for other, _ in held[:place] if other.changes_all), None)
+            if hold.takes_clean and before is not None:
+                raise ValueError(_nothing_left(one, before, "change"))
+        return _Nested([hold for _, hold in held]) if held else None
 
 
 def _check_weights_that_are_held(parts: Sequence[Strategy]) -> None:
@@ -125,13 +132,18 @@ def _check_weights_that_are_held(parts: Sequence[Strategy]) -> None:
 
 
 def _check_clean_samples(parts: Sequence[Strategy]) -> None:
-    changing = [type(one).__name__ for one in parts if one.changes_all]
-    looking = [type(one).__name__ for one in parts if one.needs_clean]
+    changing = [one for one in parts if one.changes_all]
+    looking = [one for one in parts if one.needs_clean]
     if changing and looking:
-        raise ValueError(
-            f"{looking[0]} looks at the samples that the others of a list leave clean, but {changing[0]} changes all "
-            f"of them, so {looking[0]} would do nothing. Leave one of them out, or, where it has one, lower its share."
-        )
+        raise ValueError(_nothing_left(looking[0], changing[0], "compare"))
+
+
+def _nothing_left(one: Strategy, before: Strategy, does: str) -> str:
+    name, other = type(one).__name__, type(before).__name__
+    return (
+        f"{name} takes the samples that {other} leaves clean, but that changes all of them, so {name} would {does} "
+        "none. Leave one of them out, or lower the share of the one that has a share."
+    )
 
 
 def _gives_up(strategy: Strategy) -> bool:

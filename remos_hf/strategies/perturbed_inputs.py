@@ -98,6 +98,7 @@ class Perturbing(Hold):
     """
 
     outside = 1
+    takes_clean = True
 
     def __init__(self, share: float, seed: int | None) -> None:
         rank = torch.distributed.get_rank() if in_processes() else 0

@@ -190,7 +190,7 @@ def test_roli_trains_the_head_alone_on_attacked_inputs_before():
 
 def test_beside_other_perturbations_no_sample_counts_as_clean():
     model = tiny.bert()
-    hold = Composed((AdversarialTraining(steps=1), Guided(seed=0))).hold(model, copy.deepcopy(model))
+    hold = Composed((Guided(seed=0), AdversarialTraining(steps=1))).hold(model, copy.deepcopy(model))
     batch = tiny.text_batches(1)[0]
     hold.loss(model, batch, lambda given: (model(**given).loss, None))
     assert not any(one.clean.all() for one in hold.holds)

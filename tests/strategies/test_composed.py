@@ -169,7 +169,7 @@ def test_what_looks_at_no_weight_holds_such_a_student():
 @pytest.mark.parametrize("looking", [Delta(), DeltaR(), Distilled(), FeatureLwF(), Renofeation()], ids=str)
 def test_what_changes_all_samples_is_refused_beside_what_looks_at_clean_ones(changing, looking):
     for parts in ((changing, looking), (looking, changing)):
-        with pytest.raises(ValueError, match=f"{type(looking).__name__} would do nothing. Leave one of them out"):
+        with pytest.raises(ValueError, match=f"{type(looking).__name__} would compare none. Leave one of them out"):
             Composed(parts)
     assert Composed((Guided(share=0.9), Hardened(share=0.9), looking)) and Composed((changing, L2SP(), Finetune()))
 
@@ -194,6 +194,29 @@ def test_nothing_that_parts_say_at_the_end_is_lost_whatever_words_they_use(words
     assert list(told.values()) == [*range(len(words))]
     assert all(word.startswith(asked) for word, asked in zip(told, words, strict=True))
     assert len(set(words)) < len(words) or list(told) == words
+
+
+@pytest.mark.parametrize(
+    ("parts", "refused"),
+    [
+        ((AdversarialTraining(), Guided()), "Guided"),
+        ((Guided(), AdversarialTraining()), None),
+        ((Guided(share=1.0), Guided(radius=0.2)), "Guided"),
+        ((Guided(), Hardened(share=1.0)), "Guided"),
+        ((Guided(share=1.0), Hardened()), None),
+        ((Hardened(share=1.0), AdversarialTraining()), None),
+        ((Guided(share=0.9), Guided(share=0.9)), None),
+    ],
+    ids=str,
+)
+def test_what_changes_clean_samples_is_refused_inside_of_what_leaves_none(parts, refused):
+    if refused is None:
+        hold, model = Composed(parts).hold(tiny.bert(), tiny.bert()), tiny.bert()
+        hold.loss(model, tiny.text_batches(1)[0], lambda given: (model(**given).loss, None))
+        assert not any(one.clean.all() for one in hold.holds)
+        return
+    with pytest.raises(ValueError, match=f"{refused} would change none. Leave one of them out"):
+        Composed(parts).hold(tiny.bert(), tiny.bert())
 
 
 class _Telling(Finetune):
