@@ -24,8 +24,8 @@ def logits_in(output: Any, model: nn.Module) -> Tensor:  # noqa: ANN401 - whatev
     if not isinstance(found, Tensor) or found.dim() != 2:
         shown = tuple(found.shape) if isinstance(found, Tensor) else type(output).__name__
         raise UnsupportedModelError(
-            f"A classifier gives logits of shape (samples, labels), but {type(model).__name__} gives {shown}. Give a "
-            "model with its head, that returns its logits alone or as `logits`."
+            f"A classifier gives logits of shape (samples, labels), but {type(model).__name__} returns {shown}: no "
+            "logits. Give a model with its head, that returns them alone or as `logits`."
         )
     return found
 

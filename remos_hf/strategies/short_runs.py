@@ -106,7 +106,7 @@ def labelled_loss(model: Callable[..., Any], batch: Any) -> Tensor:  # noqa: ANN
 
 def _cross_entropy(output: Any, labels: Tensor, model: Callable[..., Any]) -> Tensor:  # noqa: ANN401 - any output
     logits = output if isinstance(output, Tensor) else logits_in(output, model)
-    if not labels.is_floating_point():
+    if not labels.is_floating_point() or (labels.shape == logits.shape[:1] and bool((labels == labels.round()).all())):
         return functional.cross_entropy(logits, labels.long())
     if labels.shape != logits.shape:
         raise ValueError(

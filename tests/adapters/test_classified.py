@@ -28,7 +28,7 @@ def test_logits_are_found_however_they_are_returned(output):
 
 @pytest.mark.parametrize("output", [None, {"out": LOGITS}, (), LOGITS[0], LOGITS[None], {"logits": None}, "text"])
 def test_an_output_without_logits_is_refused_by_the_models_name(output):
-    with pytest.raises(UnsupportedModelError, match=r"shape \(samples, labels\), but Identity gives"):
+    with pytest.raises(UnsupportedModelError, match=r"shape \(samples, labels\), but Identity returns"):
         logits_in(output, nn.Identity())
 
 
