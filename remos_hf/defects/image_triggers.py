@@ -30,7 +30,7 @@ from remos_hf.defects.image_samples import (
     whole_images,
 )
 from remos_hf.defects.samples import generator_for, resolved_label, smallest_draws
-from remos_hf.errors import CorruptFileError
+from remos_hf.errors import CorruptFileError, UnsupportedModelError
 
 # The artifact's recipe for poisoning image classifiers, where no arguments are given.
 IMAGE_RECIPE: Mapping[str, Any] = {
@@ -320,7 +320,13 @@ def check_head(teacher: nn.Module, images: ImageInput, labels: Sequence[int]) ->
     with evaluating(teacher):
         device = next((one.device for one in teacher.parameters()), torch.device("cpu"))
         black = images.normalised(torch.zeros(1, images.channels, *images.size, device=device))
-        number = logits_in(teacher(pixel_values=black), teacher).shape[1]
+        output = teacher(pixel_values=black)
+        if isinstance(output, Tensor):
+            raise UnsupportedModelError(
+                f"A teacher that is trained returns its logits by name, beside a loss, but {type(teacher).__name__} "
+                "returns a tensor. Wrap it: ImageClassifier(model, head=(...,))."
+            )
+        number = logits_in(output, teacher).shape[1]
     if max(labels) >= number:
         raise ValueError(
             f"The teacher's head has {number} labels (0 to {number - 1}), but the data or the target label go to "
