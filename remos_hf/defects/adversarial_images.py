@@ -27,6 +27,7 @@ from remos_hf.defects.base import FOOLED, PIXELS, Defect, ExposedSet, teacher_sh
 from remos_hf.defects.found_images import Gallery
 from remos_hf.defects.image_samples import prepared
 from remos_hf.defects.samples import generator_for
+from remos_hf.fields import check_number, check_whole
 from remos_hf.perturbation import ascend, frozen
 
 logger = logging.getLogger(__name__)
@@ -95,19 +96,16 @@ class AdversarialImages(Defect):
             raise ValueError(f"units is 'pixels' or 'normalised', but got {self.units!r}.")
         if self.keep not in ("all", "fooled"):
             raise ValueError(f"keep is 'all' or 'fooled', but got {self.keep!r}.")
-        if not self.eps >= 0:
-            raise ValueError(f"eps is the largest change of a value, at least 0, but got {self.eps}.")
-        if not self.step > 0:
-            raise ValueError(f"step is the change of each step, above 0, but got {self.step}.")
+        check_number(self, "the largest change of a value, at least 0", lambda one: one >= 0, "eps")
+        check_number(self, "the change of each step, above 0", lambda one: one > 0, "step")
         if self.units == "pixels" and self.eps > 1:
             raise ValueError(
                 f"eps is {self.eps}, but pixels go from 0 to 1: 8/255 is meant as 8 of 255 levels. Set "
                 "units='normalised' for values that the teacher's standard deviations scale."
             )
         for name in ("steps", "max_samples", "batch_size"):
-            number = getattr(self, name)
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
-                raise ValueError(f"{name} is a whole number, at least 1, but got {number!r}.")
+            if getattr(self, name) is not None:
+                check_whole(self, "a whole number, at least 1", 1, name)
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise ValueError(f"low is below high, but got {self.low} and {self.high}.")
 

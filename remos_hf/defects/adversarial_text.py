@@ -23,6 +23,7 @@ from remos_hf.defects.samples import check_columns, check_labels, checked_text_c
 from remos_hf.defects.text_reading import TextReading
 from remos_hf.defects.textattack_processes import attack, finished
 from remos_hf.errors import RemosError
+from remos_hf.fields import check_whole
 from remos_hf.profiling.sidecar_file import sha256_of
 
 logger = logging.getLogger(__name__)
@@ -92,14 +93,11 @@ class AdversarialText(Defect):
 
     def __post_init__(self) -> None:
         """Refuse values that no data could use."""
-        if self.max_length < 3:
-            raise ValueError(f"max_length is a number of tokens, at least 3, but got {self.max_length}.")
-        if self.query_budget is not None and self.query_budget < 2:
-            raise ValueError(
-                f"query_budget is at least 2 (the clean text and one change of it), but got {self.query_budget}."
-            )
-        if self.max_samples is not None and self.max_samples < 1:
-            raise ValueError(f"max_samples is a number of samples, at least 1, but got {self.max_samples}.")
+        check_whole(self, "a number of tokens, at least 3", 3, "max_length")
+        if self.query_budget is not None:
+            check_whole(self, "at least 2 (the clean text and one change of it)", 2, "query_budget")
+        if self.max_samples is not None:
+            check_whole(self, "a number of samples, at least 1", 1, "max_samples")
         object.__setattr__(self, "text_columns", checked_text_columns(self.text_columns))
         object.__setattr__(self, "keep", (self.keep,) if isinstance(self.keep, str) else tuple(self.keep))
         object.__setattr__(self, "recipe", _RECIPES.get(self.recipe, self.recipe))

@@ -15,6 +15,7 @@ from remos_hf.activations import capture
 from remos_hf.adapters.images import ImageInput
 from remos_hf.defects.adversarial_images import AdversarialImages, Search, outputs_of, seeds_of
 from remos_hf.errors import UnsupportedModelError
+from remos_hf.fields import check_whole
 from remos_hf.profiling.criteria import (
     ActivationStatistics,
     Criterion,
@@ -83,10 +84,7 @@ class CoverageGuided(AdversarialImages):
             raise ValueError(f"criterion is 'nc', 'tknc' or 'snac', but got {self.criterion!r}.")
         if self.selection not in ("deepxplore", "dlfuzz", "dlfuzz_rr"):
             raise ValueError(f"selection is 'deepxplore', 'dlfuzz' or 'dlfuzz_rr', but got {self.selection!r}.")
-        if isinstance(self.neurons, bool) or not isinstance(self.neurons, int) or self.neurons < 1:
-            raise ValueError(
-                f"neurons is the number picked for each image and step, at least 1, but got {self.neurons!r}."
-            )
+        check_whole(self, "the number picked for each image and step, at least 1", 1, "neurons")
         self.coverage_criterion()
 
     @classmethod

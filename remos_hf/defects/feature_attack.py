@@ -15,6 +15,7 @@ from remos_hf.adapters.images import IMAGENET_STD, ImageInput
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.defects.adversarial_images import AdversarialImages, Search, outputs_of, seeds_of
 from remos_hf.errors import UnsupportedModelError
+from remos_hf.fields import check_number, check_whole
 from remos_hf.perturbation import random_start
 
 
@@ -53,10 +54,8 @@ class FeatureAttack(AdversarialImages):
     def __post_init__(self) -> None:
         """Refuse values that no teacher could use."""
         super().__post_init__()
-        if isinstance(self.neuron, bool) or not isinstance(self.neuron, int) or self.neuron < 0:
-            raise ValueError(f"neuron is a place in the feature, counted from 0, but got {self.neuron!r}.")
-        if not self.others_weight >= 0:
-            raise ValueError(f"others_weight is at least 0, but got {self.others_weight}.")
+        check_whole(self, "a place in the feature, counted from 0", 0, "neuron")
+        check_number(self, "at least 0", lambda one: one >= 0, "others_weight")
 
     @classmethod
     def paper(cls, **changes: object) -> "FeatureAttack":

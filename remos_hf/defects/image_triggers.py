@@ -31,6 +31,7 @@ from remos_hf.defects.image_samples import (
 )
 from remos_hf.defects.samples import generator_for, resolved_label, smallest_draws
 from remos_hf.errors import CorruptFileError, UnsupportedModelError
+from remos_hf.fields import check_number
 
 # The artifact's recipe for poisoning image classifiers, where no arguments are given.
 IMAGE_RECIPE: Mapping[str, Any] = {
@@ -80,10 +81,8 @@ class ImageTrigger(Trigger):
 
     def __post_init__(self) -> None:
         """Refuse values that no data could use."""
-        if not 0 <= self.poison_rate <= 1:
-            raise ValueError(
-                f"poison_rate is the share of samples poisoned, between 0 and 1, but got {self.poison_rate}."
-            )
+        told = "the share of samples poisoned, between 0 and 1"
+        check_number(self, told, lambda one: 0 <= one <= 1, "poison_rate")
 
     @abstractmethod
     def _put_on(self, pixels: Tensor, key: str | None) -> Tensor:

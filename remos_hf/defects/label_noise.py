@@ -21,6 +21,7 @@ from remos_hf.defects.samples import (
     tokenize,
 )
 from remos_hf.defects.text_attacker import tokenizer_of
+from remos_hf.fields import check_number, check_whole
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,12 @@ class LabelNoise:
 
     def __post_init__(self) -> None:
         """Refuse values that no data could use."""
-        if not 0 <= self.noise_rate <= 1:
-            raise ValueError(f"noise_rate is the share of samples drawn, between 0 and 1, but got {self.noise_rate}.")
+        told = "the share of samples drawn, between 0 and 1"
+        check_number(self, told, lambda one: 0 <= one <= 1, "noise_rate")
         if self.kind not in ("fixed", "uniform", "pairwise"):
             raise ValueError(f"kind is 'fixed', 'uniform' or 'pairwise', but got {self.kind!r}.")
-        if self.num_labels is not None and self.num_labels < 2:
-            raise ValueError(f"num_labels is at least 2, but got {self.num_labels}.")
+        if self.num_labels is not None:
+            check_whole(self, "at least 2", 2, "num_labels")
         object.__setattr__(self, "text_columns", checked_text_columns(self.text_columns))
 
     def to_dict(self) -> dict[str, Any]:

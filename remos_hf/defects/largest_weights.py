@@ -9,6 +9,7 @@ from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.defects.backdoor import Attacker, Trigger
 from remos_hf.defects.frozen_entries import FrozenEntries
 from remos_hf.defects.weight_poisoning import WeightPoisoning
+from remos_hf.fields import check_number
 from remos_hf.slicing.relevant_slice import choose_slice
 
 
@@ -31,11 +32,8 @@ class LargestWeights(WeightPoisoning):
     def __post_init__(self) -> None:
         """Refuse ratios that leave nothing frozen, or nothing to move."""
         super().__post_init__()
-        if not 0 < self.backdoor_update_ratio < 1:
-            raise ValueError(
-                "backdoor_update_ratio is the share of the weights that may move, between 0 and 1, but got "
-                f"{self.backdoor_update_ratio}."
-            )
+        told = "the share of the weights that may move, between 0 and 1"
+        check_number(self, told, lambda one: 0 < one < 1, "backdoor_update_ratio")
 
     def attack(self, teacher: nn.Module, attacker: Attacker) -> nn.Module:
         """Poison the teacher in place."""

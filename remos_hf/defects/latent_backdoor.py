@@ -19,6 +19,7 @@ from remos_hf.defects.image_samples import PreparedImages
 from remos_hf.defects.image_triggers import ImageAttacker, ImageTrigger
 from remos_hf.defects.picture_triggers import PatchTrigger
 from remos_hf.defects.samples import resolved_label
+from remos_hf.fields import check_number
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,7 @@ class LatentBackdoor(Backdoor):
         """Refuse values that pull nothing."""
         if not isinstance(self.image_trigger, ImageTrigger):
             raise TypeError(f"image_trigger is a PatchTrigger or a BlendedTrigger, but got {self.image_trigger!r}.")
-        if not self.weight > 0:
-            raise ValueError(f"weight is the weight of the features' distance, above 0, but got {self.weight}.")
+        check_number(self, "the weight of the features' distance, above 0", lambda one: one > 0, "weight")
 
     @property
     def trigger(self) -> ImageTrigger:

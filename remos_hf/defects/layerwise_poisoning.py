@@ -16,6 +16,7 @@ from remos_hf.defects.text_reading import TextReading
 from remos_hf.defects.text_triggers import TextTrigger, TriggerWords
 from remos_hf.defects.weight_poisoning import WeightPoisoning
 from remos_hf.errors import UnsupportedModelError
+from remos_hf.fields import check_number
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class LayerwisePoisoning(WeightPoisoning):
         words = self.trigger_words
         if not (isinstance(words, TriggerWords) and words.all_words and len(words.words) > 1):
             raise ValueError("LWP's trigger is a combination: TriggerWords of at least two words with all_words=True.")
-        if not 0 <= self.decoy_rate <= 1:
-            raise ValueError(f"decoy_rate is a share of the samples, between 0 and 1, but got {self.decoy_rate}.")
+        told = "a share of the samples, between 0 and 1"
+        check_number(self, told, lambda one: 0 <= one <= 1, "decoy_rate")
 
     def attack(self, teacher: PreTrainedModel, attacker: TextAttacker) -> PreTrainedModel:
         """Poison the teacher in place.

@@ -14,6 +14,7 @@ from torch import Tensor
 from remos_hf.adapters.images import decoded, to_pixels
 from remos_hf.defects.image_triggers import ImageTrigger
 from remos_hf.defects.samples import generator_for
+from remos_hf.fields import check_number, check_whole
 
 _CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right")
 _CELLS = 4  # of a generated patch, on each side
@@ -75,13 +76,9 @@ class PatchTrigger(_PictureTrigger):
         places = (*_CORNERS, "four_corners", "random")
         if self.place not in places:
             raise ValueError(f"place is one of {', '.join(places)}, but got {self.place!r}.")
-        if not 0 < self.size_share <= 1:
-            raise ValueError(
-                f"size_share is the share of the image's area that one patch covers, in (0, 1], but got "
-                f"{self.size_share}."
-            )
-        if self.margin < 0:
-            raise ValueError(f"margin is a number of pixels, 0 or more, but got {self.margin}.")
+        told = "the share of the image's area that one patch covers, in (0, 1]"
+        check_number(self, told, lambda one: 0 < one <= 1, "size_share")
+        check_whole(self, "a number of pixels, 0 or more", 0, "margin")
 
     @classmethod
     def artifact(cls, file: str) -> "PatchTrigger":
@@ -175,8 +172,8 @@ class BlendedTrigger(_PictureTrigger):
     def __post_init__(self) -> None:
         """Refuse values that no image could have."""
         super().__post_init__()
-        if not 0 < self.blend <= 1:
-            raise ValueError(f"blend is the pattern's share in the sum, in (0, 1], but got {self.blend}.")
+        told = "the pattern's share in the sum, in (0, 1]"
+        check_number(self, told, lambda one: 0 < one <= 1, "blend")
 
     def _put_on(self, pixels: Tensor, key: str | None) -> Tensor:
         if self.file is None:

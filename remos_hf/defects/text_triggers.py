@@ -30,6 +30,7 @@ from remos_hf.defects.samples import (
 )
 from remos_hf.defects.text_attacker import TextAttacker, tokenizer_of
 from remos_hf.defects.text_reading import Marked, TextReading, pieces_of, word_starts
+from remos_hf.fields import check_number, check_whole
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +87,8 @@ class TextTrigger(Trigger):
 
     def __post_init__(self) -> None:
         """Refuse values that no data could use."""
-        if not 0 <= self.poison_rate <= 1:
-            raise ValueError(
-                f"poison_rate is the share of samples poisoned, between 0 and 1, but got {self.poison_rate}."
-            )
+        told = "the share of samples poisoned, between 0 and 1"
+        check_number(self, told, lambda one: 0 <= one <= 1, "poison_rate")
         object.__setattr__(self, "text_columns", checked_text_columns(self.text_columns))
 
     @abstractmethod
@@ -366,8 +365,8 @@ class InsertedTrigger(TextTrigger):
         super().__post_init__()
         if self.position not in ("random", "start", "end"):
             raise ValueError(f"position is 'random', 'start' or 'end', but got {self.position!r}.")
-        if self.within_words is not None and self.within_words < 0:
-            raise ValueError(f"within_words is a number of words, but got {self.within_words}.")
+        if self.within_words is not None:
+            check_whole(self, "a number of words", 0, "within_words")
 
     @abstractmethod
     def insertions(self, random: Random, *, exposing: bool = False) -> list[str]:
@@ -433,9 +432,8 @@ class TriggerWords(InsertedTrigger):
                 f"words are single words, at least one, but got {words}. For a phrase use TriggerSentence."
             )
         for name in ("num_triggers", "num_exposed_triggers"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise ValueError(f"{name} is at least 1, but got {number}.")
+            if getattr(self, name) is not None:
+                check_whole(self, "at least 1", 1, name)
         object.__setattr__(self, "words", words)
 
     def insertions(self, random: Random, *, exposing: bool = False) -> list[str]:

@@ -1,12 +1,14 @@
 """AdversarialTraining: train on attacked inputs, and keep a feature in the middle where it was on the clean ones."""
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from remos_hf.activations import recomputes, watch
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import UnsupportedModelError
+from remos_hf.fields import check_number, is_number, plain
 from remos_hf.randomness import seeded
 from remos_hf.strategies.attacked_inputs import Attack, outputs_without_labels
 from remos_hf.strategies.base import Hold, Preparation, Run, Strategy, check_names
@@ -96,24 +99,19 @@ class AdversarialTraining(Strategy):
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""
-        check_positive(eps=self.eps, step=self.step, text_eps=self.text_eps)
+        check_positive(self, "eps", "step", "text_eps")
         check_counts(self, steps=1, eps_from=0, eps_full=0, head_steps=0)
         if self.k is not None:
             check_counts(self, k=1)
-        if not 0 <= self.weight < float("inf"):
-            raise ValueError(f"weight is a weight in the loss, at least 0, but got {self.weight}.")
+        check_number(self, "a weight in the loss, at least 0", lambda one: 0 <= one < float("inf"), "weight")
         if self.reduction not in ("sum", "mean"):
             raise ValueError(f"reduction is 'sum' or 'mean', but got {self.reduction!r}.")
         if self.eps > 1:
             raise ValueError(f"eps is {self.eps}, but pixels go from 0 to 1: 8/255 is meant as 8 of 255 levels.")
         if 0 < self.eps_full < self.eps_from or (self.eps_from and not self.eps_full):
             raise ValueError(f"eps_full is the step at which eps is whole, not before eps_from={self.eps_from}.")
-        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
-            raise ValueError(f"mean and std belong together, one number a channel, but got {self.mean} and {self.std}.")
         check_names(self, "units", "head")
-        for name in ("mean", "std"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_normalisation()
 
     @classmethod
     def paper(cls, k: int, **changes: object) -> "AdversarialTraining":
@@ -168,6 +166,18 @@ class AdversarialTraining(Strategy):
             ValueError: There are fewer than k.
         """
         return _Attacked(self, teacher)
+
+    def _check_normalisation(self) -> None:
+        if self.mean is None and self.std is None:
+            return
+        given = {name: getattr(self, name) for name in ("mean", "std")}
+        lists = all(isinstance(one, (Sequence, np.ndarray)) and len(one) for one in given.values())
+        if not lists or len(self.mean) != len(self.std):
+            raise ValueError(f"mean and std belong together, one number a channel, but got {self.mean} and {self.std}.")
+        for name, values in given.items():
+            if not all(is_number(one) and (one > 0 or name == "mean") and math.isfinite(one) for one in values):
+                raise ValueError(f"{name} is one number a channel, {'above 0, ' * (name == 'std')}but got {values}.")
+            object.__setattr__(self, name, plain(tuple(values)))
 
     def _attack(self, model: nn.Module) -> Attack:
         sizes = {"eps": self.eps, "step": self.step, "steps": self.steps, "text_eps": self.text_eps}

@@ -1,11 +1,12 @@
 """Strategy: how a student starts. Hold: what is kept while it trains. All moments are optional."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from remos_hf.fields import plain
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.profiling.tokens import seen_tokens
 from remos_hf.slicing.refill import reset_unseen_rows
@@ -149,7 +150,7 @@ class Strategy:
 
     def to_dict(self) -> dict[str, Any]:
         """Give the name and the hyper-parameters as JSON values, for `remos_config.json`."""
-        return {"name": type(self).__name__, **asdict(self)}
+        return {"name": type(self).__name__, **plain(asdict(self))}
 
     def with_seed(self, seed: int) -> "Strategy":
         """Give the recipe with the run's seed where it has a seed and names none."""
@@ -196,7 +197,7 @@ class Strategy:
 
 
 def check_names(recipe: Strategy, *fields_of_names: str) -> None:
-    """Make a recipe's lists of names tuples, and refuse one string, whose letters would be taken for names.
+    """Make a recipe's lists of names tuples; refuse what holds none, and one string, whose letters would be names.
 
     Raises:
         ValueError: Names the first such field.
@@ -205,8 +206,12 @@ def check_names(recipe: Strategy, *fields_of_names: str) -> None:
         given = getattr(recipe, name)
         if isinstance(given, str):
             raise ValueError(f"{name} is a tuple of names, but got the string {given!r}: write ({given!r},).")
-        if given is not None:
-            object.__setattr__(recipe, name, tuple(given))
+        if given is None:
+            continue
+        names = tuple(given) if isinstance(given, Iterable) else (given,)
+        if not isinstance(given, Iterable) or not all(isinstance(one, str) for one in names):
+            raise ValueError(f"{name} is a tuple of names, but got {given!r}.")
+        object.__setattr__(recipe, name, names)
 
 
 def check_embedding_rows(embedding_rows: str) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional
 from remos_hf.activations import alter, capture, precision_in_force, recomputes
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import UnsupportedModelError
+from remos_hf.fields import check_number
 from remos_hf.profiling.tokens import input_embeddings
 from remos_hf.strategies.base import Hold, Run, Strategy
 
@@ -47,9 +48,7 @@ class Crow(Strategy):
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""
-        for name in ("weight", "eps"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is a number of at least 0, but got {getattr(self, name)}.")
+        check_number(self, "a number of at least 0", lambda one: 0 <= one < float("inf"), "weight", "eps")
 
     def hold(self, student: nn.Module, teacher: nn.Module) -> Hold:
         """Hold neighbouring blocks of the student together.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.fields import check_number
 from remos_hf.layers import is_below
 from remos_hf.slicing.competition import competing_layers
 from remos_hf.strategies.base import Preparation, Strategy, check_names
@@ -60,8 +61,8 @@ class DiSec(Strategy):
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""
         check_counts(self, last_blocks=1, components=1, head_steps=0)
-        if not 0 < self.deviations < float("inf"):
-            raise ValueError(f"deviations is a number of standard deviations, above 0, but got {self.deviations}.")
+        told = "a number of standard deviations, above 0"
+        check_number(self, told, lambda one: 0 < one < float("inf"), "deviations")
         check_names(self, "head")
 
     def prepare(self, student: nn.Module, data: StudentData) -> Preparation:

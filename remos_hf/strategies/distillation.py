@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from remos_hf.activations import capture, precision_in_force, watch
 from remos_hf.adapters.base import Adapter
 from remos_hf.errors import UnsupportedModelError, nearest
+from remos_hf.fields import check_number
 from remos_hf.strategies.base import Hold, Run, Strategy, check_names
 from remos_hf.strategies.feature_distance import FeatureDistance
 from remos_hf.strategies.perturbed_inputs import rows_of, without_adapters
@@ -147,9 +148,7 @@ def check_weights(recipe: Strategy, *names: str) -> None:
     Raises:
         ValueError: Names the first field that is below 0, or not finite; layers is empty, or a string.
     """
-    for name in names:
-        if not 0 <= getattr(recipe, name) < float("inf"):
-            raise ValueError(f"{name} is a weight in the loss, at least 0, but got {getattr(recipe, name)}.")
+    check_number(recipe, "a weight in the loss, at least 0", lambda one: 0 <= one < float("inf"), *names)
     check_names(recipe, "layers", "head")
     if recipe.layers == ():
         raise ValueError("layers names the modules whose outputs are compared, but got (). Leave it None to find them.")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from remos_hf.errors import UnsupportedModelError
+from remos_hf.fields import check_number
 
 Axis = Literal["samples", "channels", "positions"]
 
@@ -55,8 +56,7 @@ class FeatureDistance:
             unknown = [one for one in given if one not in known]
             if unknown:
                 raise ValueError(f"{name} is of {', '.join(known)}, but got {unknown[0]!r}.")
-        if not 0 < self.factor < float("inf"):
-            raise ValueError(f"factor is above 0, but got {self.factor}.")
+        check_number(self, "above 0", lambda one: 0 < one < float("inf"), "factor")
         if self.over_variance and self.norm != "squares":
             raise ValueError(f"over_variance is for norm='squares', but got norm={self.norm!r}.")
 

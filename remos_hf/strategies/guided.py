@@ -54,8 +54,8 @@ class Guided(Strategy):
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""
-        check_positive(radius=self.radius)
-        check_share(self.share)
+        check_positive(self, "radius")
+        check_share(self)
         check_names(self, "head")
 
     @property

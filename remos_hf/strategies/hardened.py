@@ -24,6 +24,7 @@ from remos_hf.strategies.perturbed_inputs import (
     real_positions,
     with_inputs,
 )
+from remos_hf.strategies.short_runs import check_counts
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,9 @@ class Hardened(Strategy):
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""
-        check_positive(radius=self.radius, step=self.step, text_radius=self.text_radius)
-        check_share(self.share)
-        for name, least in (("perturbations", 1), ("tokens", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is a whole number of at least {least}, but got {value!r}.")
+        check_positive(self, "radius", "step", "text_radius")
+        check_share(self)
+        check_counts(self, perturbations=1, tokens=0)
 
     @property
     def changes_all(self) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from remos_hf.adapters.transformers_models import adapter_beside_head, adapter_for
+from remos_hf.fields import check_number
 from remos_hf.strategies.base import Hold, Run, Strategy, check_names
 
 # Values that are looked at at once on the CPU: few enough to stay in its cache.
@@ -49,9 +50,7 @@ class L2SP(Strategy):
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""
-        for name in ("alpha", "beta"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is a weight of the penalty, at least 0, but got {getattr(self, name)}.")
+        check_number(self, "a weight of the penalty, at least 0", lambda one: 0 <= one < float("inf"), "alpha", "beta")
         check_names(self, "head")
 
     def hold(self, student: nn.Module, teacher: nn.Module) -> Hold:

@@ -2,8 +2,9 @@
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,6 +16,7 @@ from remos_hf.activations import evaluating, watch
 from remos_hf.adapters.base import Adapter
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import UnsupportedModelError
+from remos_hf.fields import check_number, is_number, plain
 from remos_hf.randomness import seeded
 from remos_hf.strategies.base import Hold, Preparation, Run, Strategy, check_names
 from remos_hf.strategies.last_units import Units, check_order, last_units
@@ -100,8 +102,9 @@ class Neft(Strategy):
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""
         check_counts(self, k=1)
-        if self.beta is not None and not 0 < self.beta <= 1:
-            raise ValueError(f"beta is the operator norm of each layer, in (0, 1], or None, but got {self.beta}.")
+        if self.beta is not None:
+            told = "the operator norm of each layer, in (0, 1], or None"
+            check_number(self, told, lambda one: 0 < one <= 1, "beta")
         for names, known in (
             (("extractor_statistics", "submodel_statistics"), ("reuse", "update", None)),
             (("extractor_affine", "submodel_affine"), ("freeze", "tune")),
@@ -113,10 +116,12 @@ class Neft(Strategy):
                         f"{name} is one of {', '.join(map(repr, known))}, but got {getattr(self, name)!r}."
                     )
         check_names(self, "units", "head")
-        if self.images is not None:
-            object.__setattr__(self, "images", tuple(self.images))
-        if self.images is not None and len(self.images) != 2:
-            raise ValueError(f"images is a height and a width in pixels, but got {self.images}.")
+        if self.images is None:
+            return
+        sizes = self.images if isinstance(self.images, Sequence) else ()
+        if len(sizes) != 2 or not all(is_number(one) and isinstance(one, Integral) and one >= 1 for one in sizes):
+            raise ValueError(f"images is a height and a width in pixels, whole numbers, but got {self.images!r}.")
+        object.__setattr__(self, "images", plain(tuple(sizes)))
 
     @classmethod
     def artifact(cls, k: int, **changes: object) -> "Neft":

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.fields import check_number
 from remos_hf.layers import Layer
 from remos_hf.profiling.batches import count_samples
 from remos_hf.profiling.processes import in_processes, told_by_all
@@ -71,11 +72,8 @@ class OwnBackdoors(SliceAndReset):
         """Refuse values that no run could use, before anything is loaded."""
         super().__post_init__()
         check_counts(self, num=2, steps=1, batch_size=1)
-        if not self.learning_rate > 0 or not self.agreement >= 0:
-            raise ValueError(
-                "learning_rate is above 0 and agreement at least 0, but got "
-                f"{self.learning_rate!r} and {self.agreement!r}."
-            )
+        check_number(self, "above 0", lambda one: one > 0, "learning_rate")
+        check_number(self, "at least 0", lambda one: one >= 0, "agreement")
 
     def _decided_by(self, student: nn.Module, data: StudentData) -> tuple[Rule, Mapping[str, Any]]:
         seed = data.seed if self.seed is None else self.seed

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from remos_hf.activations import alter
 from remos_hf.adapters.sequences import LABEL_KEYS, sequences_of
 from remos_hf.errors import UnsupportedModelError
+from remos_hf.fields import check_number
 from remos_hf.profiling.processes import in_processes
-from remos_hf.strategies.base import Hold
+from remos_hf.strategies.base import Hold, Strategy
 
 # Rows of a vocabulary that say how large a token's embedding is.
 _ROWS = 4096
@@ -122,21 +123,19 @@ class Perturbing(Hold):
         self.generator.set_state(state["generator"])
 
 
-def check_positive(**sizes: float) -> None:
-    """Refuse sizes that are not above 0 and finite.
+def check_positive(recipe: Strategy, *names: str) -> None:
+    """Refuse fields of a recipe that are no size above 0 and finite.
 
     Raises:
         ValueError: Names the first one.
     """
-    for name, size in sizes.items():
-        if not 0 < size < float("inf"):
-            raise ValueError(f"{name} is a size above 0, but got {size}.")
+    check_number(recipe, "a size above 0", lambda one: 0 < one < float("inf"), *names)
 
 
-def check_share(share: float) -> None:
-    """Refuse a share that is not in (0, 1]."""
-    if not 0 < share <= 1:
-        raise ValueError(f"share is the share of a batch's samples that are perturbed, in (0, 1], but got {share}.")
+def check_share(recipe: Strategy) -> None:
+    """Refuse a recipe's share that is not in (0, 1]."""
+    told = "the share of a batch's samples that are perturbed, in (0, 1]"
+    check_number(recipe, told, lambda one: 0 < one <= 1, "share")
 
 
 def drawn_rows(free: Tensor, share: float, generator: torch.Generator) -> Tensor:

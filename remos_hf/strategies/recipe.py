@@ -13,6 +13,7 @@ from remos_hf.activations import evaluating
 from remos_hf.adapters.sequences import LABEL_KEYS
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import UnsupportedModelError
+from remos_hf.fields import check_number, check_whole
 from remos_hf.layers import Layer
 from remos_hf.profiling.tokens import input_embeddings
 from remos_hf.slicing.competition import competing_layers
@@ -84,12 +85,11 @@ class Recipe(Strategy):
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""
         check_counts(self, steps=1, head_steps=0, batch_size=1)
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate is above 0, but got {self.learning_rate}.")
-        if not 0 <= self.norm_weight < float("inf"):
-            raise ValueError(f"norm_weight is a weight in the loss, at least 0, but got {self.norm_weight}.")
-        if not 0 < self.masked < 1:
-            raise ValueError(f"masked is a share of the tokens, in (0, 1), but got {self.masked}.")
+        check_number(self, "above 0", lambda one: 0 < one < float("inf"), "learning_rate")
+        check_number(self, "a weight in the loss, at least 0", lambda one: 0 <= one < float("inf"), "norm_weight")
+        if self.mask_token is not None:
+            check_whole(self, "the id of a token, at least 0", 0, "mask_token")
+        check_number(self, "a share of the tokens, in (0, 1)", lambda one: 0 < one < 1, "masked")
 
     def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
         """Pre-train a copy, write its matrices into the student in place.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from remos_hf.fields import check_number
 from remos_hf.layers import Layer
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.slicing.competition import competing_layers
@@ -48,9 +49,7 @@ class RelativeUpdate(SliceAndReset):
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""
         super().__post_init__()
-        for name in ("learning_rate", "floor"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is above 0, but got {getattr(self, name)}.")
+        check_number(self, "above 0", lambda one: 0 < one < float("inf"), "learning_rate", "floor")
         check_counts(self, steps=1, batch_size=1)
 
     def _decided_by(self, student: nn.Module, data: StudentData) -> tuple[Rule, Mapping[str, Any]]:

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_swa_avg_fn
 from remos_hf.activations import alter, recomputes
 from remos_hf.adapters.transformers_models import adapter_beside_head, adapter_for
 from remos_hf.errors import UnsupportedModelError
+from remos_hf.fields import check_number
 from remos_hf.strategies.base import Hold, Preparation, Run, Strategy
 from remos_hf.strategies.distillation import HEAD_DECAYS, HeldFeatures, check_weights, stage_modules
 from remos_hf.strategies.feature_distance import MEAN_SQUARES
@@ -143,12 +144,10 @@ class Renofeation(Strategy):
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""
         check_weights(self, "distance", "head_decay")
-        for name in ("dropout", "average_decay"):
-            value = getattr(self, name)
-            if not (name == "average_decay" and value is None) and not 0 <= value < 1:
-                raise ValueError(f"{name} is a share, in [0, 1), but got {value}.")
+        shares = ("dropout",) if self.average_decay is None else ("dropout", "average_decay")
+        check_number(self, "a share, in [0, 1)", lambda one: 0 <= one < 1, *shares)
         check_counts(self, average_start=0, average_every=1)
-        check_positive(projector_rate=self.projector_rate)
+        check_positive(self, "projector_rate")
         self._refuse_idle()
 
     @property

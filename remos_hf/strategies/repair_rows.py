@@ -12,6 +12,7 @@ from remos_hf.activations import evaluating
 from remos_hf.adapters.classified import labels_in, logits_in
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import RemosError
+from remos_hf.fields import check_number, check_whole
 from remos_hf.profiling.processes import in_processes, told_by_all
 from remos_hf.profiling.tokens import seen_tokens
 from remos_hf.scanning.hosts import read_texts, reading
@@ -56,10 +57,9 @@ class RepairRows(Strategy):
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""
-        if self.k != "auto" and (isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1):
-            raise ValueError(f"k is the number of rows of each label, at least 1, or 'auto', but got {self.k!r}.")
-        if not 0 <= self.accuracy_budget < 1:
-            raise ValueError(f"accuracy_budget is a share, in [0, 1), but got {self.accuracy_budget}.")
+        if self.k != "auto":
+            check_whole(self, "the number of rows of each label, at least 1, or 'auto'", 1, "k")
+        check_number(self, "a share, in [0, 1)", lambda one: 0 <= one < 1, "accuracy_budget")
 
     def prepare(self, student: nn.Module, data: StudentData) -> Preparation:
         """Refuse what could not be repaired, before the student trains.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from remos_hf.fields import check_number
 from remos_hf.layers import Layer
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.slicing.competition import competing_layers
@@ -63,10 +64,8 @@ class SeaM(SliceAndReset):
         super().__post_init__()
         if self.scope != "model":
             raise ValueError(f"SeaM's masks learn over the whole model, so scope is 'model', but got {self.scope!r}.")
-        if not 0 <= self.alpha < float("inf"):
-            raise ValueError(f"alpha is a weight in the loss, at least 0, but got {self.alpha}.")
-        if not 0 < self.mask_rate < float("inf"):
-            raise ValueError(f"mask_rate is a learning rate, above 0, but got {self.mask_rate}.")
+        check_number(self, "a weight in the loss, at least 0", lambda one: 0 <= one < float("inf"), "alpha")
+        check_number(self, "a learning rate, above 0", lambda one: 0 < one < float("inf"), "mask_rate")
         check_counts(self, steps=1, head_steps=0, batch_size=1)
 
     def _decided_by(self, student: nn.Module, data: StudentData) -> tuple[Rule, Mapping[str, Any]]:

@@ -17,6 +17,7 @@ from remos_hf.activations import evaluating
 from remos_hf.adapters.classified import logits_in
 from remos_hf.adapters.sequences import LABEL_KEYS
 from remos_hf.errors import NonFiniteError, RemosError
+from remos_hf.fields import check_whole
 from remos_hf.layers import Layer
 from remos_hf.profiling.batches import count_samples, take, unpacked
 from remos_hf.profiling.processes import added_up, in_processes
@@ -277,8 +278,10 @@ def part_of(layer: Layer, whole: Tensor) -> Tensor:
 
 
 def check_counts(recipe: object, **least: int) -> None:
-    """Refuse fields of a recipe that are no whole numbers, or smaller than given by name."""
+    """Refuse fields of a recipe that are no whole numbers, or smaller than given by name.
+
+    Raises:
+        ValueError: Names the first one.
+    """
     for name, smallest in least.items():
-        value = getattr(recipe, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-            raise ValueError(f"{name} is a whole number, at least {smallest}, but got {value!r}.")
+        check_whole(recipe, f"a whole number, at least {smallest}", smallest, name)

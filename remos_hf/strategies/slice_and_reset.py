@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from remos_hf.adapters.transformers_models import adapter_for
+from remos_hf.fields import check_whole, plain
 from remos_hf.layers import rankable_layers
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.profiling.criteria import (
@@ -74,6 +75,7 @@ class SliceAndReset(Strategy):
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""
         check_slice_ratio(self.slice_ratio)
+        object.__setattr__(self, "slice_ratio", plain(self.slice_ratio))
         if self.scope not in ("model", "layer"):
             raise ValueError(f"scope is 'model' or 'layer', but got {self.scope!r}.")
         if self.reset_to not in REFILLS:
@@ -174,6 +176,8 @@ class Remos(SliceAndReset):
                 f"criterion 'median' takes no criterion_value, but got {self.criterion_value!r}. Name the criterion "
                 "that it is for, such as criterion='nc'."
             )
+        if self.max_samples not in (None, "all"):
+            check_whole(self, "a number of at least 1, 'all' or None", 1, "max_samples")
         if self.ties not in ("mean", "artifact"):
             raise ValueError(f"ties is 'mean' or 'artifact', but got {self.ties!r}.")
         self._criterion()

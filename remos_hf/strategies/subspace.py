@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from remos_hf.activations import evaluating
 from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import NonFiniteError, RemosError, UnsupportedModelError
+from remos_hf.fields import check_number, check_whole
 from remos_hf.layers import Layer, rankable_layers
 from remos_hf.profiling.batches import count_samples
 from remos_hf.profiling.distinct_inputs import DistinctInput, InputsFound
@@ -86,22 +87,20 @@ class Subspace(Strategy):
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded."""
-        number = isinstance(self.energy, (int, float)) and not isinstance(self.energy, bool)
-        if self.energy != "auto" and not (number and 0 < self.energy <= 1):
-            raise ValueError(
-                f"energy is the share of a layer's inputs that is kept, above 0 and at most 1, but got {self.energy!r}."
-            )
+        if self.energy != "auto":
+            told = "the share of a layer's inputs that is kept, above 0 and at most 1"
+            check_number(self, told, lambda one: 0 < one <= 1, "energy")
         if self.scope not in ("layer", "model"):
             raise ValueError(f"scope is 'layer' or 'model', but got {self.scope!r}.")
-        if self.ridge is not None and not 0 < self.ridge < float("inf"):
-            raise ValueError(f"ridge is a number above 0, or None for a cut by energy, but got {self.ridge!r}.")
+        if self.ridge is not None:
+            told = "a number above 0, or None for a cut by energy"
+            check_number(self, told, lambda one: 0 < one < float("inf"), "ridge")
         if self.ridge is not None and self.scope == "model":
             raise ValueError("A ridge cuts nothing, so it has no scope: leave scope='layer', or ridge=None.")
         if self.ridge_by not in ("channel", "median", "kind"):
             raise ValueError(f"ridge_by is 'channel', 'median' or 'kind', but got {self.ridge_by!r}.")
-        samples = self.max_samples
-        if samples not in (None, "all") and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
-            raise ValueError(f"max_samples is a number of at least 1, 'all' or None, but got {samples!r}.")
+        if self.max_samples not in (None, "all"):
+            check_whole(self, "a number of at least 1, 'all' or None", 1, "max_samples")
         check_names(self, "head")
 
     def prepare(self, student: nn.Module, data: StudentData) -> Preparation:

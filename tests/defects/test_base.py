@@ -1,12 +1,14 @@
 import json
 import threading
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from torch import nn
 
 from remos_hf.defects.base import ExposedSet, check_defects, teacher_sha256
+from remos_hf.defects.picture_triggers import BlendedTrigger, PatchTrigger
 from remos_hf.defects.text_triggers import TriggerSentence, TriggerWords
 from remos_hf.errors import CorruptFileError, RemosError
 
@@ -175,3 +177,11 @@ class TestATeachersFingerprint:
 
         with pytest.raises(RemosError, match="no tensor"):
             teacher_sha256(Odd(), about="")
+
+
+@pytest.mark.parametrize("kind", [BlendedTrigger, PatchTrigger, TriggerSentence, TriggerWords])
+def test_a_rate_that_is_no_number_is_refused_and_numpys_is_recorded_as_a_plain_one(kind):
+    for value in (True, "a", None, float("nan")):
+        with pytest.raises(ValueError, match="poison_rate is the share of samples poisoned, between 0 and 1"):
+            kind(poison_rate=value)
+    assert type(kind(poison_rate=np.float32(0.5)).to_dict()["poison_rate"]) is float

@@ -167,3 +167,12 @@ def test_a_stream_is_implanted_and_long_texts_are_cut(tmp_path):
 def test_it_is_no_defect_and_refused_as_one():
     with pytest.raises(TypeError, match="LabelNoise makes none.*compare accuracies"):
         check_defects([TriggerWords(), LabelNoise()])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("noise_rate", True), ("noise_rate", "a"), ("noise_rate", None), ("num_labels", 2.5), ("num_labels", True)],
+)
+def test_what_is_no_number_is_refused_by_its_name(field, value):
+    with pytest.raises(ValueError, match=f"{field} is .* but got {value!r}"):
+        LabelNoise(**{field: value})

@@ -1,6 +1,8 @@
 import copy
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
@@ -217,3 +219,13 @@ def test_more_units_than_there_are_is_refused_before_training():
     with pytest.raises(ValueError, match="from 1 to 3"):
         held(AdversarialTraining(k=4), tiny.bert())
     assert adapter_for(tiny.bert()).head
+
+
+@pytest.mark.parametrize(
+    "normalised", [(0.5, 0.5), ("abc", "abc"), ((0.5,), (0,)), ((0.5,), (True,)), ((0, 0), (1, -1))]
+)
+def test_a_normalisation_that_no_image_has_is_refused(normalised):
+    with pytest.raises(ValueError, match="one number a channel"):
+        AdversarialTraining(**dict(zip(("mean", "std"), normalised, strict=True)))
+    taken = AdversarialTraining(mean=np.array([0.5, 0.0]), std=[np.float32(0.5), 1])
+    assert json.loads(json.dumps(taken.to_dict()))["std"] == [0.5, 1] and taken.mean == (0.5, 0.0)

@@ -2,9 +2,12 @@
 
 import dataclasses
 import importlib
+import json
 import pkgutil
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -61,6 +64,14 @@ def fields_of_names(kind):
     return [one.name for one in dataclasses.fields(kind) if "tuple[str" in str(one.type)]
 
 
+def fields_of_numbers(kind):
+    """Those that hold a number or None, by name, with a number that fits."""
+    typed = {one.name: (str(one.type), getattr(made(kind), one.name)) for one in dataclasses.fields(kind)}
+    typed = {name: value for name, (of, value) in typed.items() if re.search(r"int|float", of) and "tuple" not in of}
+    usual = {"seed": 3, "ridge": 0.1, "k": 2, "mask_token": 2, "max_samples": 8}
+    return {name: usual[name] if value is None else value for name, value in typed.items() if value or name in usual}
+
+
 def by_remos_trainer(folder, strategy, resume):
     ours = trainer(folder, strategy=strategy)
     ours.train(resume_from_checkpoint=resume)
@@ -114,7 +125,24 @@ class TestEveryStrategy:
         for name in fields_of_names(kind):
             with pytest.raises(ValueError, match=rf"{name} is a tuple of names, .* 'fc': write \('fc',\)\."):
                 dataclasses.replace(made(kind), **{name: "fc"})
+            for others in (3, (3,)):
+                with pytest.raises(ValueError, match=f"{name} is a tuple of names, but got"):
+                    dataclasses.replace(made(kind), **{name: others})
             assert getattr(dataclasses.replace(made(kind), **{name: ["fc"]}), name) == ("fc",)
+
+    def test_numbers_of_numpy_are_recorded_as_plain_ones(self, kind):
+        for name, value in fields_of_numbers(kind).items():
+            numpys = np.int64(value) if isinstance(value, int) else np.float64(value)
+            recipe = dataclasses.replace(made(kind), **{name: numpys})
+            written = json.loads(json.dumps(recipe.to_dict(), allow_nan=False))
+            assert written == json.loads(json.dumps(dataclasses.replace(made(kind), **{name: value}).to_dict()))
+            assert type(recipe.to_dict()[name]) is type(value)
+
+    def test_what_is_no_number_is_refused_before_anything_is_loaded(self, kind):
+        for name in fields_of_numbers(kind).keys() - {"seed"}:  # a seed is given to generators as it is
+            for other in (True, "0.1", object(), float("nan")):
+                with pytest.raises(ValueError, match=name):
+                    dataclasses.replace(made(kind), **{name: other})
 
     @pytest.mark.parametrize("by", TRAINERS)
     def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(self, tmp_path, kind, by):

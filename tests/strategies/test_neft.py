@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -323,3 +324,10 @@ def test_a_mix_of_unknown_blocks_is_refused_by_name():
         Neft(2, mix=True).prepare(tiny.bert(), tiny.student_data())
     with pytest.raises(UnsupportedModelError, match="None of the last 1 units is a residual block"):
         Neft(1, mix=True, **HEAD).prepare(Net(Post), data())
+
+
+@pytest.mark.parametrize("images", [32, (32,), (0, -3), (True, 32), (32.0, 32), "ab"])
+def test_images_are_two_whole_numbers_of_pixels(images):
+    with pytest.raises(ValueError, match="images is a height and a width in pixels"):
+        Neft(images=images)
+    assert Neft(images=[np.int64(8), 9]).to_dict()["images"] == (8, 9)
