@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from remos_hf.errors import UnsupportedModelError
 from remos_hf.randomness import seeded
 from remos_hf.strategies.base import EmbeddingRows, Preparation, Strategy, check_embedding_rows, reset_rows
 from remos_hf.strategies.student_data import StudentData
@@ -39,7 +40,7 @@ class Retrain(Strategy):
     A model of transformers is built anew from its config. In any other, modules reset themselves (`reset_parameters`),
     and what owns parameters without being able to is started by its library (`init_weights`, as timm's ViT does for its
     class token and position embedding). Nothing else counts as fresh, and a model of which any parameter is left is
-    refused.
+    refused, as is one with a frozen parameter that would change.
 
     Attributes:
         seed: Seed of the fresh values; the run's if None.
@@ -55,7 +56,8 @@ class Retrain(Strategy):
 
         Raises:
             TypeError: A module has parameters of its own that neither it nor its library starts anew. The student is
-                left whole.
+                left whole, as it is below.
+            UnsupportedModelError: Its config makes other parameters than it has, or one that would change is frozen.
         """
         start_anew(student, data.seed if self.seed is None else self.seed)
         return Preparation()
@@ -67,14 +69,38 @@ def start_anew(student: nn.Module, seed: int) -> None:
 
     Raises:
         TypeError: A module has parameters of its own that neither it nor its library starts anew. The student is left
-            whole.
+            whole, as it is below.
+        UnsupportedModelError: Its config makes other parameters than it has, or one that would change is frozen, so
+            that it would stay as it is drawn.
     """
     with seeded(seed):
         if isinstance(student, PreTrainedModel):
             fresh = type(student)(copy.deepcopy(student.config))
+            _check_alike(student, fresh)
         else:
             fresh = _started_anew(student)
+    frozen = {name: one for name, one in student.named_parameters() if not one.requires_grad}
+    random = [name for name, one in frozen.items() if not torch.equal(fresh.get_parameter(name).to(one), one)]
+    if random:
+        raise UnsupportedModelError(
+            f"Every parameter is to start anew, but {len(random)} are frozen, the first of them '{random[0]}', and "
+            "would stay as drawn. Set requires_grad on them, or take a strategy that keeps the teacher's weights."
+        )
     student.load_state_dict(fresh.state_dict())
+
+
+def _check_alike(student: PreTrainedModel, fresh: PreTrainedModel) -> None:
+    """Refuse a student that is not what its config makes, as after a head was replaced by hand."""
+    made, held = ({name: tuple(one.shape) for name, one in of.state_dict().items()} for of in (fresh, student))
+    other = next((name for name in {**held, **made} if held.get(name) != made.get(name)), None)
+    if other is None:
+        return
+    of_config = f"makes it {made[other]}" if other in made else "makes none"
+    raise UnsupportedModelError(
+        f"Every parameter is to start anew, as the config of {type(student).__name__} says, but '{other}' is "
+        f"{held.get(other, 'not in the student')}, and the config {of_config}. Change the config with the model: it "
+        f"says num_labels={getattr(student.config, 'num_labels', None)}."
+    )
 
 
 def _started_anew(model: nn.Module) -> nn.Module:

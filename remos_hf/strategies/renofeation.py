@@ -76,7 +76,8 @@ class DeltaR(Strategy):
         """Start every parameter anew, in place, by the model's own library.
 
         Raises:
-            UnsupportedModelError: The model has no such layers, or neither it nor `head` says what its head is.
+            UnsupportedModelError: The model has no such layers, or neither it nor `head` says what its head
+                is; or what `Retrain` refuses.
         """
         stage_modules(adapter_beside_head(student, self.head), self.layers)  # refused before anything is written
         start_anew(student, data.seed if self.seed is None else self.seed)
@@ -167,7 +168,7 @@ class Renofeation(Strategy):
 
         Raises:
             UnsupportedModelError: The model has no such layers, or no batch norm where `norm_dropout` asks for one; or
-                neither it nor `head` says what its head is.
+                neither it nor `head` says what its head is; or what `Retrain` refuses.
         """
         stage_modules(adapter_beside_head(student, self.head), self.layers)  # refused before anything is written
         if self.norm_dropout and not has_norm_statistics(student):

@@ -1,8 +1,11 @@
 import pytest
 import torch
+import transformers
 from torch import nn
 
+from remos_hf.errors import UnsupportedModelError
 from remos_hf.strategies.plain import Finetune, Retrain
+from remos_hf.strategies.renofeation import DeltaR, Renofeation
 from remos_hf.strategies.student_data import StudentData
 from tests import tiny
 
@@ -110,3 +113,47 @@ def test_retrain_refuses_a_convnext_of_timm_whose_layer_scale_nothing_starts_ane
 
     with pytest.raises(TypeError, match=r"stages\.0\.blocks\.0\.gamma"):
         Retrain().prepare(timm.create_model("test_convnext"), no_data)
+
+
+def same(student, before):
+    return all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+@pytest.mark.parametrize("make", [tiny.bert, tiny.gpt2, tiny.ConvNet], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("recipe", [Retrain, DeltaR, Renofeation])
+def test_a_frozen_parameter_that_would_be_drawn_for_good_is_refused_and_the_student_left_whole(make, recipe):
+    student = make()
+    name, frozen = next((name, one) for name, one in student.named_parameters() if one.dim() > 1)
+    frozen.requires_grad_(False).fill_(7)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    with pytest.raises(UnsupportedModelError, match=f"1 are frozen, the first of them '{name}', .* requires_grad"):
+        recipe(head=()).prepare(student, no_data) if recipe is not Retrain else Retrain().prepare(student, no_data)
+    assert same(student, before)
+
+
+def test_a_frozen_parameter_that_its_library_does_not_draw_is_none_to_refuse():
+    student = transformers.DistilBertForSequenceClassification(
+        transformers.DistilBertConfig(
+            vocab_size=32, dim=8, n_layers=1, n_heads=2, hidden_dim=16, sinusoidal_pos_embds=True
+        )
+    )
+    fixed = student.distilbert.embeddings.position_embeddings.weight.requires_grad_(False).clone()
+    Retrain().prepare(student, no_data)
+    assert torch.equal(student.distilbert.embeddings.position_embeddings.weight, fixed)
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        (lambda: nn.Linear(16, 5), r"'classifier.weight' is \(5, 16\), and the config makes it \(2, 16\)"),
+        (lambda: nn.Sequential(nn.Linear(16, 2)), "'classifier.0.weight' is .* makes none"),
+        (lambda: nn.Linear(16, 2, bias=False), "'classifier.bias' is not in the student"),
+    ],
+)
+def test_a_head_that_is_not_the_configs_is_refused_by_its_name(head, told):
+    student = tiny.bert()
+    student.classifier = head()
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    with pytest.raises(UnsupportedModelError, match=f"{told}.*num_labels=2"):
+        Retrain().prepare(student, no_data)
+    assert same(student, before)
