@@ -191,7 +191,11 @@ class Neft(Strategy):
         return Preparation(details={"neft": {**plan.told(), "beta_cancelled": cancelled}})
 
     def hold(self, student: nn.Module, teacher: nn.Module) -> Hold:
-        """Freeze the extractor, and have the last units compute with bounded weights."""
+        """Freeze the extractor, and have the last units compute with bounded weights.
+
+        Raises:
+            ValueError: In training: the run has been finished.
+        """
         return _Bounded(self, student)
 
 
@@ -323,8 +327,14 @@ class _Bounded(Hold):
             apply_mix(student, plan.mix)
         self.student, self.still = student, plan.still()
         self.sigmas: dict[str, float] = {}
+        self.finished = False
 
     def loss(self, model: nn.Module, inputs: Any, run: Run) -> tuple[Tensor, Any]:  # noqa: ANN401
+        if self.finished:
+            raise ValueError(
+                "This student of Neft is finished: its weights are no longer bounded, its blocks no longer mixed, its "
+                "first units no longer frozen. To train on, start a new run with it."
+            )
         # Trainers call train() before every step, and evaluation flips all modes back.
         for name in self.still:
             model.get_submodule(name).eval()
@@ -341,6 +351,7 @@ class _Bounded(Hold):
             end_mix(model, self.plan.mix)
         for parameter in self.thawed:
             parameter.requires_grad_(True)
+        self.finished = True
 
     def details(self) -> dict[str, Any]:
         return {"neft": {"sigmas_before_bounding": self.sigmas}}

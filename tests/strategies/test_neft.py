@@ -190,6 +190,27 @@ def test_the_published_student_trains_and_comes_out_plain(block):
     assert set(hold.details()["neft"]["sigmas_before_bounding"]) == set(done.details["neft"]["bounded"])
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"beta": None}, {"beta": None, "mix": True}], ids=["bounded", "plain", "mixed"]
+)
+def test_a_finished_student_is_not_trained_on_and_stays_as_it_is(options):
+    model = Net(Post)
+    _, hold = started(Neft(3, **options, **HEAD), model)
+    steps(model, hold)
+    hold.finish(model, None)
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    with pytest.raises(ValueError, match="student of Neft is finished.* start a new run"):
+        steps(model, hold)
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+
+
+def test_a_trainer_that_has_finished_refuses_to_train_on_before_a_step(tmp_path):
+    ours = trainer(tmp_path, strategy=Neft(2))
+    ours.train()
+    with pytest.raises(ValueError, match="student of Neft is finished"):
+        ours.train()
+
+
 def test_every_checkpoint_is_a_plain_model_and_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     rows = [{"pixel_values": one, "labels": int(label)} for one, label in zip(*images(), strict=True)]
 
