@@ -3,7 +3,8 @@
 The only file that registers hooks and modes, or has a module give what it did not compute.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -28,16 +29,19 @@ def watch(modules: Mapping[str, nn.Module], see: See) -> Iterator[None]:
 
     Args:
         modules: Modules by the name under which they are reported.
-        see: Called right after each module's forward, with the first tensor it was given and the one it returned.
-            It must not keep them.
+        see: Called right after each module's forward, with the first tensor it was given and the one it returned,
+            which may stand in a tuple or a mapping. It must not keep them.
 
     Yields:
         Nothing. All hooks are removed at the end of the block, whether it returned or raised.
+
+    Raises:
+        TypeError: A module was called without a tensor, or returned none.
     """
 
     def report(name: str, args: tuple, kwargs: dict, output: Any) -> None:  # noqa: ANN401 - whatever forward returns
         given = _first_tensor((*args, *kwargs.values()))
-        made = output if isinstance(output, Tensor) else _first_tensor(tuple(output))
+        made = output if isinstance(output, Tensor) else _first_tensor(_values(output))
         if given is None or made is None:
             raise TypeError(
                 f"'{name}' was called without a tensor or returned none "
@@ -175,18 +179,28 @@ def alter(modules: Mapping[str, nn.Module], change: Callable[[str, Tensor], Tens
 
     Args:
         modules: Modules by the name under which their output is given.
-        change: Gives what takes its place; of several outputs, that of the first tensor.
+        change: Gives what takes its place; of several outputs, or of a mapping, that of the first tensor.
 
     Yields:
         Nothing. All hooks are removed at the end of the block, whether it returned or raised.
+
+    Raises:
+        TypeError: A module returned no tensor.
     """
 
     def replacer(name: str) -> Callable[..., Any]:
         def replace(_: nn.Module, args: tuple, output: Any) -> Any:  # noqa: ANN401 - whatever forward returns
             if isinstance(output, Tensor):
                 return change(name, output)
-            place = next(place for place, one in enumerate(output) if isinstance(one, Tensor))
-            return (*output[:place], change(name, output[place]), *output[place + 1 :])
+            values = _values(output)
+            place = next((place for place, one in enumerate(values) if isinstance(one, Tensor)), None)
+            if place is None:
+                raise TypeError(f"'{name}' returned no tensor to change (result {type(output).__name__}).")
+            if isinstance(output, Mapping):  # as the outputs of transformers' models are
+                changed, key = copy.copy(output), list(output)[place]
+                changed[key] = change(name, output[key])
+                return changed
+            return (*values[:place], change(name, values[place]), *values[place + 1 :])
 
         return replace
 
@@ -261,6 +275,11 @@ def recomputes(model: nn.Module) -> bool:
     """
     flags = ("gradient_checkpointing", "grad_checkpointing")
     return any(getattr(module, flag, False) is True for module in model.modules() for flag in flags)
+
+
+def _values(output: Any) -> tuple:  # noqa: ANN401 - whatever forward returns
+    values = output.values() if isinstance(output, Mapping) else output
+    return tuple(values) if isinstance(values, Iterable) else ()
 
 
 def _first_tensor(values: tuple) -> Tensor | None:

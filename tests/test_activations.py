@@ -1,5 +1,8 @@
+import dataclasses
+
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from remos_hf.activations import (
@@ -99,6 +102,49 @@ def test_of_several_outputs_the_first_tensor_is_altered_after_it_was_captured():
     with capture({"pair": pair}) as seen, alter({"pair": pair}, lambda _, output: output + 1):
         assert pair(torch.zeros(1)) == (None, torch.ones(1), "rest")
     assert seen["pair"] == 0
+
+
+@dataclasses.dataclass
+class Made(transformers.utils.ModelOutput):
+    told: str = "before"
+    features: torch.Tensor | None = None
+    more: torch.Tensor | None = None
+
+
+class Wrapped(nn.Module):
+    """Gives what a layer makes in another form."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.layer, self.form = nn.Linear(3, 2), form
+
+    def forward(self, given):
+        self.made = self.form(self.layer(given))
+        return self.made
+
+
+@pytest.mark.parametrize(
+    "form",
+    [lambda one: {"told": "before", "features": one, "more": one}, lambda one: Made(features=one, more=one)],
+    ids=["dict", "ModelOutput"],
+)
+def test_of_a_mapping_the_first_tensor_is_seen_and_altered_and_the_rest_stays(form):
+    module, given = Wrapped(form), torch.ones(1, 3)
+    with capture({"it": module}) as made, alter({"it": module}, lambda _, one: one + 1):
+        changed = module(given)
+    assert torch.equal(made["it"], module.layer(given)) and type(changed) is type(module.made)
+    assert torch.equal(changed["features"], made["it"] + 1) and torch.equal(changed["more"], made["it"])
+    assert changed["told"] == "before" and torch.equal(module.made["features"], made["it"])
+    assert isinstance(changed, dict) and getattr(changed, "features", changed["features"]) is changed["features"]
+
+
+@pytest.mark.parametrize("form", [lambda _: None, lambda _: {}, lambda _: ("text",), lambda _: 3])
+def test_a_module_that_returns_no_tensor_is_an_error_that_names_it(form):
+    module = Wrapped(form)
+    with pytest.raises(TypeError, match="'it' was called without a tensor or returned none"), capture({"it": module}):
+        module(torch.ones(1, 3))
+    with pytest.raises(TypeError, match="'it' returned no tensor"), alter({"it": module}, lambda _, one: one):
+        module(torch.ones(1, 3))
 
 
 def test_products_with_a_view_of_a_weight_are_shown_wherever_they_are_computed():

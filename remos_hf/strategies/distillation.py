@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from transformers import PreTrainedModel
 
 from remos_hf.activations import capture, precision_in_force, watch
 from remos_hf.adapters.base import Adapter
@@ -33,7 +34,8 @@ def feature_modules(adapter: Adapter, named: tuple[str, ...] | None = None) -> d
     Args:
         adapter: Of the model.
         named: Dotted names; None finds them: the blocks of a transformer, the stages of a convolutional net, or else
-            the direct children outside the head that hold parameters, and those beside the head where it is inside one.
+            the direct children outside the head that hold parameters, and those beside the head where it is inside one
+            (of a body of transformers that is the only one, its children).
             Of a list of modules, which no model calls, the last stands for it.
 
     Raises:
@@ -69,6 +71,9 @@ def _features(adapter: Adapter, named: tuple[str, ...] | None) -> dict[str, nn.M
         if name.rpartition(".")[2] == "stages" and isinstance(module, (nn.ModuleList, nn.Sequential)):
             return {f"{name}.{key}": stage for key, stage in module.named_children()}
     found = _outside(model, "", adapter.head)
+    if [isinstance(one, PreTrainedModel) for one in found.values()] == [True]:  # a body that ends in its own pooling
+        ((name, body),) = found.items()
+        found = _outside(body, f"{name}.", adapter.head) or found
     if not found:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no child outside its head whose output is a feature. Name some: layers=(...)."

@@ -1,8 +1,16 @@
+import copy
+import dataclasses
+
 import pytest
 import torch
+import transformers
 from torch.nn import functional
 
+from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import UnsupportedModelError
+from remos_hf.strategies.delta import Delta
+from remos_hf.strategies.distillation import stage_modules
+from remos_hf.strategies.feature_lwf import FeatureLwF
 from remos_hf.strategies.plain import Retrain
 from remos_hf.strategies.renofeation import DeltaR, Renofeation
 from tests import tiny
@@ -241,3 +249,42 @@ def test_the_feature_that_is_compared_is_that_before_dropout():
     student.eval()
     run = lambda given: (0 * student(given[0]).sum(), None)  # noqa: E731
     assert hold.loss(student, batch, run)[0] == hold.loss(student, batch, run)[0]
+
+
+SIZES = {"num_encoder_blocks": 2, "depths": [1, 1], "hidden_sizes": [8, 16]}
+BY_MAPPING = {
+    "EfficientNet": {
+        "width_coefficient": 0.25, "depth_coefficient": 0.1, "hidden_dim": 320, "image_size": 32,
+        "dropout_rate": 0.0, "drop_connect_rate": 0.0,
+    },
+    "PoolFormer": SIZES | {"patch_sizes": [3, 3], "strides": [2, 2], "padding": [1, 1], "mlp_ratio": 2.0},
+    "Pvt": SIZES
+    | {
+        "image_size": 32, "patch_sizes": [4, 2], "strides": [4, 2], "sequence_reduction_ratios": [2, 1],
+        "num_attention_heads": [1, 2], "mlp_ratios": [2, 2],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", [DeltaR(), Renofeation(dropout=0.5), FeatureLwF(head_steps=0), Delta(at="stages")])
+@pytest.mark.parametrize("name", BY_MAPPING)
+def test_parts_of_a_model_that_give_a_mapping_are_compared_and_disturbed(name, recipe):
+    config = getattr(transformers, f"{name}Config")(num_labels=3, **BY_MAPPING[name])
+    student = getattr(transformers, f"{name}ForImageClassification")(config)
+    recipe = dataclasses.replace(recipe, attention="none") if isinstance(recipe, Delta) else recipe
+    teacher = copy.deepcopy(student).eval().requires_grad_(False)
+    batch = {"pixel_values": torch.randn(2, 3, 32, 32), "labels": torch.tensor([0, 2])}
+    recipe.prepare(student, tiny.student_data(lambda: [batch], seed=3))
+    with torch.no_grad():
+        for parameter in student.train().parameters():  # some start at 0
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    hold = recipe.hold(student, teacher)
+    run = lambda given: ((made := student(**given)).loss, made)  # noqa: E731
+    loss, _ = hold.loss(student, batch, run)
+    assert loss.isfinite() and loss.requires_grad
+    assert name.lower() not in stage_modules(adapter_for(student))  # a body that ends in its own pooling
+    if isinstance(recipe, Renofeation):  # what follows a part reads what dropout left of it
+        assert torch.equal(run(batch)[1].logits, run(batch)[1].logits)
+        assert not torch.equal(hold.loss(student, batch, run)[1].logits, run(batch)[1].logits)
+    else:
+        assert loss > run(batch)[0] + 1e-6
