@@ -57,6 +57,22 @@ class Adapter:
         """
         return self._last_linear(self.head)
 
+    def channel_axis(self, name: str, feature: Tensor) -> int:
+        """Give the axis of channels in what a module returns: the second of four axes, the last of fewer.
+
+        Of four axes it is the last behind a Linear or a LayerNorm, and behind what a model of timm says gives maps with
+        channels last (Swin). Nothing tells it of other modules' maps.
+
+        Args:
+            name: Dotted name of the module.
+            feature: What it returned, samples first.
+        """
+        last = feature.dim() != 4 or self._gives_channels_last(self.model.get_submodule(name))
+        return feature.dim() - 1 if last else 1
+
+    def _gives_channels_last(self, module: nn.Module) -> bool:
+        return isinstance(module, nn.Linear) or type(module) is nn.LayerNorm  # timm's LayerNorm2d is one by its class
+
     def _last_linear(self, head: tuple[str, ...]) -> str:
         found = [
             name

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
@@ -136,6 +138,10 @@ class TimmAdapter(Adapter):
         if self.head and isinstance(self.model.get_submodule(self.head[0]), nn.Conv2d):
             return self.head[0]
         return self._last_linear(self.head[:1])
+
+    def _gives_channels_last(self, module: nn.Module) -> bool:
+        maps = getattr(self._place[1], "output_fmt", None) == "NHWC"
+        return super()._gives_channels_last(module) or (maps and not isinstance(module, (_ConvNd, _BatchNorm)))
 
     def layers(self, *, embeddings: bool = False) -> dict[str, Layer]:
         """Find the weights outside the head that can be sliced, by module name in registration order.

@@ -10,9 +10,9 @@ from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from remos_hf.activations import alter, capture, evaluating
+from remos_hf.adapters.transformers_models import adapter_for
 from remos_hf.errors import NonFiniteError
 from remos_hf.profiling.batches import count_samples
-from remos_hf.strategies.feature_distance import channel_axis
 from remos_hf.strategies.short_runs import Samples, labelled_loss, together
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def loss_when_silenced(
 
     Args:
         model: A copy of the teacher, with a trained head.
-        modules: The layers, by name.
+        modules: The layers, by their dotted names in it.
         samples: Labelled data.
         size: About how many samples, over all processes.
 
@@ -64,15 +64,17 @@ def loss_when_silenced(
     def silenced(batch: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any batch
         with capture(modules) as made:
             labelled_loss(model, batch)
-        return {name: _without_each(model, batch, modules[name], feature) for name, feature in made.items()}
+        axes = {name: adapter.channel_axis(name, feature) for name, feature in made.items()}
+        return {name: _without_each(model, batch, modules[name], one, axes[name]) for name, one in made.items()}
+
+    adapter = adapter_for(model, ())
 
     with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         return _mean_over(samples, size, silenced)
 
 
-def _without_each(model: nn.Module, batch: Any, module: nn.Module, feature: Tensor) -> Tensor:  # noqa: ANN401
-    """Give the loss without each channel of a module's output, which is like `feature`: (channels,)."""
-    axis = channel_axis(feature)
+def _without_each(model: nn.Module, batch: Any, module: nn.Module, feature: Tensor, axis: int) -> Tensor:  # noqa: ANN401
+    """Give the loss without each channel, on this axis, of a module's output like `feature`: (channels,)."""
     shape = [-1 if one == axis else 1 for one in range(feature.dim())]
     numbers = torch.arange(feature.shape[axis], device=feature.device)
 
@@ -111,8 +113,10 @@ def loss_by_gradient(
             loss = labelled_loss(model, batch)
         gradients = torch.autograd.grad(loss, list(free.values()))
         products = {name: -made[name].detach() * one for name, one in zip(free, gradients, strict=True)}
-        return {name: one.movedim(channel_axis(one), 0).flatten(1).sum(1) for name, one in products.items()}
+        axes = {name: adapter.channel_axis(name, one) for name, one in products.items()}
+        return {name: one.movedim(axes[name], 0).flatten(1).sum(1) for name, one in products.items()}
 
+    adapter = adapter_for(model, ())
     with evaluating(model), torch.enable_grad():
         return _mean_over(samples, size, estimated)
 

@@ -233,6 +233,7 @@ class HeldFeatures(Hold):
         return nullcontext()
 
     def _away(self, made: Mapping[str, Tensor], wanted: Mapping[str, Tensor], masks: list[Tensor]) -> Tensor:
+        made, wanted = self._with_channels_second(made), self._with_channels_second(wanted)
         if self.channels is not None:
             self.channels = {name: one.to(wanted[name].device) for name, one in self.channels.items()}
         if self.projector is None:
@@ -241,6 +242,11 @@ class HeldFeatures(Hold):
         if torch.is_grad_enabled():
             self.projector.see(made, lambda seen: self.weight * self.distance(seen, wanted, masks, self.channels))
         return self.distance(mapped, wanted, masks, self.channels)
+
+    def _with_channels_second(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give maps as the distance and the projector take them; what has fewer axes is the very one."""
+        axes = {name: self.teacher.channel_axis(name, one) if one.dim() == 4 else 1 for name, one in features.items()}
+        return {name: one if axes[name] == 1 else one.movedim(axes[name], 1) for name, one in features.items()}
 
     def _clean_rows(self) -> Tensor | None:
         """Number the samples that no hold around this one has changed; None for all."""

@@ -175,8 +175,8 @@ UNEXPLAINED = FeatureDistance(over_variance=True, layers="mean")
 def channel_axis(feature: Tensor) -> int:
     """Give the axis of channels: the second of four axes, the last of fewer.
 
-    Four axes are taken as (samples, channels, height, width). Nothing in a tensor tells maps of channels last, as
-    timm's Swin gives them: their second axis, the height, is taken for the channels.
+    Four axes are taken as (samples, channels, height, width), as which `HeldFeatures` brings maps with channels last;
+    nothing in a tensor tells them.
     """
     return 1 if feature.dim() == 4 else feature.dim() - 1
 

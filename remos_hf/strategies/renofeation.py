@@ -224,12 +224,11 @@ class _Disturbed(HeldFeatures):
         return alter(modules, self._dropped) if self.recipe.dropout else nullcontext()
 
     def _dropped(self, name: str, made: Tensor) -> Tensor:
-        channels = made.transpose(1, 2) if made.dim() == 3 else made  # (samples, width, positions)
         if made.dim() < 3:
             return functional.dropout(made, self.recipe.dropout)
+        axis = self.teacher.channel_axis(name, made) if made.dim() < 5 else 1
         drop = functional.dropout1d if made.dim() == 3 else functional.dropout2d
-        dropped = drop(channels, self.recipe.dropout)
-        return dropped.transpose(1, 2) if made.dim() == 3 else dropped
+        return drop(made.movedim(axis, 1), self.recipe.dropout).movedim(1, axis)
 
     def after_step(self, model: nn.Module) -> None:
         super().after_step(model)

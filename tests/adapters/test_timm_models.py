@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import TrainingArguments
 
-from remos_hf.activations import watch
+from remos_hf.activations import capture, watch
 from remos_hf.adapters.base import Adapter
 from remos_hf.adapters.timm_loading import image_classifier
 from remos_hf.adapters.timm_models import ImageClassifier, TimmAdapter
@@ -635,3 +635,23 @@ def test_a_wrapped_model_of_timm_answers_for_the_model_inside():
     inner = profile_coverage(model.timm_model, timm_nets.images(), progress=False)
     outer = profile_coverage(model, timm_nets.images(), progress=False)
     assert all(torch.equal(counts, outer.input_counts[f"timm_model.{n}"]) for n, counts in inner.input_counts.items())
+
+
+@pytest.mark.parametrize("make", [timm_nets.swin, timm_nets.swin_v2, lambda: ImageClassifier(timm_nets.swin())])
+def test_maps_of_a_model_that_gives_them_with_channels_last_have_their_channels_there(make):
+    model = make().eval()
+    adapter, modules = adapter_for(model), dict(model.named_modules())
+    with capture(modules) as made, torch.no_grad():
+        adapter.forward(torch.randn(2, 3, timm_nets.PIXELS, timm_nets.PIXELS))
+    maps = {name: one for name, one in made.items() if one.dim() == 4 and name in adapter.blocks()}
+    widths = {name: one.shape[adapter.channel_axis(name, one)] for name, one in maps.items()}
+    assert list(widths.values()) == [8, 16]
+    convolution = next(name for name, one in modules.items() if isinstance(one, nn.Conv2d))
+    assert adapter.channel_axis(convolution, made[convolution]) == 1
+
+
+def test_maps_have_their_channels_last_behind_a_linear_or_a_layer_norm_and_second_behind_all_else():
+    model = nn.ModuleDict({"linear": nn.Linear(3, 3), "norm": nn.LayerNorm(3), "conv": nn.Conv2d(3, 3, 1)})
+    axes = {name: adapter_for(model, ()).channel_axis(name, torch.zeros(2, 3, 3, 3)) for name in model}
+    assert axes == {"linear": 3, "norm": 3, "conv": 1}
+    assert adapter_for(model, ()).channel_axis("conv", torch.zeros(2, 3, 3)) == 2

@@ -10,6 +10,7 @@ from remos_hf.errors import NonFiniteError
 from remos_hf.strategies.channel_weights import loss_by_gradient, loss_when_silenced, weights_of_channels
 from remos_hf.strategies.short_runs import Samples
 from tests import tiny
+from tests.adapters import timm_nets
 
 TEXT = {"bert.encoder.layer.0.output.dense": (1, 1, -1), "bert.encoder.layer.1.output.dense": (1, 1, -1)}
 IMAGE = {"conv": (1, -1, 1, 1), "grouped": (1, -1, 1, 1)}
@@ -93,6 +94,16 @@ def test_the_gradient_ranks_a_nets_channels_much_as_silence_does():
     silenced, estimated = loss_when_silenced(*parts[0], 100), loss_by_gradient(*parts[1], 100)
     for name in IMAGE:
         assert torch.corrcoef(torch.stack([silenced[name], estimated[name]]))[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("weigh", [loss_by_gradient, loss_when_silenced])
+def test_channels_of_maps_that_have_them_last_are_weighed(weigh):
+    batches = lambda: [(torch.randn(2, 3, timm_nets.PIXELS, timm_nets.PIXELS), torch.tensor([0, 1]))]  # noqa: E731
+    model = timm_nets.swin().requires_grad_(False).eval()
+    names = ["layers.0", "layers.1", "patch_embed.proj"]
+    samples = Samples(tiny.student_data(batches), torch.device("cpu"), 0)
+    found = weigh(model, {name: model.get_submodule(name) for name in names}, samples, 2)
+    assert [len(found[name]) for name in names] == [8, 16, 8]
 
 
 def test_weights_have_the_mean_1_and_grow_with_importance():

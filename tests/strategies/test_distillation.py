@@ -24,12 +24,19 @@ from remos_hf.strategies.distillation import (
     stage_modules,
 )
 from remos_hf.strategies.distilled import Distilled
-from remos_hf.strategies.feature_distance import MEAN_SQUARES
+from remos_hf.strategies.feature_distance import (
+    CARTL_NORMS,
+    DELTA_ATTENTION,
+    MEAN_SQUARES,
+    POOLED_ABSOLUTE,
+    UNEXPLAINED,
+)
 from remos_hf.strategies.feature_lwf import FeatureLwF
 from remos_hf.strategies.l2sp import L2SP
 from remos_hf.strategies.projector import Projector
-from remos_hf.strategies.renofeation import DeltaR, Renofeation
+from remos_hf.strategies.renofeation import DeltaR, Renofeation, _Disturbed
 from tests import tiny
+from tests.adapters import timm_nets
 
 
 def resnet():
@@ -245,3 +252,31 @@ def test_the_record_counts_the_batches_that_were_compared_and_a_run_of_none_warn
     assert told["batches_compared"] == sum(count > 0 for count in clean) and told["steps"] == 3
     told = [str(one.message) for one in recwarn if "(remos_hf)" in str(one.message)]
     assert ["no sample of 3 batches was left clean" in one for one in told] == [True] * (not any(clean))
+
+
+@pytest.mark.parametrize("distance", [MEAN_SQUARES, DELTA_ATTENTION, CARTL_NORMS, POOLED_ABSOLUTE, UNEXPLAINED])
+@pytest.mark.parametrize("weighed", [False, True])
+def test_maps_with_channels_last_are_as_far_apart_as_the_same_with_channels_second(distance, weighed):
+    teacher = timm_nets.swin().eval().requires_grad_(False)
+    adapter = adapter_for(teacher)
+    modules = stage_modules(adapter)
+    hold = HeldFeatures("it", adapter, modules, distance, 1.0)
+    shapes = {name: (3, 4, 2, width) for name, width in zip(modules, (8, 16), strict=True)}
+    made, wanted = ({name: torch.randn(shape) for name, shape in shapes.items()} for _ in range(2))
+    channels = {name: torch.rand(shape[-1]) for name, shape in shapes.items()} if weighed else None
+    hold.channels = channels
+    moved = [{name: one.permute(0, 3, 1, 2).contiguous() for name, one in given.items()} for given in (made, wanted)]
+    assert torch.allclose(hold._away(made, wanted, []), distance(*moved, [], channels), rtol=1e-6)
+
+
+def test_a_projector_maps_the_channels_of_maps_that_have_them_last():
+    teacher = timm_nets.swin().eval().requires_grad_(False)
+    hold = _Disturbed(Renofeation(projector=True, dropout=0.5), timm_nets.swin(), teacher)
+    images = torch.randn(2, 3, timm_nets.PIXELS, timm_nets.PIXELS)
+    student = timm_nets.swin()
+    loss, _ = hold.loss(
+        student, (images, torch.tensor([0, 1])), lambda given: (student(given[0]).square().mean(), None)
+    )
+    assert loss.requires_grad and [one.shape for one in hold.projector.maps.values()] == [(8, 8), (16, 16)]
+    dropped = hold._dropped("layers.0", torch.ones(3, 4, 2, 8))
+    assert set(dropped.mean((1, 2)).flatten().tolist()) == {0.0, 2.0}

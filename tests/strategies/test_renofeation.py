@@ -99,7 +99,9 @@ def test_dropout_acts_behind_the_compared_feature_on_whole_channels(make, batche
     one = hold.loss(student, batch, run(student))[0]
     other = hold.loss(student, batch, run(student))[0]
     assert one != other
-    made = hold._dropped("any", torch.ones(4, 6, 5, 5) if make is tiny.ConvNet else torch.ones(4, 9, 16))
+    made = hold._dropped(
+        next(iter(hold.layers)), torch.ones(4, 6, 5, 5) if make is tiny.ConvNet else torch.ones(4, 9, 16)
+    )
     if make is tiny.ConvNet:
         assert set(made.mean((2, 3)).flatten().tolist()) == {0.0, 2.0}
     else:
