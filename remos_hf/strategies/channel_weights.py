@@ -111,7 +111,10 @@ def loss_by_gradient(
 
         with alter(modules, with_leaf), capture(modules) as made:
             loss = labelled_loss(model, batch)
-        gradients = torch.autograd.grad(loss, list(free.values()))
+        # What the loss does not read adds nothing to it.
+        gradients = [torch.zeros_like(one) for one in free.values()]
+        if loss.requires_grad:
+            gradients = torch.autograd.grad(loss, list(free.values()), allow_unused=True, materialize_grads=True)
         products = {name: -made[name].detach() * one for name, one in zip(free, gradients, strict=True)}
         axes = {name: adapter.channel_axis(name, one) for name, one in products.items()}
         return {name: one.movedim(axes[name], 0).flatten(1).sum(1) for name, one in products.items()}

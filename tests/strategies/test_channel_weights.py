@@ -96,6 +96,23 @@ def test_the_gradient_ranks_a_nets_channels_much_as_silence_does():
         assert torch.corrcoef(torch.stack([silenced[name], estimated[name]]))[0, 1] > 0.8
 
 
+@pytest.mark.parametrize("names", [["aside"], ["aside", "body"]])
+def test_what_the_loss_does_not_read_adds_nothing_to_it(names):
+    class Aside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.aside, self.head = nn.Linear(3, 4), nn.Linear(3, 5), nn.Linear(4, 2)
+
+        def forward(self, inputs):
+            self.aside(inputs)
+            return self.head(self.body(inputs))
+
+    model, modules, samples = asked(Aside, names, lambda: [(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))])
+    estimated, silenced = (weigh(model, modules, samples, 4) for weigh in (loss_by_gradient, loss_when_silenced))
+    assert torch.equal(estimated["aside"], torch.zeros(5)) and not silenced["aside"].std()
+    assert "body" not in names or estimated["body"].std() > 0
+
+
 @pytest.mark.parametrize("weigh", [loss_by_gradient, loss_when_silenced])
 def test_channels_of_maps_that_have_them_last_are_weighed(weigh):
     batches = lambda: [(torch.randn(2, 3, timm_nets.PIXELS, timm_nets.PIXELS), torch.tensor([0, 1]))]  # noqa: E731
