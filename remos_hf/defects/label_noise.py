@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from remos_hf.defects.backdoor import fine_tune
+from remos_hf.defects.image_samples import check_readable, image_key, undecoded
 from remos_hf.defects.samples import (
     Data,
     change_share,
@@ -26,7 +27,7 @@ from remos_hf.fields import check_number, check_whole
 
 @dataclass(frozen=True)
 class LabelNoise:
-    """Poisoning without a trigger. Which samples, and which wrong label, depends on the seed and the text alone.
+    """Poisoning without a trigger. Which samples, and which wrong label, depends on the seed and the input alone.
 
     It is no `Defect`, and audits and `evaluate_transfer` refuse it: the exposed input would be the clean one, and no
     sample is right when clean and wrong when exposed, so every student's defect inheritance rate would be 0. A set of
@@ -43,6 +44,8 @@ class LabelNoise:
             label. "pairwise": the next label, after the last one the first.
         target_label: The label of "fixed"; a number, or a name if the data's labels have names.
         text_columns: The text, or both texts of a pair.
+        image_column: Column of the images, whose files tell the samples apart: `datasets.Image`, the bytes of files, or
+            their paths. None for texts.
         label_column: Column of the labels.
         num_labels: Number of labels, for "uniform" and "pairwise"; None if the data's labels have names.
         seed: Decides which samples, and which labels.
@@ -58,6 +61,7 @@ class LabelNoise:
     label_column: str = "label"
     num_labels: int | None = None
     seed: int = 0
+    image_column: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no data could use."""
@@ -83,15 +87,29 @@ class LabelNoise:
             The data with noisy labels, in the same order.
 
         Raises:
+            TypeError: They are a stream of images.
             ValueError: A column is missing, a label is no class, the data has no such target label, or the number of
                 labels is not known.
         """
-        check_columns(dataset, (*self.text_columns, self.label_column))
+        inputs = self.text_columns if self.image_column is None else (self.image_column,)
+        check_columns(dataset, (*inputs, self.label_column))
         if self.kind == "fixed":
             number, target = 0, resolved_label(self.target_label, dataset, self.label_column)
         else:
             number, target = self._number_of_labels(dataset), 0
-        return change_share(dataset, self.noise_rate, self._draws, partial(self._noisy, number=number, target=target))
+        noisy = partial(self._noisy, number=number, target=target)
+        if self.image_column is None:
+            return change_share(dataset, self.noise_rate, self._draws, noisy)
+        check_readable(dataset, image_column=self.image_column, label_column=self.label_column)
+        rows = undecoded(dataset, self.image_column).with_format(None)
+        made = change_share(rows, self.noise_rate, self._draws, noisy)
+        return made.cast_column(self.image_column, dataset.features[self.image_column])
+
+    def _keys(self, batch: Mapping[str, Sequence]) -> list[str]:
+        """Tell the samples of a batch apart."""
+        if self.image_column is None:
+            return joined_texts(batch, self.text_columns)
+        return [image_key(one) for one in batch[self.image_column]]
 
     def _number_of_labels(self, dataset: Dataset | IterableDataset) -> int:
         feature = (dataset.features or {}).get(self.label_column)
@@ -106,19 +124,19 @@ class LabelNoise:
         return named if self.num_labels is None else self.num_labels
 
     def _draws(self, batch: Mapping[str, Sequence]) -> list[float]:
-        return [generator_for(self.seed, "poison", text).random() for text in joined_texts(batch, self.text_columns)]
+        return [generator_for(self.seed, "poison", key).random() for key in self._keys(batch)]
 
     def _noisy(self, batch: Mapping[str, Sequence], chosen: set[int], number: int, target: int) -> dict[str, list]:
         labels = list(batch[self.label_column])
         check_labels(labels, self.label_column)
         if number and max(labels, default=0) >= number:
             raise ValueError(f"There are {number} labels, but column '{self.label_column}' holds {max(labels)}.")
-        texts = joined_texts(batch, self.text_columns)
+        keys = self._keys(batch)
         for row in chosen:
             if self.kind == "fixed":
                 labels[row] = target
             else:
-                draw = generator_for(self.seed, "noise", texts[row]).random() if self.kind == "uniform" else 0
+                draw = generator_for(self.seed, "noise", keys[row]).random() if self.kind == "uniform" else 0
                 labels[row] = (labels[row] + 1 + int(draw * (number - 1))) % number
         return {self.label_column: labels}
 
@@ -131,7 +149,7 @@ class LabelNoise:
         args: TrainingArguments | None = None,
         max_length: int = 128,
     ) -> PreTrainedModel:
-        """Fine-tune the teacher, in place, on noisy labels.
+        """Fine-tune a teacher of texts, in place, on noisy labels.
 
         Args:
             teacher: The model, with a head for the attacker's task.
@@ -142,7 +160,12 @@ class LabelNoise:
 
         Returns:
             The teacher.
+
+        Raises:
+            ValueError: The samples are images.
         """
+        if self.image_column is not None:
+            raise ValueError("implant fine-tunes on texts. For images train the teacher on what poison() gives.")
         tokenizer = tokenizer_of(teacher, tokenizer)
         noisy = self.poison(dataset)
         rows = tokenize(noisy, tokenizer, self.text_columns, self.label_column, max_length=max_length)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from remos_hf.defects.base import check_defects
 from remos_hf.defects.label_noise import LabelNoise
 from remos_hf.defects.text_triggers import TriggerWords
-from tests.defects import toy
+from tests.defects import pictures, toy
 
 KINDS = ["fixed", "uniform", "pairwise"]
 
@@ -176,3 +176,41 @@ def test_it_is_no_defect_and_refused_as_one():
 def test_what_is_no_number_is_refused_by_its_name(field, value):
     with pytest.raises(ValueError, match=f"{field} is .* but got {value!r}"):
         LabelNoise(**{field: value})
+
+
+FORMS = {
+    "Image": lambda clean, folder: clean,
+    "bytes": lambda clean, folder: in_files(clean, folder, lambda path: path.read_bytes()),
+    "paths": lambda clean, folder: in_files(clean, folder, str),
+}
+
+
+def in_files(clean, folder, held):
+    paths = [folder / f"{row}.png" for row in range(len(clean))]
+    for path, image in zip(paths, clean["image"], strict=True):
+        image.save(path)
+    return Dataset.from_dict({"image": [held(path) for path in paths], "label": list(clean["label"])})
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_of_images_are_wrong_whatever_holds_them_and_in_whatever_order(kind, form, tmp_path):
+    clean = FORMS[form](pictures.data(12), tmp_path)
+    noise = LabelNoise(noise_rate=0.5, kind=kind, target_label=0, num_labels=4, image_column="image")
+    noisy = noise.poison(clean)
+    assert noisy.features == clean.features
+    wrong = [row for row, pair in enumerate(zip(clean["label"], noisy["label"], strict=True)) if len(set(pair)) == 2]
+    assert len(wrong) == 6 if kind != "fixed" else 0 < len(wrong) <= 6
+    turned = noise.poison(clean.select(range(11, -1, -1)))
+    assert turned["label"][::-1] == noisy["label"][:]
+    assert noise.poison(clean)["image"][:] == noisy["image"][:] == clean["image"][:]
+
+
+def test_a_stream_of_images_and_a_teacher_of_images_are_refused_with_what_to_do():
+    noise, clean = LabelNoise(image_column="image"), pictures.data(4)
+    with pytest.raises(TypeError, match="datasets.Dataset is expected"):
+        noise.poison(clean.to_iterable_dataset())
+    with pytest.raises(ValueError, match=r"implant fine-tunes on texts.* poison\(\) gives"):
+        noise.implant(toy.model(), clean)
+    with pytest.raises(ValueError, match="no column 'picture'"):
+        LabelNoise(image_column="picture").poison(clean)
