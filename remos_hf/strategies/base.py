@@ -153,9 +153,17 @@ class Strategy:
         return {"name": type(self).__name__, **plain(asdict(self))}
 
     def with_seed(self, seed: int) -> "Strategy":
-        """Give the recipe with the run's seed where it has a seed and names none."""
-        unnamed = any(one.name == "seed" for one in fields(self)) and self.seed is None
-        return replace(self, seed=seed) if unnamed else self
+        """Give the recipe with the run's seed where it has a seed and names none.
+
+        Raises:
+            ValueError: It names one that is no whole number.
+        """
+        if not any(one.name == "seed" for one in fields(self)):
+            return self
+        given = seed if self.seed is None else plain(self.seed)
+        if isinstance(given, bool) or not isinstance(given, int):
+            raise ValueError(f"seed is a whole number, or None for the run's, but got {given!r}.")
+        return self if given is self.seed else replace(self, seed=given)
 
     @property
     def holds(self) -> bool:

@@ -138,6 +138,15 @@ class TestEveryStrategy:
             assert written == json.loads(json.dumps(dataclasses.replace(made(kind), **{name: value}).to_dict()))
             assert type(recipe.to_dict()[name]) is type(value)
 
+    def test_a_seed_of_numpy_is_a_plain_one_in_training_and_what_is_none_is_refused(self, kind):
+        if not any(one.name == "seed" for one in dataclasses.fields(kind)):
+            return
+        seeded = dataclasses.replace(made(kind), seed=np.int64(5)).with_seed(3)
+        assert type(seeded.seed) is int and seeded == dataclasses.replace(made(kind), seed=5)
+        for other in (True, "3", 2.5):
+            with pytest.raises(ValueError, match="seed is a whole number"):
+                dataclasses.replace(made(kind), seed=other).with_seed(3)
+
     def test_what_is_no_number_is_refused_before_anything_is_loaded(self, kind):
         for name in fields_of_numbers(kind).keys() - {"seed"}:  # a seed is given to generators as it is
             for other in (True, "0.1", object(), float("nan")):
