@@ -637,6 +637,7 @@ def test_a_wrapped_model_of_timm_answers_for_the_model_inside():
     assert all(torch.equal(counts, outer.input_counts[f"timm_model.{n}"]) for n, counts in inner.input_counts.items())
 
 
+@pytest.mark.timm
 @pytest.mark.parametrize("make", [timm_nets.swin, timm_nets.swin_v2, lambda: ImageClassifier(timm_nets.swin())])
 def test_maps_of_a_model_that_gives_them_with_channels_last_have_their_channels_there(make):
     model = make().eval()

@@ -113,6 +113,7 @@ def test_what_the_loss_does_not_read_adds_nothing_to_it(names):
     assert "body" not in names or estimated["body"].std() > 0
 
 
+@pytest.mark.timm
 @pytest.mark.parametrize("weigh", [loss_by_gradient, loss_when_silenced])
 def test_channels_of_maps_that_have_them_last_are_weighed(weigh):
     batches = lambda: [(torch.randn(2, 3, timm_nets.PIXELS, timm_nets.PIXELS), torch.tensor([0, 1]))]  # noqa: E731

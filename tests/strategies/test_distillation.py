@@ -254,6 +254,7 @@ def test_the_record_counts_the_batches_that_were_compared_and_a_run_of_none_warn
     assert ["no sample of 3 batches was left clean" in one for one in told] == [True] * (not any(clean))
 
 
+@pytest.mark.timm
 @pytest.mark.parametrize("distance", [MEAN_SQUARES, DELTA_ATTENTION, CARTL_NORMS, POOLED_ABSOLUTE, UNEXPLAINED])
 @pytest.mark.parametrize("weighed", [False, True])
 def test_maps_with_channels_last_are_as_far_apart_as_the_same_with_channels_second(distance, weighed):
@@ -269,6 +270,7 @@ def test_maps_with_channels_last_are_as_far_apart_as_the_same_with_channels_seco
     assert torch.allclose(hold._away(made, wanted, []), distance(*moved, [], channels), rtol=1e-6)
 
 
+@pytest.mark.timm
 def test_a_projector_maps_the_channels_of_maps_that_have_them_last():
     teacher = timm_nets.swin().eval().requires_grad_(False)
     hold = _Disturbed(Renofeation(projector=True, dropout=0.5), timm_nets.swin(), teacher)
