@@ -191,6 +191,19 @@ def input_contributions(
     return [left.get(one, torch.zeros_like(flow.values[one], dtype=torch.int32)) for one in flow.sources]
 
 
+def _whole_numbers(outputs: Any) -> int | Tensor | None:  # noqa: ANN401 - what a caller asked for
+    if outputs is None:
+        return None
+    if isinstance(outputs, numbers.Integral) and not isinstance(outputs, bool):
+        return int(outputs)
+    if not isinstance(outputs, Tensor) or outputs.is_floating_point() or outputs.dtype == torch.bool:
+        kind = outputs.dtype if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(
+            f"outputs is a label, a tensor of whole numbers, or a function that gives one, but got {kind}."
+        )
+    return outputs
+
+
 def seeds_of(flow: Flow, outputs: Outputs, batch: Any) -> Tensor:  # noqa: ANN401 - any batch
     """Give CONTRIB of the logits: 1 at the output neurons that are asked about. Int32, shape of the logits.
 
@@ -199,16 +212,12 @@ def seeds_of(flow: Flow, outputs: Outputs, batch: Any) -> Tensor:  # noqa: ANN40
         NonFiniteError: The logit that is asked about is NaN or infinite.
     """
     logits = flow.logits
-    outputs = outputs(batch) if callable(outputs) else outputs
-    if isinstance(outputs, numbers.Integral) and not isinstance(outputs, bool):
-        outputs = int(outputs)
-    elif outputs is not None and (
-        not isinstance(outputs, Tensor) or outputs.is_floating_point() or outputs.dtype == torch.bool
-    ):
-        kind = outputs.dtype if isinstance(outputs, Tensor) else type(outputs).__name__
+    if logits.dim() < 2:
         raise ValueError(
-            f"outputs is a label, a tensor of whole numbers, or a function that gives one, but got {kind}."
+            f"A model is asked about its labels, but its logits have the shape {tuple(logits.shape)}. Give one whose "
+            "logits have the shape (samples, labels)."
         )
+    outputs = _whole_numbers(outputs(batch) if callable(outputs) else outputs)
     if outputs is None and logits.dim() == 2:
         outputs = logits.argmax(-1)
     elif outputs is None and logits.dim() == 3:

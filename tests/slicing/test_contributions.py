@@ -235,6 +235,10 @@ class TestRefusals:
         with pytest.raises(NonFiniteError, match="NaN or infinite"):
             traced(tiny.mlp().eval(), [samples], Reference())
 
+    def test_logits_without_an_axis_of_labels(self):
+        with pytest.raises(ValueError, match=r"logits have the shape \(4,\)"):
+            contributions(nn.Sequential(nn.Linear(5, 1), nn.Flatten(0)).eval(), [torch.randn(4, 5)], Reference())
+
     def test_labels_of_other_samples(self):
         with pytest.raises(ValueError, match=r"a label of each sample, but got the shape \(3,\)"):
             contributions(
