@@ -113,7 +113,11 @@ def _threshold(scan: Scan) -> str:
         rule = f"turns {tenths(LEAD)} points more of the held-out texts in the student than in the reference"
     else:
         rule = f"is one token and turns {tenths(ALONE)} % of the held-out texts, several of one label one after another"
-    return f"Suspicious is what {rule}. How often this is said of clean students has not been counted yet."
+    counted = "it was said of one" if scan.has_reference else "it was said of none"
+    return (
+        f"Suspicious is what {rule}. How often this is said of clean students has not been counted to its end: of the "
+        f"first {counted} (benchmarks/results/scan_false_alarms.md)."
+    )
 
 
 def _limits(scan: Scan) -> list[str]:

@@ -191,7 +191,7 @@ def input_contributions(
     return [left.get(one, torch.zeros_like(flow.values[one], dtype=torch.int32)) for one in flow.sources]
 
 
-def _whole_numbers(outputs: Any) -> int | Tensor | None:  # noqa: ANN401 - what a caller asked for
+def _checked_outputs(outputs: Any) -> int | Tensor | None:  # noqa: ANN401 - what a caller asked for
     if outputs is None:
         return None
     if isinstance(outputs, numbers.Integral) and not isinstance(outputs, bool):
@@ -217,7 +217,7 @@ def seeds_of(flow: Flow, outputs: Outputs, batch: Any) -> Tensor:  # noqa: ANN40
             f"A model is asked about its labels, but its logits have the shape {tuple(logits.shape)}. Give one whose "
             "logits have the shape (samples, labels)."
         )
-    outputs = _whole_numbers(outputs(batch) if callable(outputs) else outputs)
+    outputs = _checked_outputs(outputs(batch) if callable(outputs) else outputs)
     if outputs is None and logits.dim() == 2:
         outputs = logits.argmax(-1)
     elif outputs is None and logits.dim() == 3:

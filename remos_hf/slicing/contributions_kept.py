@@ -1,11 +1,12 @@
 """Which inputs of a weighted sum are kept, and what they add to CONTRIB, for millions of sums at once."""
 
-import numbers
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from remos_hf.fields import is_number, plain
 
 # Effects that are looked at at once: what they need fits a core's cache. A device wants more of them.
 _CHUNK, _CHUNK_ON_DEVICE = 2**17, 2**25
@@ -19,9 +20,9 @@ def checked_theta(theta: float) -> float:
     Raises:
         ValueError: It is none in [0, 1).
     """
-    if isinstance(theta, bool) or not isinstance(theta, numbers.Real) or not 0 <= theta < 1:
+    if not is_number(theta) or not 0 <= theta < 1:
         raise ValueError(f"theta is a share of the relative output, in [0, 1), but got {theta!r}.")
-    return float(theta)
+    return plain(theta)
 
 
 def kept_signs(effects: Tensor, theta: float) -> Tensor:

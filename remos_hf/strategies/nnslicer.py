@@ -9,11 +9,11 @@ from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
 from remos_hf.activations import evaluating
-from remos_hf.fields import check_number
 from remos_hf.layers import Layer
 from remos_hf.profiling.coverage import CoverageProfile
 from remos_hf.profiling.reference import Reference, ReferenceKind, profile_reference
 from remos_hf.slicing.contributions import contributions
+from remos_hf.slicing.contributions_kept import checked_theta
 from remos_hf.slicing.ordinal import Selection
 from remos_hf.slicing.rules import Rule, keep_highest
 from remos_hf.strategies.short_runs import Samples, check_counts, together, with_trained_head
@@ -63,7 +63,7 @@ class NNSlicer(SliceAndReset):
         super().__post_init__()
         if self.score not in ("absolute", "signed"):
             raise ValueError(f"score is 'absolute' or 'signed', but got {self.score!r}.")
-        check_number(self, "a share of the relative output, in [0, 1)", lambda one: 0 <= one < 1, "theta")
+        object.__setattr__(self, "theta", checked_theta(self.theta))
         if self.reference not in ("global", "class", "position"):
             raise ValueError(f"reference is 'global', 'class' or 'position', but got {self.reference!r}.")
         if self.embeddings:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from remos_hf.judging.suspects import CANNOT, NONE_FOUND, SUSPICIOUS, verdict_of_scan
@@ -37,6 +39,15 @@ def test_what_is_suspicious_is_named_with_its_numbers_and_never_called_a_backdoo
     assert found.sentences[0].startswith("1 input is suspicious") and "“good”" in found.sentences[0]
     assert "100.0" in text and "5.0" in text and "50.0 points more" in text and "5 special tokens" in text
     assert "backdoor" not in text.lower() and "word (15,)" not in text
+
+
+@pytest.mark.parametrize(("beside", "told"), [({"clean": 1}, "of one"), ({}, "of none")])
+def test_what_is_known_of_false_alarms_is_told_as_the_published_count_has_it(beside, told):
+    assert any(f"it was said {told} (benchmarks/" in one for one in verdict(suspect(20, **beside)).sentences)
+    counted = Path(__file__).parents[2] / "benchmarks" / "results" / "scan_false_alarms.md"
+    how = "beside" if beside else "alone"
+    (row,) = [one for one in counted.read_text().splitlines() if one.startswith(f"| counted | clean | {how} |")]
+    assert row.split(" | ")[3] == {"of one": "1", "of none": "0"}[told]
 
 
 def test_a_phrase_around_a_suspicious_token_is_not_named_again():
