@@ -376,8 +376,7 @@ def _seconds_of_reactivation(audit: Audit, a_step: float, a_run: float) -> float
     """Estimate what re-activation takes of a student, on average over all of them."""
     plan, cells = audit.reactivation, [*cells_of(audit)]
     shown = 2 * min(plan.num_exposed, len(audit.test)) / plan.batch_size / _LESS_WITHOUT_GRADIENTS
-    samples = [plan.num_clean + count * (1 + plan.balanced) for count in plan.counts]
-    steps = [plan.epochs * -(-count // plan.batch_size) + shown for count in samples]
+    steps = [plan.epochs * -(-(plan.num_clean + count) // plan.batch_size) + shown for count in plan.counts]
     curves = sum(len(retuned(audit, cell)) for cell in cells) / len(cells)
     return curves * sum(a_run + a_step * one for one in steps)
 

@@ -14,6 +14,15 @@ def started(**options):
     return student, done
 
 
+def test_a_student_in_half_precision_is_asked_on_a_copy_and_its_data_as_float32():
+    def batches():
+        return [(images.to(torch.bfloat16), labels.long()) for images, labels in tiny.image_batches(2)]
+
+    student = tiny.ConvNet().to(torch.bfloat16)
+    done = NNSlicer(0.7, head_steps=1, head=("head",)).prepare(student, tiny.student_data(batches, max_samples=8))
+    assert done.details["nnslicer"]["samples"] == 8 and student.conv.weight.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("score", ["absolute", "signed"])
 def test_weights_that_contribute_nothing_go_first(score):
     student, done = started(score=score)
